@@ -1,0 +1,358 @@
+"""The configuration of a run: one frozen tree, read from a recipe (YAML) and dotted overrides.
+
+A recipe may name another one in `extends`; its own keys are laid over it. An unknown key is an error that names the
+nearest known one. `resolve(recipe, overrides)` is the only way in; the resolved tree is written into the run directory.
+"""
+
+from __future__ import annotations
+
+import difflib
+import typing
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from spftsql.errors import UserError
+from spftsql.records import Mode, content_hash
+
+
+class Section(BaseModel):
+    """Base of every part of the tree: frozen, and strict about unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class DatabaseConfig(Section):
+    """One database: `url` is a file or `sqlite:///…`; `foreign_keys` adds keys that it does not declare."""
+
+    name: str
+    url: str
+    foreign_keys: tuple[str, ...] = ()  # "table.column = table.column"
+
+
+class DataConfig(Section):
+    """The labelled questions, and the databases that they are about.
+
+    `label_share` is the share of the training labels that the method may see. `gate_share` of the labels is held out
+    for the gate where the benchmark has no set of its own for it.
+    """
+
+    benchmark: Literal["demo", "geoquery", "spider", "bird", "jsonl"]
+    root: Path | None = None
+    split: Literal["question", "query"] = "question"  # GeoQuery's two splits
+    label_share: float = Field(1.0, gt=0, le=1)
+    gate_share: float = Field(0.1, ge=0, lt=1)
+    canonical_sql: bool = False  # rewrite labels into the form in which synthesis writes SQL
+    databases: tuple[DatabaseConfig, ...] = ()
+
+
+class PromptConfig(Section):
+    """How a question becomes a prompt. `spaced` SQL puts blanks around every token (for small scratch tokenizers)."""
+
+    schema_text: Literal["full", "none"] = "full"
+    max_schema_tokens: int = Field(1500, gt=0)
+    sql_style: Literal["plain", "spaced"] = "plain"
+
+
+class ScratchConfig(Section):
+    """A Qwen2-architecture model built from random weights, with a BPE tokenizer trained on the run's own text."""
+
+    hidden_size: int = Field(128, gt=0)
+    layers: int = Field(2, gt=0)
+    heads: int = Field(4, gt=0)
+    intermediate_size: int = Field(384, gt=0)
+    vocabulary: int = Field(2000, gt=300)
+    dropout: float = Field(0.1, ge=0, lt=1)
+
+
+class ModelConfig(Section):
+    """The base model: a directory (or Hub name) to load, or `scratch`."""
+
+    path: str | None = None
+    scratch: ScratchConfig | None = None
+    chat_template: Path | None = None  # a Jinja file, for a model whose tokenizer has none
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    max_length: int = Field(4096, gt=0)  # tokens, prompt and completion together
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ModelConfig:
+        if (self.path is None) == (self.scratch is None):
+            raise ValueError("set exactly one of model.path and model.scratch")
+        return self
+
+
+class GenerationConfig(Section):
+    """The engines that write questions and SQL. Resources are per actor."""
+
+    engine: Literal["vllm", "transformers"] = "vllm"
+    actors: int = Field(1, gt=0)
+    cpus: float = Field(1, ge=0)
+    gpus: float = Field(0, ge=0)
+    tensor_parallel_size: int = Field(1, gt=0)
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
+    batch_size: int = Field(256, gt=0)
+    max_tokens: int = Field(256, gt=0)
+
+
+class SandboxConfig(Section):
+    """Limits of one statement in the sandbox. Beyond `hard_seconds` its process is killed."""
+
+    soft_seconds: float = Field(5.0, gt=0)
+    hard_seconds: float = Field(10.0, gt=0)
+    max_rows: int = Field(10_000, gt=0)
+    max_bytes: int = Field(16_000_000, gt=0)
+    memory_mb: int = Field(512, gt=63)
+    double_quoted_strings: bool = False  # unknown "name" is a string, as the benchmarks' golds assume
+
+    @model_validator(mode="after")
+    def _ordered(self) -> SandboxConfig:
+        if self.hard_seconds < self.soft_seconds:
+            raise ValueError("sandbox.hard_seconds must not be below sandbox.soft_seconds")
+        return self
+
+
+class VerificationConfig(Section):
+    """The pool of verifier workers (a Ray Serve deployment); `cpus` is per worker."""
+
+    workers: int = Field(2, gt=0)
+    cpus: float = Field(0.25, ge=0)
+    batch_size: int = Field(64, gt=0)
+    policy: Literal["spider", "bird", "strict"] = "strict"
+
+
+class LoraConfig(Section):
+    """Low-rank adapters instead of full fine-tuning."""
+
+    rank: int = Field(32, gt=0)
+    alpha: int = Field(64, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+
+class TrainingConfig(Section):
+    """What all trainings of a run share: workers, DeepSpeed, precision, checkpoints."""
+
+    workers: int = Field(1, gt=0)
+    cpus: float = Field(1, ge=0)
+    gpus: float = Field(0, ge=0)
+    threads: int = Field(1, gt=0)  # CPU threads per worker
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    offload: bool = False
+    lora: LoraConfig | None = None
+    micro_batch: int = Field(16, gt=0)  # rows per worker and forward pass
+    gradient_checkpointing: bool = False
+    prompt_loss: float = Field(0.0, ge=0)  # weight of the prompt's own tokens in `sft`
+    checkpoint_steps: int = Field(200, gt=0)
+    max_failures: int = Field(3, ge=0)
+    collective_timeout_s: int = Field(300, gt=0)
+
+
+class Optimization(Section):
+    """One training: its length (`steps`, else `epochs`), its batch (rows over all workers) and its step size."""
+
+    steps: int | None = Field(None, gt=0)
+    epochs: float = Field(2.0, gt=0)
+    batch_size: int = Field(32, gt=0)
+    learning_rate: float = Field(1e-5, gt=0)
+    warmup: float = Field(0.05, ge=0, lt=1)  # share of the steps
+    weight_decay: float = Field(0.0, ge=0)
+    clip: float = Field(1.0, gt=0)
+
+
+class SynthesisConfig(Section):
+    """SQL from templates, and the questions for it."""
+
+    oversample: float = Field(3.0, ge=1)  # statements tried per statement wanted
+    column_substitution: float = Field(0.3, ge=0, le=1)  # probability that a template's columns are drawn anew
+    candidates: int = Field(3, gt=0)  # questions per statement
+    temperature: float = Field(0.7, ge=0)
+
+
+class VbiConfig(Section):
+    """Verification-based iterative fine-tuning (method.md 1.2)."""
+
+    rounds: int = Field(1, ge=0)
+    train_pairs: int = Field(3000, gt=0)  # per round
+    selection_pairs: int = Field(300, gt=0)  # synthetic validation; templates apart from the training ones
+    play_pairs: int = Field(1000, ge=0)  # synthetic questions for self-play
+    share: float = Field(0.3, gt=0, le=1)  # share of synthetic rows in a training batch
+    start: Literal["base", "previous"] = "base"
+    optimization: Optimization = Optimization()
+
+
+class SelfPlayConfig(Section):
+    """Error-driven self-play (method.md 1.3). `baselines` are further modes, trained for the table only."""
+
+    mode: Mode = "spft-a"
+    baselines: tuple[Mode, ...] = ()
+    iterations: int = Field(1, ge=0)
+    opponent: Literal["weakest", "previous", "base"] = "weakest"  # of the spft modes
+    samples: int = Field(1, gt=0)
+    temperature: float = Field(1.0, ge=0)
+    lambda_: float = Field(0.1, gt=0, alias="lambda")
+    nll_weight: float = Field(0.0, ge=0)
+    replay: float = Field(0.5, ge=0)  # labelled replay rows per pair
+    optimization: Optimization = Optimization(learning_rate=1e-6, epochs=1)
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class GateConfig(Section):
+    """The paired test that promotes a candidate: exact McNemar on the gate set."""
+
+    enabled: bool = True
+    alpha: float = Field(0.05, gt=0, lt=1)
+
+
+class ServeConfig(Section):
+    """The endpoint. Without a key in the environment variable `SPFTSQL_API_KEY` it binds to loopback only."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, lt=65536)
+    max_rows: int = Field(100, gt=0)
+
+
+class ClusterConfig(Section):
+    """Where Ray runs. Without `address` a local session is started; `cpus` are the logical CPUs that it declares."""
+
+    address: str | None = None
+    cpus: int = Field(8, gt=0)
+    dashboard: bool = True
+
+
+class Config(Section):
+    """The whole tree of one run."""
+
+    name: str
+    seed: int = 0
+    run_dir: Path = Path("runs")
+    execution: Literal["ray", "local"] = "ray"
+    data: DataConfig
+    model: ModelConfig
+    prompt: PromptConfig = PromptConfig()
+    generation: GenerationConfig = GenerationConfig()
+    sandbox: SandboxConfig = SandboxConfig()
+    verification: VerificationConfig = VerificationConfig()
+    training: TrainingConfig = TrainingConfig()
+    sft: Optimization = Optimization()
+    question_model: Optimization = Optimization()
+    synthesis: SynthesisConfig = SynthesisConfig()
+    vbi: VbiConfig = VbiConfig()
+    selfplay: SelfPlayConfig = SelfPlayConfig()
+    gate: GateConfig = GateConfig()
+    serve: ServeConfig = ServeConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+    def key(self, *sections: str) -> str:
+        """A hash over the named sections, for the stages whose result depends on them and on nothing else."""
+        return content_hash({name: self.model_dump(mode="json", by_alias=True)[name] for name in sections})
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with the package."""
+    folder = resources.files("jobs") / "recipes"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def resolve(recipe: str, overrides: Sequence[str] = ()) -> Config:
+    """Reads a recipe by name or file, lays `a.b=value` overrides over it, and checks everything.
+
+    Raises `UserError` when the recipe is missing, is not YAML, or has an unknown key or a bad value.
+    """
+    tree = _load(recipe, seen=())
+    for override in overrides:
+        _assign(tree, override)
+    return validate(tree, where=recipe)
+
+
+def validate(tree: dict[str, Any], where: str) -> Config:
+    """A checked `Config` from a plain tree; every complaint in one `UserError`."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(f"{where}: " + "; ".join(_complaint(e) for e in error.errors())) from None
+
+
+def _load(recipe: str, seen: tuple[str, ...]) -> dict[str, Any]:
+    if recipe in seen:
+        raise UserError(f"recipe {recipe} extends itself ({' -> '.join((*seen, recipe))})")
+    text = _read(recipe, beside=seen[-1] if seen else None)
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"recipe {recipe} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"recipe {recipe} is empty or not a mapping; see `spftsql config show demo` for one that works")
+    parent = tree.pop("extends", None)
+    return _overlay(_load(parent, (*seen, recipe)), tree) if parent else tree
+
+
+def _read(recipe: str, beside: str | None) -> str:
+    if recipe.endswith((".yaml", ".yml")):
+        path = Path(recipe)
+        if beside and not path.is_absolute() and not path.exists():
+            path = Path(beside).parent / path
+        if not path.is_file():
+            raise UserError(f"recipe file {recipe} does not exist")
+        return path.read_text(encoding="utf-8")
+    entry = resources.files("jobs") / "recipes" / f"{recipe}.yaml"
+    if not entry.is_file():
+        near = difflib.get_close_matches(recipe, recipe_names(), n=1)
+        hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(recipe_names())}, or a .yaml file"
+        raise UserError(f"no recipe named {recipe}{hint}")
+    return entry.read_text(encoding="utf-8")
+
+
+def _overlay(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        merged[key] = _overlay(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _assign(tree: dict[str, Any], override: str) -> None:
+    path, equals, value = override.partition("=")
+    if not equals or not path:
+        raise UserError(f"--set takes a.b=value, not {override!r}")
+    *parents, last = path.strip().split(".")
+    for name in parents:
+        child = tree.setdefault(name, {})
+        if child is None:
+            child = tree[name] = {}
+        if not isinstance(child, dict):
+            raise UserError(f"--set {override}: {name} is a value, not a section")
+        tree = child
+    try:
+        tree[last] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UserError(f"--set {override}: the value is not valid YAML") from None
+
+
+def _complaint(error: Any) -> str:
+    location = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(error["loc"][-1]), _known_keys(error["loc"][:-1]), n=1, cutoff=0.5)
+        return f"unknown key {location}" + (f"; did you mean {near[0]}?" if near else "")
+    if error["type"] == "missing":
+        return f"{location} is missing"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{location}: {message[0].lower()}{message[1:]}" if location else message
+
+
+def _known_keys(path: Sequence[Any]) -> list[str]:
+    section: Any = Config
+    for name in path:
+        fields = getattr(section, "model_fields", {})
+        if name not in fields:
+            return []
+        section = _section_of(fields[name].annotation)
+    return [field.alias or name for name, field in getattr(section, "model_fields", {}).items()]
+
+
+def _section_of(annotation: Any) -> Any:
+    choices = (annotation, *typing.get_args(annotation))
+    return next((a for a in choices if isinstance(a, type) and issubclass(a, Section)), None)

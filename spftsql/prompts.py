@@ -1,0 +1,96 @@
+"""The only place where a prompt is built.
+
+Generation, training, evaluation and serving all call `PromptBuilder`, so that a model is never asked in other words
+than it was taught in. Its `hash` covers the wording, the settings and the chat template, and goes into every artefact.
+The schema comes first and the question last, so that questions about one database share a prefix.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from spftsql.config import PromptConfig
+from spftsql.databases.schema import Schema
+from spftsql.databases.schema_text import fitting_schema_text
+from spftsql.errors import UserError
+from spftsql.records import content_hash
+from spftsql.synthesis.canonical import spaced, unspaced
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_SQL_TASK = "Write one {dialect} SELECT statement that answers the question below. Answer with the SQL alone."
+_QUESTION_TASK = "Write the question, as a person would ask it, that the {dialect} statement below answers."
+_FENCE = re.compile(r"```(?:sql)?\s*(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
+
+
+class PromptBuilder:
+    """Prompts for one tokenizer. `text_to_sql` and `sql_to_text` return the whole string that the model continues."""
+
+    def __init__(self, config: PromptConfig, model: str | Path, chat_template: Path | None = None) -> None:
+        """Loads the tokenizer of `model`. Raises `UserError` when it has no chat template and none is given."""
+        self._config = config
+        self._tokenizer = _load_tokenizer(str(model), chat_template)
+        self._schema_texts: dict[str, str] = {}
+        self.hash = content_hash(
+            _SQL_TASK, _QUESTION_TASK, config.model_dump(mode="json"), str(self._tokenizer.chat_template)
+        )
+
+    def text_to_sql(self, schema: Schema, question: str, evidence: str = "") -> str:
+        """The prompt that asks for SQL; `evidence` is a hint that comes with the question (BIRD)."""
+        if self._config.schema_text == "none":
+            return self._render(question)
+        task = _SQL_TASK.format(dialect=schema.dialect)
+        hint = f"Hint: {evidence}\n" if evidence else ""
+        return self._render(f"{self._schema_text(schema)}\n\n{task}\n{hint}Question: {question}")
+
+    def sql_to_text(self, schema: Schema, sql: str) -> str:
+        """The prompt that asks for the question behind `sql`."""
+        if self._config.schema_text == "none":
+            return self._render(self.answer(sql))
+        task = _QUESTION_TASK.format(dialect=schema.dialect)
+        return self._render(f"{self._schema_text(schema)}\n\n{task}\nSQL: {self.answer(sql)}")
+
+    def answer(self, sql: str) -> str:
+        """SQL in the form in which the model writes it: the target of training."""
+        return spaced(sql) if self._config.sql_style == "spaced" else sql
+
+    def parse_sql(self, text: str) -> str:
+        """The SQL in a model's answer: out of a code fence where there is one, without the closing semicolon."""
+        if self._config.sql_style == "spaced":
+            text = unspaced(text)
+        fence = _FENCE.search(text)
+        return (fence.group(1) if fence else text).strip().rstrip(";").rstrip()
+
+    def _schema_text(self, schema: Schema) -> str:
+        if schema.db_id not in self._schema_texts:
+            self._schema_texts[schema.db_id] = fitting_schema_text(
+                schema, self._config.max_schema_tokens, lambda text: len(self._tokenizer.encode(text))
+            )
+        return self._schema_texts[schema.db_id]
+
+    def _render(self, content: str) -> str:
+        return self.render_messages([{"role": "user", "content": content}])
+
+    def render_messages(self, messages: list[dict[str, str]]) -> str:
+        """A conversation as the string that the model continues (raw chat of the endpoint)."""
+        text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return str(text)
+
+
+def _load_tokenizer(model: str, chat_template: Path | None) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise UserError(f"no tokenizer can be loaded from {model}: {str(error).splitlines()[0]}") from None
+    if chat_template is not None:
+        if not chat_template.is_file():
+            raise UserError(f"chat template {chat_template} does not exist")
+        tokenizer.chat_template = chat_template.read_text(encoding="utf-8")
+    if not tokenizer.chat_template:
+        raise UserError(f"model {model} has no chat template: set model.chat_template to a Jinja file")
+    return tokenizer
