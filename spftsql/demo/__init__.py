@@ -1,0 +1,1 @@
+"""The embedded demonstration: a generated shop database and labelled questions about it."""
