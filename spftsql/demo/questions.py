@@ -159,7 +159,7 @@ def _bindings(
 
 
 def _has_one_answer(connection: sqlite3.Connection, sql: str) -> bool:
-    """Whether the gold finds something and its ORDER BY, if any, has no tie (row after the limit included)."""
+    """Whether the gold finds something and its ORDER BY, if any, has no tie (the row after LIMIT counts)."""
     rows = connection.execute(sql).fetchall()
     if not any(value for row in rows for value in row):
         return False
