@@ -161,6 +161,10 @@ class Optimization(Section):
     weight_decay: float = Field(0.0, ge=0)
     clip: float = Field(1.0, gt=0)
 
+    def total_steps(self, rows: int) -> int:
+        """Steps over `rows` training rows."""
+        return self.steps or max(1, round(self.epochs * rows / self.batch_size))
+
 
 class SynthesisConfig(Section):
     """SQL from templates, and the questions for it."""

@@ -1,0 +1,113 @@
+"""The two ways to execute the stages, behind one interface.
+
+`ray`: engine actors under Ray Data, the verifier pool under Ray Serve, Ray Train with DeepSpeed. `local`: the same
+stage functions in this process. The Ray session is started by the first stage that needs it, once per run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from spftsql.config import Config
+from spftsql.progress import Advance
+
+if TYPE_CHECKING:
+    from spftsql.training.job import TrainJob, TrainResult
+
+
+class Execution(Protocol):
+    """What a run needs of its machine. Paths are Parquet datasets; rows in equal rows out."""
+
+    def generate(self, source: Path, target: Path, progress: Advance) -> None:
+        """`GenerationRequest` rows to `Sample` rows."""
+
+    def verify(self, source: Path, target: Path) -> None:
+        """`VerificationRequest` rows to `Verdict` rows."""
+
+    def train(self, jobs: Sequence[TrainJob], metrics: Path, progress: Advance) -> list[TrainResult]:
+        """Trains the jobs one after another; each leaves a complete model directory."""
+
+
+class LocalExecution:
+    """Everything in this process; SQL runs in child processes all the same."""
+
+    def __init__(self, config: Config, databases: Mapping[str, Path]) -> None:
+        """Takes the files behind the database names that rows carry."""
+        self._config, self._databases = config, databases
+
+    def generate(self, source: Path, target: Path, progress: Advance) -> None:
+        """See `Execution`."""
+        from spftsql.generation.local import generate_dataset
+
+        generate_dataset(source, target, self._config, progress)
+
+    def verify(self, source: Path, target: Path) -> None:
+        """See `Execution`."""
+        from spftsql.verification.local import verify_dataset
+
+        verify_dataset(source, target, self._databases, self._config)
+
+    def train(self, jobs: Sequence[TrainJob], metrics: Path, progress: Advance) -> list[TrainResult]:
+        """See `Execution`."""
+        from spftsql.training.local import train_local
+
+        return train_local(jobs, self._config, metrics, _overall(jobs, progress))
+
+
+class RayExecution:
+    """The stages on Ray."""
+
+    def __init__(self, config: Config, databases: Mapping[str, Path]) -> None:
+        """Takes the files behind the database names that rows carry. Starts nothing yet."""
+        self._config, self._databases = config, databases
+
+    def generate(self, source: Path, target: Path, progress: Advance) -> None:
+        """See `Execution`."""
+        self._ensure_session()
+        from spftsql.generation.stage import generate_dataset_ray
+
+        generate_dataset_ray(source, target, self._config, progress)
+
+    def verify(self, source: Path, target: Path) -> None:
+        """See `Execution`."""
+        self._ensure_session()
+        from spftsql.verification.stage import verify_dataset_ray
+
+        verify_dataset_ray(source, target, self._databases, self._config)
+
+    def train(self, jobs: Sequence[TrainJob], metrics: Path, progress: Advance) -> list[TrainResult]:
+        """See `Execution`."""
+        self._ensure_session()
+        from spftsql.training.distributed import train_ray
+
+        return train_ray(jobs, self._config, metrics, _overall(jobs, progress))
+
+    def _ensure_session(self) -> None:
+        from spftsql.session import ensure_session
+
+        ensure_session(self._config)
+
+
+@contextmanager
+def open_execution(config: Config, databases: Mapping[str, Path]) -> Iterator[Execution]:
+    """The execution that the configuration names; a Ray session of our own is left running for `serve`."""
+    yield LocalExecution(config, databases) if config.execution == "local" else RayExecution(config, databases)
+
+
+def _overall(jobs: Sequence[TrainJob], progress: Advance) -> _PerJob:
+    return _PerJob({job.name: index for index, job in enumerate(jobs)}, progress)
+
+
+class _PerJob:
+    """Turns the progress of single jobs into the progress of them all."""
+
+    def __init__(self, order: Mapping[str, int], progress: Advance) -> None:
+        self._done = dict.fromkeys(order, (0, 0))
+        self._progress = progress
+
+    def __call__(self, job: str, done: int, total: int) -> None:
+        self._done[job] = (done, total)
+        self._progress(sum(d for d, _ in self._done.values()), sum(t for _, t in self._done.values()))

@@ -1,0 +1,96 @@
+"""The run directory: what is done stays done.
+
+A run is a folder of stages. A stage is a folder whose name carries a hash of everything that its content depends on;
+it is built under a temporary name and renamed when it is complete, so that a run killed anywhere and started again
+skips what is there and builds the rest. Changed inputs give another name, hence another build; nothing is overwritten.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from spftsql.config import Config
+from spftsql.errors import UserError
+from spftsql.records import content_hash
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A finished stage: its folder, and the hash of what it was built from."""
+
+    name: str
+    key: str
+    path: Path
+
+
+class Run:
+    """One run directory, held by one process at a time (a file lock)."""
+
+    def __init__(self, config: Config) -> None:
+        """Opens or creates the directory of `config`. Raises `UserError` when another process is at work in it."""
+        self.root = (config.run_dir / config.name).resolve()
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"run directory {self.root} cannot be made: {error.strerror}") from None
+        self._lock = FileLock(self.root / ".lock")
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(f"run {self.root} is in use by another process; wait for it or set run_dir") from None
+        tree = config.model_dump(mode="json", by_alias=True)
+        _write_text(self.root / "config.yaml", yaml.safe_dump(tree, sort_keys=False))
+        self.metrics = self.root / "metrics.jsonl"
+
+    def close(self) -> None:
+        """Lets another process in."""
+        self._lock.release()
+
+    def stage(self, name: str, inputs: object, build: Callable[[Path], None], *, keep_partial: bool = False) -> Stage:
+        """The stage `name` for `inputs` (anything that JSON can say), built by `build(folder)` unless it is there.
+
+        With `keep_partial` a folder that an interrupted build has left is handed to the next one, which resumes in
+        it (training); otherwise it is emptied first.
+        """
+        key = content_hash(name, inputs)
+        final = self.root / "stages" / f"{name}-{key}"
+        if final.is_dir():
+            self.event("stage", name=name, key=key, outcome="kept")
+            return Stage(name, key, final)
+        partial = final.with_name(f"{final.name}.partial")
+        if partial.exists() and not keep_partial:
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True, exist_ok=True)
+        self.event("stage", name=name, key=key, outcome="started")
+        begin = time.monotonic()
+        build(partial)
+        partial.rename(final)
+        self.event("stage", name=name, key=key, outcome="built", seconds=round(time.monotonic() - begin, 3))
+        return Stage(name, key, final)
+
+    def event(self, kind: str, **details: Any) -> None:
+        """Appends one line to `events.jsonl`: what happened, and why."""
+        line = json.dumps({"time": round(time.time(), 3), "event": kind, **details}, ensure_ascii=False)
+        with (self.root / "events.jsonl").open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def write(self, name: str, text: str) -> Path:
+        """Writes a result file of the run atomically."""
+        _write_text(self.root / name, text)
+        return self.root / name
+
+
+def _write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

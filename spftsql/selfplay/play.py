@@ -1,0 +1,108 @@
+"""Error-driven self-play: pairs from an opponent's samples, and the choice of main model and opponent.
+
+SPFT-SQL, section 3.2 and algorithm 1. The modes differ by their y′, their reference and their loss (design.md, "The
+modes"); the losses are in `training/losses.py`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from spftsql.records import Example, Mode, TrainRow
+from spftsql.selfplay.stages import Answer, Candidate, Stages, Training, accuracy
+
+_LABELS_OF_REWARD = {"equal": 0, "different": 1, "error": 1}  # any other verdict leaves the row out
+
+
+def strongest(candidates: Sequence[Candidate], scores: Mapping[str, float]) -> Candidate:
+    """The candidate with the highest selection accuracy; among equals the newest."""
+    return max(reversed(candidates), key=lambda candidate: scores[candidate.name])
+
+
+def opponent_of(
+    mode: Mode, choice: str, main: Candidate, candidates: Sequence[Candidate], scores: Mapping[str, float]
+) -> Candidate:
+    """Who writes y′: main itself for `spin`, `dpo` and `sft` (not used there), else as `selfplay.opponent` says."""
+    if mode in ("spin", "dpo", "sft") or choice == "previous":
+        return main
+    if choice == "base":
+        return candidates[0]
+    return min(candidates, key=lambda candidate: scores[candidate.name])
+
+
+def play_rows(stages: Stages, mode: Mode, answers: Sequence[Answer]) -> list[TrainRow]:
+    """The pairs that a mode trains on, with R = 1 where execution shows y′ to be wrong.
+
+    `spin` takes every sample as wrong; `dpo` and `spft-b` keep wrong samples only (the others have no gradient);
+    `spft-a` keeps right ones with R = 0. Rows whose verdict says nothing are left out and counted.
+    """
+    rows, left_out = [], Counter[str]()
+    for number, answer in enumerate(answers):
+        row = stages.sql_row(answer.example)
+        identity = f"{answer.example.id}/{mode}/{number}"
+        if mode == "sft":
+            rows.append(TrainRow(identity, row.db_id, row.prompt, row.chosen, None, None, row.source))
+            continue
+        reward = 1 if mode == "spin" else _LABELS_OF_REWARD.get(answer.verdict.status)
+        if reward is None:
+            left_out[answer.verdict.status] += 1
+        elif reward or mode == "spft-a":
+            rows.append(TrainRow(identity, row.db_id, row.prompt, row.chosen, answer.text, reward, row.source))
+        else:
+            left_out["right"] += 1
+    stages.run.event("pairs", mode=mode, rows=len(rows), left_out=dict(left_out))
+    return rows
+
+
+def replay_rows(stages: Stages, labels: Sequence[Example], count: int) -> list[TrainRow]:
+    """Labelled pairs to train along, so that the model does not forget how people ask."""
+    rng = random.Random(stages.config.seed)
+    chosen = [labels[i % len(labels)] for i in range(count)]
+    rng.shuffle(chosen)
+    rows = []
+    for number, example in enumerate(chosen):
+        row = stages.sql_row(example)
+        rows.append(TrainRow(f"replay/{number}", row.db_id, row.prompt, row.chosen, None, None, row.source, replay=True))
+    return rows
+
+
+def play_iteration(
+    stages: Stages,
+    iteration: int,
+    labels: Sequence[Example],
+    questions: Sequence[Example],
+    mains: Mapping[Mode, Candidate],
+    opponents: Mapping[Mode, Candidate],
+) -> dict[Mode, Candidate]:
+    """One iteration of every mode: the opponents answer, execution judges, each mode's main model is trained.
+
+    A mode that finds nothing to train on (its opponent never errs) keeps its main model, and an event says so.
+    """
+    config = stages.config.selfplay
+    distinct = list({candidate.name: candidate for candidate in opponents.values()}.values())
+    answers = stages.answers(f"play-{iteration}", questions, distinct, config.samples, config.temperature)
+    trainings: dict[Mode, Training] = {}
+    for mode, main in mains.items():
+        opponent = opponents[mode]
+        rows = play_rows(stages, mode, answers[opponent.name])
+        if not rows:
+            stages.run.event("no-pairs", mode=mode, opponent=opponent.name)
+            stages.report.say(f"  {mode}: {opponent.name} made no usable mistakes; {main.name} stays as it is")
+            continue
+        rows += replay_rows(stages, labels, round(len(rows) * config.replay))
+        trainings[mode] = Training(
+            name=f"{mode}-{iteration}",
+            start=main,
+            rows=rows,
+            optimization=config.optimization,
+            mode=mode,
+            reference=None if mode == "sft" else opponent,
+        )
+        stages.run.event(
+            "play", mode=mode, iteration=iteration, main=main.name, opponent=opponent.name,
+            opponent_accuracy=round(accuracy(answers[opponent.name]), 4),
+        )  # fmt: skip
+    trained = stages.train(f"play-{iteration}", list(trainings.values())) if trainings else []
+    return {**mains, **dict(zip(trainings, trained, strict=True))}

@@ -1,0 +1,244 @@
+"""The stages of a run as calls: ask models, execute SQL, train. Each is stored, and skipped when it is there.
+
+Everything that touches the run directory or the machine on behalf of the loop is here, so that the loop itself
+(`vbi.py`, `play.py`, `run.py`) reads as the method does.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from spftsql.config import Config, Optimization
+from spftsql.databases.catalogue import Catalogue
+from spftsql.errors import Fault
+from spftsql.execution import Execution
+from spftsql.progress import Reporter
+from spftsql.prompts import PromptBuilder
+from spftsql.records import (
+    Example,
+    GenerationRequest,
+    Mode,
+    Sample,
+    TrainRow,
+    Verdict,
+    VerificationRequest,
+    content_hash,
+    read_records,
+    write_records,
+)
+from spftsql.runs import Run, Stage
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A trained model: where it lies and what it was made from."""
+
+    name: str
+    path: str
+    key: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One sample of one candidate for one question, as SQL and with its verdict."""
+
+    example: Example
+    candidate: str
+    text: str
+    sql: str
+    verdict: Verdict
+
+    @property
+    def correct(self) -> bool:
+        """Whether the SQL gives the gold's result."""
+        return self.verdict.status == "equal"
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training wanted from `Stages.train`; the fields are those of `TrainJob`."""
+
+    name: str
+    start: Candidate
+    rows: Sequence[TrainRow]
+    optimization: Optimization
+    mode: Mode = "sft"
+    reference: Candidate | None = None
+    synthetic_share: float | None = None
+
+
+class Stages:
+    """The run directory, the machine and the prompts, tied together for the loop."""
+
+    def __init__(self, config: Config, run: Run, execution: Execution, catalogue: Catalogue, report: Reporter) -> None:
+        """`use_prompts` must be called before the first prompt is needed: the tokenizer is made by the run itself."""
+        self.config, self.run, self.execution, self.catalogue, self.report = config, run, execution, catalogue, report
+        self.prompts: PromptBuilder
+
+    def use_prompts(self, model: str) -> None:
+        """Fixes the prompt builder of the whole run to the base model's tokenizer."""
+        self.prompts = PromptBuilder(self.config.prompt, model, self.config.model.chat_template)
+
+    def answers(
+        self,
+        title: str,
+        questions: Sequence[Example],
+        candidates: Sequence[Candidate],
+        samples: int = 1,
+        temperature: float = 0.0,
+    ) -> dict[str, list[Answer]]:
+        """Every candidate's answers to every question, verified against the gold, by candidate name."""
+        schemas = {name: database.schema for name, database in self.catalogue.items()}
+        requests = [
+            self.request(f"{candidate.name}/{e.id}", e.db_id, prompt, candidate, samples, temperature)
+            for candidate in candidates
+            for e in questions
+            for prompt in [self.prompts.text_to_sql(schemas[e.db_id], e.question, e.evidence)]
+        ]
+        drawn = self.generate(title, requests, candidates)
+        by_request = {f"{c.name}/{e.id}": (c, e) for c in candidates for e in questions}
+        checks = [
+            VerificationRequest(
+                id=f"{sample.id}/{sample.index}",
+                db_id=sample.db_id,
+                sql=self.prompts.parse_sql(sample.text),
+                gold_sql=by_request[sample.id][1].sql,
+                policy=self.config.verification.policy,
+            )
+            for sample in drawn
+        ]
+        verdicts = self.verify(title, checks)
+        found: dict[str, list[Answer]] = {candidate.name: [] for candidate in candidates}
+        for sample, check in zip(drawn, checks, strict=True):
+            candidate, example = by_request[sample.id]
+            found[candidate.name].append(
+                Answer(example, candidate.name, sample.text, check.sql, verdicts[check.id])
+            )
+        for name, answers in found.items():
+            mix = Counter(answer.verdict.status for answer in answers)
+            self.run.event("verdicts", stage=title, candidate=name, **mix)
+        return found
+
+    def request(
+        self, identity: str, db_id: str, prompt: str, candidate: Candidate, samples: int, temperature: float
+    ) -> GenerationRequest:
+        """A prompt for a candidate, with the row's own seed."""
+        return GenerationRequest(
+            id=identity,
+            db_id=db_id,
+            prompt=prompt,
+            model=candidate.path,
+            n=samples,
+            temperature=temperature,
+            max_tokens=self.config.generation.max_tokens,
+            seed=int(content_hash(self.config.seed, identity), 16) % 2**31,
+        )
+
+    def generate(
+        self, title: str, requests: Sequence[GenerationRequest], candidates: Sequence[Candidate]
+    ) -> list[Sample]:
+        """Samples of all requests, sorted by id and index."""
+        paths = {candidate.path: candidate.key for candidate in candidates}
+        inputs = [
+            _digest({**asdict(request), "model": paths[request.model]} for request in requests),
+            self.config.key("generation"),
+        ]
+
+        def build(folder: Path) -> None:
+            write_records(folder / "requests.parquet", requests, GenerationRequest)
+            with self.report.task(f"{title}: generate") as progress:
+                self.execution.generate(folder / "requests.parquet", folder / "samples", progress)
+
+        stage = self.run.stage(f"generate-{title}", inputs, build)
+        return sorted(read_records(stage.path / "samples", Sample), key=lambda s: (s.id, s.index))
+
+    def verify(self, title: str, requests: Sequence[VerificationRequest]) -> dict[str, Verdict]:
+        """The verdict of every request, by id. Raises `Fault` when some statements could not be executed by us."""
+        databases = {r.db_id: self.catalogue[r.db_id].content for r in requests}
+        inputs = [_digest(asdict(r) for r in requests), databases, self.config.key("sandbox")]
+
+        def build(folder: Path) -> None:
+            write_records(folder / "requests.parquet", requests, VerificationRequest)
+            with self.report.task(f"{title}: verify"):
+                self.execution.verify(folder / "requests.parquet", folder / "verdicts")
+            verdicts = read_records(folder / "verdicts", Verdict)
+            faults = Counter(v.fault for v in verdicts if v.fault)
+            if faults:
+                kinds = "; ".join(f"{count}x {fault}" for fault, count in faults.most_common(3))
+                raise Fault(f"{title}: {sum(faults.values())} statements could not be verified ({kinds}); run again")
+            missing = {r.id for r in requests} - {v.id for v in verdicts}
+            if missing or len(verdicts) != len(requests):
+                raise Fault(f"{title}: {len(requests)} statements sent, {len(verdicts)} verdicts came back; run again")
+
+        stage = self.run.stage(f"verify-{title}", inputs, build)
+        return {verdict.id: verdict for verdict in read_records(stage.path / "verdicts", Verdict)}
+
+    def train(self, title: str, trainings: Sequence[Training]) -> list[Candidate]:
+        """Trains all of them in one worker group and returns the candidates in the same order."""
+        from spftsql.training.job import TrainJob
+
+        inputs = [
+            {
+                "name": t.name,
+                "start": t.start.key,
+                "rows": _digest(asdict(row) for row in t.rows),
+                "optimization": t.optimization.model_dump(),
+                "mode": t.mode,
+                "reference": t.reference.key if t.reference else None,
+                "share": t.synthetic_share,
+            }
+            for t in trainings
+        ] + [self.prompts.hash, self.config.key("training", "seed"), self.config.selfplay.lambda_]
+
+        def build(folder: Path) -> None:
+            jobs = []
+            for t in trainings:
+                data = folder / f"{t.name}.parquet"
+                write_records(data, t.rows, TrainRow)
+                jobs.append(
+                    TrainJob(
+                        name=t.name,
+                        model=Path(t.start.path),
+                        data=data,
+                        output=folder / t.name,
+                        mode=t.mode,
+                        optimization=t.optimization,
+                        seed=self.config.seed,
+                        reference=Path(t.reference.path) if t.reference else None,
+                        lambda_=self.config.selfplay.lambda_,
+                        nll_weight=self.config.selfplay.nll_weight,
+                        synthetic_share=t.synthetic_share,
+                    )
+                )
+            with self.report.task(f"{title}: train {', '.join(t.name for t in trainings)}") as progress:
+                results = self.execution.train(jobs, self.run.metrics, progress)
+            for result in results:
+                self.run.event(
+                    "trained", name=result.name, steps=result.steps, loss=result.loss, dropped=result.dropped_rows
+                )
+
+        stage = self.run.stage(f"train-{title}", inputs, build, keep_partial=True)
+        return [candidate_of(stage, t.name) for t in trainings]
+
+    def sql_row(self, example: Example) -> TrainRow:
+        """An example as Text-to-SQL training text."""
+        prompt = self.prompts.text_to_sql(self.catalogue[example.db_id].schema, example.question, example.evidence)
+        answer = self.prompts.answer(example.sql)
+        return TrainRow(example.id, example.db_id, prompt, answer, None, None, example.source)
+
+
+def candidate_of(stage: Stage, name: str) -> Candidate:
+    """The candidate `name` of a training stage."""
+    return Candidate(name, str(stage.path / name), content_hash(stage.key, name))
+
+
+def accuracy(answers: Sequence[Answer]) -> float:
+    """Execution accuracy; 0 for no answers."""
+    return sum(answer.correct for answer in answers) / max(len(answers), 1)
+
+
+def _digest(rows: Iterable[Mapping[str, object]]) -> str:
+    return content_hash([list(row.values()) for row in rows])

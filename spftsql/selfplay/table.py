@@ -1,0 +1,101 @@
+"""The table at the end of a run: execution accuracy on the test set, which nothing else reads."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from rich.table import Table as RichTable
+
+from spftsql.evaluation.metrics import mcnemar, wilson
+from spftsql.selfplay.gate import Decision
+from spftsql.selfplay.stages import Answer
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method: accuracy on `n` test questions with a 95 % Wilson interval, and exact McNemar against the control."""
+
+    method: str
+    candidate: str
+    n: int
+    correct: int
+    accuracy: float
+    low: float
+    high: float
+    p_control: float | None
+    verdicts: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run ends with. `served` is the candidate that the gate lets through."""
+
+    rows: tuple[Row, ...]
+    decisions: tuple[Decision, ...]
+    served: str
+    served_path: str
+    databases: dict[str, str]
+
+    def to_json(self) -> str:
+        """The result as JSON; `from_json` reads it back."""
+        return json.dumps(asdict(self), indent=2)
+
+    @staticmethod
+    def from_json(text: str) -> Result:
+        """The result that `to_json` wrote."""
+        tree = json.loads(text)
+        rows = tuple(Row(**row) for row in tree["rows"])
+        decisions = tuple(Decision(**decision) for decision in tree["decisions"])
+        return Result(rows, decisions, tree["served"], tree["served_path"], tree["databases"])
+
+
+def method_row(method: str, candidate: str, answers: Sequence[Answer], control: Sequence[Answer] | None) -> Row:
+    """A row from a candidate's answers to the test questions."""
+    correct = sum(answer.correct for answer in answers)
+    low, high = wilson(correct, len(answers))
+    p = None
+    if control is not None:
+        other: Mapping[str, bool] = {answer.example.id: answer.correct for answer in control}
+        p = mcnemar([a.correct for a in answers], [other[a.example.id] for a in answers]).p
+    mix = Counter(answer.verdict.status for answer in answers)
+    return Row(method, candidate, len(answers), correct, correct / len(answers), low, high, p, dict(mix))
+
+
+def markdown(result: Result, title: str) -> str:
+    """The table for `table.md` and `benchmarks/RESULTS.md`."""
+    lines = [
+        f"### {title}",
+        "",
+        "| method | EX | 95 % interval | right / n | p against the control |",
+        "|---|---|---|---|---|",
+    ]
+    for row in result.rows:
+        p = "–" if row.p_control is None else f"{row.p_control:.3g}"
+        interval = f"{row.low:.3f} – {row.high:.3f}"
+        lines.append(f"| {row.method} | {row.accuracy:.3f} | {interval} | {row.correct} / {row.n} | {p} |")
+    lines += ["", *(_sentence(decision) for decision in result.decisions), f"Served: {result.served}"]
+    return "\n".join(lines) + "\n"
+
+
+def rich_table(result: Result, title: str) -> RichTable:
+    """The same table for a terminal."""
+    table = RichTable(title=title, title_justify="left")
+    for column in ("method", "EX", "95 % interval", "right / n", "p against the control"):
+        table.add_column(column)
+    for row in result.rows:
+        p = "–" if row.p_control is None else f"{row.p_control:.3g}"
+        interval = f"{row.low:.3f} – {row.high:.3f}"
+        mark = " (served)" if row.candidate == result.served else ""
+        table.add_row(row.method + mark, f"{row.accuracy:.3f}", interval, f"{row.correct} / {row.n}", p)
+    return table
+
+
+def _sentence(decision: Decision) -> str:
+    return (
+        f"Gate, {decision.challenger} against {decision.incumbent}: {decision.outcome} "
+        f"({decision.only_challenger} questions right that were wrong, {decision.only_incumbent} the other way, "
+        f"n = {decision.n}, p = {decision.p:.3g}).\n"
+    )
