@@ -1,0 +1,55 @@
+"""What all tests share: a quiet, offline environment, the benchmark data, and one Ray session."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).parents[1]
+
+# Set before a test module imports torch, transformers or ray, which read these once. One thread: tests run
+# beside Ray's workers, and with more threads than cores small matrix products become slower, not faster.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder of benchmark data that SPFTSQL_DATA names."""
+    root = os.environ.get("SPFTSQL_DATA")
+    if not root:
+        pytest.skip("SPFTSQL_DATA is not set")
+    return Path(root)
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """One local Ray session for all tests that need one; starting it takes seconds.
+
+    Its 8 CPUs are logical: pipelines of several actor pools wait for ever when a pool finds no CPU left.
+    """
+    import ray
+
+    ray.init(
+        address="local",  # never joins a cluster that happens to run on this machine
+        num_cpus=8,
+        include_dashboard=False,
+        configure_logging=False,
+        log_to_driver=False,
+        runtime_env={
+            "env_vars": {
+                "DS_ACCELERATOR": "cpu",
+                "OMP_NUM_THREADS": "1",
+                "PYTHONPATH": str(CHECKOUT),
+                "TORCHDYNAMO_DISABLE": "1",
+                "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            }
+        },
+    )
+    yield
+    ray.shutdown()
