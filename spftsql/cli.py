@@ -1,0 +1,239 @@
+"""The `spftsql` command. Every heavy import is inside the command that needs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from spftsql.errors import Fault, UserError
+
+app = typer.Typer(
+    name="spftsql",
+    help="Turns your databases and an open-weights model into a better Text-to-SQL model, and serves it.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+config_app = typer.Typer(help="Configuration.", no_args_is_help=True)
+data_app = typer.Typer(help="Benchmark data.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+app.add_typer(data_app, name="data")
+
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a configuration key: a.b=value.")]
+Recipe = Annotated[str, typer.Argument(help="Name of a recipe that comes with the package, or a YAML file.")]
+Databases = Annotated[list[str] | None, typer.Option("--db", help="A database as NAME=FILE or NAME=sqlite:///FILE.")]
+
+_out = Console(highlight=False)
+
+
+@app.command()
+def demo(overrides: Overrides = None) -> None:
+    """The whole loop on an embedded database with a small model, on CPU; ends with a table and an answered question."""
+    from spftsql.demo.command import run_demo
+
+    run_demo(overrides or [], _out)
+
+
+@app.command()
+def run(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, start nothing.")] = False,
+    address: Annotated[str | None, typer.Option(help="Address of a running Ray cluster.")] = None,
+) -> None:
+    """The whole loop of a recipe; running it again resumes."""
+    from spftsql.config import resolve
+
+    extra = [f"cluster.address={address}"] if address else []
+    config = resolve(recipe, [*(overrides or []), *extra])
+    if dry_run:
+        from spftsql.plan import dry_run as plan
+
+        report = plan(config)
+        for line in report.lines:
+            _out.print(line, markup=False)
+        if report.problems:
+            raise UserError("; ".join(report.problems))
+        return
+    from spftsql.progress import Reporter
+    from spftsql.selfplay.run import run as run_loop
+    from spftsql.selfplay.table import rich_table
+    from spftsql.session import end_session
+
+    try:
+        result = run_loop(config, Reporter())
+    finally:
+        if config.execution == "ray":
+            end_session()
+    _out.print(rich_table(result, f"{config.name}: execution accuracy on the test questions"))
+    _out.print(f"The run is in {config.run_dir / config.name}; the gate serves {result.served}.")
+
+
+@app.command()
+def submit(
+    recipe: Recipe,
+    address: Annotated[str, typer.Option(help="Address of the cluster's job server, as http://HOST:8265.")],
+    overrides: Overrides = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Stream the job's output and wait for its end.")] = False,
+    submission_id: Annotated[str | None, typer.Option(help="Default: derived from the recipe.")] = None,
+) -> None:
+    """Runs a recipe as a job on a Ray cluster; the code is uploaded, data and models are not."""
+    from spftsql.submission import submit as submit_job
+
+    raise typer.Exit(submit_job(recipe, overrides or [], address, follow, submission_id))
+
+
+@app.command()
+def score(
+    benchmark: Annotated[str, typer.Option(help="spider, bird, geoquery or jsonl")],
+    root: Annotated[Path, typer.Option(help="Folder of the benchmark.")],
+    predictions: Annotated[Path, typer.Option(help="Predicted SQL: one per line, or BIRD's JSON.")],
+    policy: Annotated[str | None, typer.Option(help="spider, bird or strict; default: the benchmark's own.")] = None,
+    keep_distinct: Annotated[bool, typer.Option("--keep-distinct", help="Do not ignore DISTINCT (spider).")] = False,
+    workers: Annotated[int, typer.Option(help="Processes that execute SQL.")] = 2,
+    out: Annotated[Path | None, typer.Option("--json", help="Write the verdict of every item here.")] = None,
+) -> None:
+    """Scores a file of predicted SQL by execution."""
+    from spftsql.evaluation.scoring import render, score_command
+
+    result = score_command(
+        benchmark=benchmark,
+        root=root,
+        predictions=predictions,
+        policy=policy,
+        keep_distinct=keep_distinct,
+        workers=workers,
+        json_out=out,
+    )
+    _out.print(render(result), markup=False)
+
+
+@app.command()
+def verify(
+    db: Annotated[str, typer.Option("--db", help="The database: a file or sqlite:///FILE.")],
+    sql: Annotated[str, typer.Option(help="One SELECT statement.")],
+    gold: Annotated[str | None, typer.Option(help="The statement that it is compared with.")] = None,
+    policy: Annotated[str, typer.Option(help="spider, bird or strict")] = "strict",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON.")] = False,
+) -> None:
+    """Executes one statement in the sandbox. Exit 0: ran or equal; 1: another verdict; 3: refused; 4: fault."""
+    from dataclasses import asdict
+
+    from spftsql.config import SandboxConfig
+    from spftsql.databases.reflection import database_file
+    from spftsql.records import VerificationRequest
+    from spftsql.verification.worker import Verifier
+
+    if policy not in ("spider", "bird", "strict"):
+        raise UserError(f"unknown policy {policy}; use spider, bird or strict")
+    with Verifier({"db": database_file(db)}, SandboxConfig()) as verifier:
+        (verdict,) = verifier.verify([VerificationRequest("1", "db", sql, gold, policy)])
+    if as_json:
+        print(json.dumps(asdict(verdict)))
+    else:
+        reason = f" ({verdict.reason})" if verdict.reason else ""
+        _out.print(f"{verdict.status}{reason}, {verdict.row_count} rows, {verdict.elapsed_ms:.1f} ms", markup=False)
+    if verdict.fault:
+        raise Fault(verdict.fault)
+    if verdict.status == "error" and verdict.reason.startswith("refused"):
+        raise typer.Exit(3)
+    raise typer.Exit(0 if verdict.status in ("ran", "equal") else 1)
+
+
+@app.command()
+def schema(database: Annotated[str, typer.Argument(help="A database: a file or sqlite:///FILE.")]) -> None:
+    """The schema text as the model sees it."""
+    from spftsql.databases.reflection import database_file, reflect
+    from spftsql.databases.schema_text import schema_text
+
+    path = database_file(database)
+    print(schema_text(reflect(path.stem, path)))
+
+
+@app.command()
+def serve(
+    model: Annotated[str, typer.Argument(help="A run directory (its promoted model is served) or a model directory.")],
+    db: Databases = None,
+    host: Annotated[str, typer.Option(help="Address to bind; beyond loopback SPFTSQL_API_KEY must be set.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 picks a free one.")] = 8000,
+    engine: Annotated[str, typer.Option(help="vllm or transformers")] = "vllm",
+) -> None:
+    """Serves a model: /v1/sql, /v1/chat/completions, /v1/models, /healthz. Ends with Ctrl-C."""
+    from spftsql.endpoint import serve_forever
+    from spftsql.serving import serving_plan
+
+    plan = serving_plan(model, db or [], host, port, engine)
+    serve_forever(plan.model, plan.name, plan.databases, plan.config)
+
+
+@app.command()
+def ask(
+    question: Annotated[str, typer.Argument(help="A question in plain words.")],
+    database: Annotated[str | None, typer.Option(help="Its database; default: the only one served.")] = None,
+    url: Annotated[str, typer.Option(help="The endpoint.")] = "http://127.0.0.1:8000",
+    n: Annotated[int, typer.Option(help="Samples to vote over, 1 to 16.")] = 1,
+) -> None:
+    """Asks a served model; prints SQL, verdict and rows. The key is read from SPFTSQL_API_KEY."""
+    from spftsql.endpoint import ask as ask_endpoint
+    from spftsql.endpoint import render_answer
+
+    answer = ask_endpoint(url, database, question, key=os.environ.get("SPFTSQL_API_KEY"), n=n)
+    _out.print(render_answer(answer))
+
+
+@app.command()
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the checks as JSON.")] = False) -> None:
+    """What is installed, what is missing, and the command that mends it."""
+    from dataclasses import asdict
+
+    from spftsql.doctor import diagnose, render
+
+    checks = diagnose()
+    if as_json:
+        print(json.dumps([asdict(check) for check in checks]))
+    else:
+        _out.print(render(checks))
+    if any(check.required and not check.ok for check in checks):
+        raise typer.Exit(1)
+
+
+@config_app.command("show")
+def config_show(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Prints the resolved configuration of a recipe."""
+    import yaml
+
+    from spftsql.config import resolve
+
+    print(yaml.safe_dump(resolve(recipe, overrides or []).model_dump(mode="json", by_alias=True), sort_keys=False), end="")
+
+
+@data_app.command("check")
+def data_check(
+    root: Annotated[Path, typer.Argument(help="Folder of the benchmark.")],
+    benchmark: Annotated[str, typer.Option(help="spider, bird, geoquery or jsonl")],
+) -> None:
+    """Says what of a benchmark is there and what is missing."""
+    from spftsql.evaluation.data_check import check_data
+
+    findings = check_data(root, benchmark)
+    for finding in findings:
+        _out.print(f"{'ok     ' if finding.ok else 'missing'} {finding.detail}", markup=False)
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """The console script: errors that a user can mend are one line, with an exit code."""
+    try:
+        app()
+    except (UserError, Fault) as error:
+        Console(stderr=True, highlight=False).print(f"spftsql: {error}", markup=False, soft_wrap=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
