@@ -1,0 +1,100 @@
+"""The parent's side of one child process: start it, talk to it with deadlines, kill it, say how it ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+from spftsql.errors import Fault
+from spftsql.sandbox.channel import Channel
+from spftsql.sandbox.result import Limits
+
+Ending = Literal["itself", "outside", "cpu"]
+
+_START_SECONDS = 60.0
+_ROOT = Path(__file__).resolve().parents[2]
+_KEPT_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL")
+_SENT_BY_OTHERS = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT}
+# The kernel's "die with your parent" means the thread that made the child, so one thread of ours makes them all.
+_SPAWNER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sandbox-spawner")
+
+
+class ChildProcess:
+    """A running child. The constructor raises `Fault` when it does not come up."""
+
+    def __init__(self, limits: Limits) -> None:
+        ours, theirs = socket.socketpair()
+        # Rows travel as MessagePack, at most 9 bytes per number and 5 more than its length (in UTF-8) per text.
+        self._channel = Channel(ours, max_frame=(1 << 20) + 16 * limits.max_bytes)
+        with theirs, tempfile.TemporaryFile() as errors:
+            self._process = _SPAWNER.submit(_spawn, limits, theirs.fileno(), errors.fileno()).result()
+            theirs.close()  # so that the end of the child is the end of the stream
+            try:
+                self.engine: str = self._channel.receive(time.monotonic() + _START_SECONDS)
+            except (EOFError, TimeoutError):
+                self.kill()
+                errors.seek(0)
+                lines = errors.read().decode(errors="replace").strip().splitlines()
+                message = lines[-1] if lines else "no message"
+                raise Fault(f"the sandbox process does not start: {message}") from None
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
+
+    def send(self, database: Path, statements: Sequence[str], max_rows: int, deadline: float) -> None:
+        """Hands over a batch. Raises `EOFError` when the child is gone, or does not take it by the deadline."""
+        try:
+            self._channel.send((str(database), list(statements), max_rows), deadline)
+        except OSError:  # also TimeoutError: an idle child that does not read was stopped by someone
+            self._process.kill()
+            raise EOFError("the child is gone") from None
+
+    def receive(self, deadline: float) -> Any:
+        """The answer to the next statement; `TimeoutError` past the deadline, `EOFError` when the child is gone."""
+        return self._channel.receive(deadline)
+
+    def ending(self) -> Ending:
+        """How a child that is gone ended: by itself (crash, memory), by its CPU limit, or by someone's signal."""
+        try:
+            code = self._process.wait(timeout=1.0)
+        except subprocess.TimeoutExpired:
+            self.kill()  # it closed its socket or spoke nonsense, and lives
+            return "itself"
+        if -code in _SENT_BY_OTHERS:
+            return "outside"
+        return "cpu" if -code == signal.SIGXCPU else "itself"
+
+    def kill(self) -> None:
+        """Ends the child at once, whatever it does."""
+        self._process.kill()
+        self._process.wait()
+        self._channel.close()
+
+
+def _spawn(limits: Limits, descriptor: int, stderr: int) -> subprocess.Popen[bytes]:
+    arguments = [str(descriptor), str(os.getpid()), json.dumps(asdict(limits))]
+    environment = {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
+    environment |= {"PYTHONPATH": str(_ROOT), "PYTHONNOUSERSITE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "spftsql.sandbox.child", *arguments],
+        pass_fds=[descriptor],
+        cwd=tempfile.mkdtemp(prefix="spftsql-sandbox-"),  # the child removes it under its own feet
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=stderr,
+        start_new_session=True,  # Ctrl-C at a terminal is for the parent
+    )

@@ -1,0 +1,8 @@
+"""Comparing the results of two statements under a named policy. Pure functions: no Ray, no torch, no database."""
+
+from spftsql.verdicts.compare import compare
+from spftsql.verdicts.digest import digest
+from spftsql.verdicts.judge import verdict_of
+from spftsql.verdicts.reading import nondeterminism, ordered_at_top_level
+
+__all__ = ["compare", "digest", "nondeterminism", "ordered_at_top_level", "verdict_of"]
