@@ -6,12 +6,13 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 from rich.console import Console
 
 from spftsql.errors import Fault, UserError
+from spftsql.records import POLICIES, Policy
 
 app = typer.Typer(
     name="spftsql",
@@ -101,16 +102,12 @@ def score(
 ) -> None:
     """Scores a file of predicted SQL by execution."""
     from spftsql.evaluation.scoring import render, score_command
+    from spftsql.progress import Reporter
 
-    result = score_command(
-        benchmark=benchmark,
-        root=root,
-        predictions=predictions,
-        policy=policy,
-        keep_distinct=keep_distinct,
-        workers=workers,
-        json_out=out,
-    )
+    with Reporter().task("score") as progress:
+        result = score_command(benchmark, root, predictions, _policy(policy), keep_distinct, workers, progress)
+    if out is not None:
+        out.write_text(result.to_json(), encoding="utf-8")
     _out.print(render(result), markup=False)
 
 
@@ -130,10 +127,9 @@ def verify(
     from spftsql.records import VerificationRequest
     from spftsql.verification.worker import Verifier
 
-    if policy not in ("spider", "bird", "strict"):
-        raise UserError(f"unknown policy {policy}; use spider, bird or strict")
+    chosen = _policy(policy) or "strict"
     with Verifier({"db": database_file(db)}, SandboxConfig()) as verifier:
-        (verdict,) = verifier.verify([VerificationRequest("1", "db", sql, gold, policy)])
+        (verdict,) = verifier.verify([VerificationRequest("1", "db", sql, gold, chosen)])
     if as_json:
         print(json.dumps(asdict(verdict)))
     else:
@@ -160,7 +156,9 @@ def schema(database: Annotated[str, typer.Argument(help="A database: a file or s
 def serve(
     model: Annotated[str, typer.Argument(help="A run directory (its promoted model is served) or a model directory.")],
     db: Databases = None,
-    host: Annotated[str, typer.Option(help="Address to bind; beyond loopback SPFTSQL_API_KEY must be set.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address to bind; beyond loopback SPFTSQL_API_KEY must be set.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 picks a free one.")] = 8000,
     engine: Annotated[str, typer.Option(help="vllm or transformers")] = "vllm",
 ) -> None:
@@ -188,7 +186,9 @@ def ask(
 
 
 @app.command()
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the checks as JSON.")] = False) -> None:
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print the checks as JSON.")] = False,
+) -> None:
     """What is installed, what is missing, and the command that mends it."""
     from dataclasses import asdict
 
@@ -210,7 +210,10 @@ def config_show(recipe: Recipe, overrides: Overrides = None) -> None:
 
     from spftsql.config import resolve
 
-    print(yaml.safe_dump(resolve(recipe, overrides or []).model_dump(mode="json", by_alias=True), sort_keys=False), end="")
+    print(
+        yaml.safe_dump(resolve(recipe, overrides or []).model_dump(mode="json", by_alias=True), sort_keys=False),
+        end="",
+    )
 
 
 @data_app.command("check")
@@ -219,13 +222,18 @@ def data_check(
     benchmark: Annotated[str, typer.Option(help="spider, bird, geoquery or jsonl")],
 ) -> None:
     """Says what of a benchmark is there and what is missing."""
-    from spftsql.evaluation.data_check import check_data
+    from spftsql.evaluation.data_check import check_data, render_findings
 
     findings = check_data(root, benchmark)
-    for finding in findings:
-        _out.print(f"{'ok     ' if finding.ok else 'missing'} {finding.detail}", markup=False)
-    if not all(finding.ok for finding in findings):
+    _out.print(render_findings(findings), markup=False)
+    if any(finding.state in ("missing", "partial") for finding in findings):
         raise typer.Exit(1)
+
+
+def _policy(name: str | None) -> Policy | None:
+    if name is not None and name not in POLICIES:
+        raise UserError(f"unknown policy {name}; use {', '.join(POLICIES)}")
+    return cast("Policy | None", name)
 
 
 def main() -> None:

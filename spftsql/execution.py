@@ -94,7 +94,7 @@ class RayExecution:
 @contextmanager
 def open_execution(config: Config, databases: Mapping[str, Path]) -> Iterator[Execution]:
     """The execution that the configuration names; a Ray session of our own is left running for `serve`."""
-    yield LocalExecution(config, databases) if config.execution == "local" else RayExecution(config, databases)
+    yield (LocalExecution(config, databases) if config.execution == "local" else RayExecution(config, databases))
 
 
 def _overall(jobs: Sequence[TrainJob], progress: Advance) -> _PerJob:

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 Status = Literal["ran", "equal", "different", "error", "timeout", "truncated", "unverifiable"]
 Policy = Literal["spider", "bird", "strict"]
+POLICIES: tuple[Policy, ...] = typing.get_args(Policy)
 Mode = Literal["sft", "spin", "dpo", "spft-a", "spft-b"]
 
 

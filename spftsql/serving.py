@@ -50,7 +50,9 @@ def serving_plan(target: str, db: Sequence[str], host: str, port: int, engine: s
         config = validate(tree, where=target)
         model, name, databases = folder, folder.name, given
     else:
-        raise UserError(f"{target} is neither a finished run (config.yaml, result.json) nor a model directory (config.json)")
+        raise UserError(
+            f"{target} is neither a finished run (config.yaml, result.json) nor a model directory (config.json)"
+        )
     if not databases:
         raise UserError("no database to serve: give at least one as --db NAME=FILE")
     for url in databases.values():

@@ -18,7 +18,7 @@ _DATE_PREFIX = 10  # characters of an ISO date
 
 
 def database_file(url: str) -> Path:
-    """The file behind a path or a `sqlite:///` URL. Raises `UserError` when there is none, or when it is no SQLite file."""
+    """The file behind a path or a `sqlite:///` URL. Raises `UserError` when there is none, or no SQLite file."""
     path = Path(url.removeprefix("sqlite:///"))
     if "://" in url and not url.startswith("sqlite:///"):
         raise UserError(f"database {url}: only SQLite files can be used by this version (a path or sqlite:///path)")
@@ -67,8 +67,12 @@ def _table(connection: sa.Connection, inspector: sa.Inspector, name: str) -> Tab
             sa.select(sa.func.count(sa.distinct(column)), sa.func.count(column)).select_from(source)
         ).one()
         frequent = (
-            sa.select(column).select_from(source).where(column.is_not(None)).group_by(column)
-            .order_by(sa.func.count().desc(), column).limit(SAMPLES)
+            sa.select(column)
+            .select_from(source)
+            .where(column.is_not(None))
+            .group_by(column)
+            .order_by(sa.func.count().desc(), column)
+            .limit(SAMPLES)
         )
         values = [value for (value,) in connection.execute(frequent) if isinstance(value, str | int | float)]
         sql_type = _type_name(info["type"])

@@ -213,9 +213,7 @@ def _sales(shop: _Shop) -> None:
     rng = shop.rng
     calendar = [FIRST_DAY + timedelta(days=day) for day in range((LAST_DAY - FIRST_DAY).days + 1)]
     busy = [_SEASON[day.month - 1] * (1 + 0.25 * (day.year - FIRST_DAY.year)) for day in calendar]
-    buyers = [
-        row for row in shop.rows["customer"] if rng.random() > 0.1
-    ]  # the others signed up and never bought
+    buyers = [row for row in shop.rows["customer"] if rng.random() > 0.1]  # the others signed up and never bought
     rng.shuffle(buyers)
     buyer_weights = _zipf(len(buyers), 0.6)
     basket = _Basket(shop)

@@ -88,9 +88,7 @@ def load_labels(database: Path, seed: int = 0) -> list[LabelledQuestion]:
         raise UserError(f"no demo database at {database}: build it with `build_database` first")
     with closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)) as connection:
         try:
-            drafts = [
-                draft for structure in load_structures() for draft in _fill(structure, connection, seed)
-            ]
+            drafts = [draft for structure in load_structures() for draft in _fill(structure, connection, seed)]
         except sqlite3.DatabaseError as error:
             raise UserError(f"{database} is not the demo database ({error}): build it again") from error
     unique: dict[str, tuple[Structure, str, str]] = {}
@@ -107,9 +105,7 @@ def sample_question(labels: Sequence[LabelledQuestion]) -> LabelledQuestion:
     """What the demo asks at its end: the first easy test question whose structure occurs in training."""
     seen = {label.structure for label in labels if label.split == "train"}
     return next(
-        label
-        for label in labels
-        if label.split == "test" and label.hardness == "easy" and label.structure in seen
+        label for label in labels if label.split == "test" and label.hardness == "easy" and label.structure in seen
     )
 
 
@@ -118,9 +114,7 @@ def placeholders(text: str) -> list[str]:
     return list(dict.fromkeys(re.findall(r"{(\w+)}", text)))
 
 
-def _fill(
-    structure: Structure, connection: sqlite3.Connection, seed: int
-) -> Iterator[tuple[Structure, str, str]]:
+def _fill(structure: Structure, connection: sqlite3.Connection, seed: int) -> Iterator[tuple[Structure, str, str]]:
     """Up to `FILLS` questions: each phrasing in turn, each time with other values while there are any.
 
     A structure without values gives each phrasing once.
@@ -129,9 +123,7 @@ def _fill(
     phrasings = rng.sample(structure.questions, len(structure.questions))
     bindings = _bindings(structure, connection, rng)
     golds = [structure.sql.format(**binding) for binding in bindings]
-    good = [pair for pair in zip(bindings, golds, strict=True) if _has_one_answer(connection, pair[1])][
-        :FILLS
-    ]
+    good = [pair for pair in zip(bindings, golds, strict=True) if _has_one_answer(connection, pair[1])][:FILLS]
     if not good:
         return
     # A stride that is no multiple of the number of values, so that the second turn pairs them differently.
@@ -142,9 +134,7 @@ def _fill(
         yield structure, phrasings[place].format(**binding), sql
 
 
-def _bindings(
-    structure: Structure, connection: sqlite3.Connection, rng: random.Random
-) -> list[dict[str, Any]]:
+def _bindings(structure: Structure, connection: sqlite3.Connection, rng: random.Random) -> list[dict[str, Any]]:
     """Shuffled values for the placeholders: three times those needed, since some golds will be dropped."""
     columns: list[list[dict[str, Any]]] = []
     for names, values in structure.slots.items():

@@ -1,0 +1,1 @@
+"""The loop: VBI-FT rounds, self-play, gate and table."""

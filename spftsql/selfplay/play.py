@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from spftsql.records import Example, Mode, TrainRow
 from spftsql.selfplay.stages import Answer, Candidate, Stages, Training, accuracy
@@ -32,15 +32,17 @@ def opponent_of(
     return min(candidates, key=lambda candidate: scores[candidate.name])
 
 
-def play_rows(stages: Stages, mode: Mode, answers: Sequence[Answer]) -> list[TrainRow]:
-    """The pairs that a mode trains on, with R = 1 where execution shows y′ to be wrong.
+def play_rows(
+    mode: Mode, answers: Sequence[Answer], sql_row: Callable[[Example], TrainRow]
+) -> tuple[list[TrainRow], Counter[str]]:
+    """The pairs that a mode trains on, with R = 1 where execution shows y′ to be wrong, and what was left out.
 
     `spin` takes every sample as wrong; `dpo` and `spft-b` keep wrong samples only (the others have no gradient);
     `spft-a` keeps right ones with R = 0. Rows whose verdict says nothing are left out and counted.
     """
     rows, left_out = [], Counter[str]()
     for number, answer in enumerate(answers):
-        row = stages.sql_row(answer.example)
+        row = sql_row(answer.example)
         identity = f"{answer.example.id}/{mode}/{number}"
         if mode == "sft":
             rows.append(TrainRow(identity, row.db_id, row.prompt, row.chosen, None, None, row.source))
@@ -52,8 +54,7 @@ def play_rows(stages: Stages, mode: Mode, answers: Sequence[Answer]) -> list[Tra
             rows.append(TrainRow(identity, row.db_id, row.prompt, row.chosen, answer.text, reward, row.source))
         else:
             left_out["right"] += 1
-    stages.run.event("pairs", mode=mode, rows=len(rows), left_out=dict(left_out))
-    return rows
+    return rows, left_out
 
 
 def replay_rows(stages: Stages, labels: Sequence[Example], count: int) -> list[TrainRow]:
@@ -64,7 +65,9 @@ def replay_rows(stages: Stages, labels: Sequence[Example], count: int) -> list[T
     rows = []
     for number, example in enumerate(chosen):
         row = stages.sql_row(example)
-        rows.append(TrainRow(f"replay/{number}", row.db_id, row.prompt, row.chosen, None, None, row.source, replay=True))
+        rows.append(
+            TrainRow(f"replay/{number}", row.db_id, row.prompt, row.chosen, None, None, row.source, replay=True)
+        )
     return rows
 
 
@@ -86,7 +89,8 @@ def play_iteration(
     trainings: dict[Mode, Training] = {}
     for mode, main in mains.items():
         opponent = opponents[mode]
-        rows = play_rows(stages, mode, answers[opponent.name])
+        rows, left_out = play_rows(mode, answers[opponent.name], stages.sql_row)
+        stages.run.event("pairs", mode=mode, rows=len(rows), left_out=dict(left_out))
         if not rows:
             stages.run.event("no-pairs", mode=mode, opponent=opponent.name)
             stages.report.say(f"  {mode}: {opponent.name} made no usable mistakes; {main.name} stays as it is")

@@ -19,10 +19,16 @@ from spftsql.selfplay.base import base_model
 from spftsql.selfplay.gate import Decision, decide
 from spftsql.selfplay.play import opponent_of, play_iteration, strongest
 from spftsql.selfplay.stages import Answer, Candidate, Stages, Training, accuracy
-from spftsql.selfplay.table import Result, method_row, markdown
+from spftsql.selfplay.table import Result, markdown, method_row
 from spftsql.synthesis.templates import extract_pool
 
-_METHOD = {"sft": "continued SFT", "spin": "SPIN", "dpo": "DPO", "spft-a": "SPFT-SQL", "spft-b": "SPFT-SQL (b)"}
+_METHOD = {
+    "sft": "continued SFT",
+    "spin": "SPIN",
+    "dpo": "DPO",
+    "spft-a": "SPFT-SQL",
+    "spft-b": "SPFT-SQL (b)",
+}
 
 
 @dataclass
@@ -97,7 +103,10 @@ def first_models(stages: Stages, base: Candidate, labels: Sequence[Example]) -> 
     config = stages.config
     questions = [vbi.question_row(stages, example) for example in labels]
     sql = [stages.sql_row(example) for example in labels]
-    trainings = [Training("sft", base, sql, config.sft), Training("question-0", base, questions, config.question_model)]
+    trainings = [
+        Training("sft", base, sql, config.sft),
+        Training("question-0", base, questions, config.question_model),
+    ]
     first, question_model = stages.train("labels", trainings)
     return first, question_model
 
@@ -209,7 +218,9 @@ def settle(
     if config.gate.enabled and gate_ids:
         for challenger in challengers:
             decision = decide(
-                _within(answers[challenger.name], gate_ids), _within(answers[incumbent.name], gate_ids), config.gate.alpha
+                _within(answers[challenger.name], gate_ids),
+                _within(answers[incumbent.name], gate_ids),
+                config.gate.alpha,
             )
             decisions.append(decision)
             stages.run.event("gate", **asdict(decision))

@@ -75,7 +75,13 @@ class Stages:
 
     def __init__(self, config: Config, run: Run, execution: Execution, catalogue: Catalogue, report: Reporter) -> None:
         """`use_prompts` must be called before the first prompt is needed: the tokenizer is made by the run itself."""
-        self.config, self.run, self.execution, self.catalogue, self.report = config, run, execution, catalogue, report
+        self.config, self.run, self.execution, self.catalogue, self.report = (
+            config,
+            run,
+            execution,
+            catalogue,
+            report,
+        )
         self.prompts: PromptBuilder
 
     def use_prompts(self, model: str) -> None:
@@ -114,9 +120,7 @@ class Stages:
         found: dict[str, list[Answer]] = {candidate.name: [] for candidate in candidates}
         for sample, check in zip(drawn, checks, strict=True):
             candidate, example = by_request[sample.id]
-            found[candidate.name].append(
-                Answer(example, candidate.name, sample.text, check.sql, verdicts[check.id])
-            )
+            found[candidate.name].append(Answer(example, candidate.name, sample.text, check.sql, verdicts[check.id]))
         for name, answers in found.items():
             mix = Counter(answer.verdict.status for answer in answers)
             self.run.event("verdicts", stage=title, candidate=name, **mix)
@@ -217,7 +221,11 @@ class Stages:
                 results = self.execution.train(jobs, self.run.metrics, progress)
             for result in results:
                 self.run.event(
-                    "trained", name=result.name, steps=result.steps, loss=result.loss, dropped=result.dropped_rows
+                    "trained",
+                    name=result.name,
+                    steps=result.steps,
+                    loss=result.loss,
+                    dropped=result.dropped_rows,
                 )
 
         stage = self.run.stage(f"train-{title}", inputs, build, keep_partial=True)

@@ -41,7 +41,11 @@ def question_row(stages: Stages, example: Example) -> TrainRow:
 
 
 def synthetic_statements(
-    stages: Stages, round_: int, pool: Sequence[Template], weights: Mapping[str, float] | None, known: Sequence[Example]
+    stages: Stages,
+    round_: int,
+    pool: Sequence[Template],
+    weights: Mapping[str, float] | None,
+    known: Sequence[Example],
 ) -> list[Statement]:
     """SQL that runs and gives a result; what was dropped, and why, is counted in the events."""
     config = stages.config
@@ -96,13 +100,13 @@ def phrased(stages: Stages, round_: int, statements: Sequence[Statement], questi
         by_request[sample.id].append(sample.text)
     pairs = []
     for statement in statements:
-        shown = (show_values(text.strip(), hidden[statement.id]) for text in by_request[f"round{round_}/{statement.id}"])
+        shown = (
+            show_values(text.strip(), hidden[statement.id]) for text in by_request[f"round{round_}/{statement.id}"]
+        )
         question = next((text for text in shown if text), None)
         if question:
             identity = f"synthetic/{round_}/{statement.id}"
-            pairs.append(
-                Example(identity, statement.db_id, question, statement.sql, "synthetic", statement.template)
-            )
+            pairs.append(Example(identity, statement.db_id, question, statement.sql, "synthetic", statement.template))
     stages.run.event("phrased", round=round_, statements=len(statements), pairs=len(pairs))
     if not pairs:
         raise UserError("the question model wrote no question that says its SQL's values: train it longer")
@@ -137,7 +141,7 @@ def choose_selection_templates(stages: Stages, pairs: Sequence[Example]) -> froz
         chosen.append(template)
     if not chosen:
         raise UserError("all synthetic SQL comes from one template: give more kinds of labelled SQL")
-    return frozenset(chosen)
+    """Templates whose pairs make up about the share of the selection set; at least one is left to train on."""
 
 
 def reweighted(pool: Sequence[Template], answers: Sequence[Answer]) -> dict[str, float]:

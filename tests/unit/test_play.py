@@ -1,0 +1,87 @@
+"""Who plays whom, which pairs a mode trains on, and what the gate says of the outcome."""
+
+import pytest
+
+from spftsql.records import Example, Mode, TrainRow, Verdict
+from spftsql.selfplay.gate import decide
+from spftsql.selfplay.play import opponent_of, play_rows, strongest
+from spftsql.selfplay.stages import Answer, Candidate
+from spftsql.selfplay.table import Result, markdown, method_row
+
+M0, M1, M2 = (Candidate(name, f"models/{name}", name) for name in ("m0", "m1", "m2"))
+SCORES = {"m0": 0.2, "m1": 0.5, "m2": 0.4}
+
+
+def answer(index: int, status: str, candidate: str = "m0") -> Answer:
+    example = Example(str(index), "shop", f"question {index}", "SELECT 1", "synthetic", "t")
+    verdict = Verdict(str(index), "shop", status, "", 1.0, 1, False, "d", "sqlite")
+    return Answer(example, candidate, f"SELECT {index}", f"SELECT {index}", verdict)
+
+
+def sql_row(example: Example) -> TrainRow:
+    return TrainRow(example.id, example.db_id, example.question, example.sql, None, None, example.source)
+
+
+def test_main_is_the_best_and_the_opponent_the_weakest() -> None:
+    assert strongest([M0, M1, M2], SCORES) == M1
+    assert opponent_of("spft-a", "weakest", M1, [M0, M1, M2], SCORES) == M0
+    assert opponent_of("spft-b", "previous", M1, [M0, M1, M2], SCORES) == M1
+    assert opponent_of("spft-a", "base", M1, [M0, M1, M2], {**SCORES, "m0": 0.9}) == M0
+
+
+def test_spin_and_dpo_play_against_the_main_model_whatever_the_choice() -> None:
+    for mode in ("spin", "dpo"):
+        assert opponent_of(mode, "weakest", M1, [M0, M1, M2], SCORES) == M1
+
+
+STATUSES = ["equal", "different", "error", "timeout", "truncated", "unverifiable"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "rewards"),
+    [
+        ("spin", [1, 1, 1, 1, 1, 1]),
+        ("dpo", [1, 1]),
+        ("spft-a", [0, 1, 1]),
+        ("spft-b", [1, 1]),
+        ("sft", [None] * 6),
+    ],
+)
+def test_each_mode_takes_its_own_pairs(mode: Mode, rewards: list[int | None]) -> None:
+    rows, left_out = play_rows(mode, [answer(i, status) for i, status in enumerate(STATUSES)], sql_row)
+    assert [row.reward for row in rows] == rewards
+    assert len(rows) + sum(left_out.values()) == len(STATUSES)
+    assert all((row.rejected is None) == (mode == "sft") for row in rows)
+
+
+def test_only_execution_decides_what_is_wrong() -> None:
+    _, left_out = play_rows("spft-a", [answer(0, "timeout"), answer(1, "unverifiable")], sql_row)
+    assert left_out == {"timeout": 1, "unverifiable": 1}
+
+
+def outcomes(right: str, candidate: str) -> list[Answer]:
+    return [answer(i, "equal" if mark == "1" else "different", candidate) for i, mark in enumerate(right)]
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "outcome"),
+    [
+        ("1" * 10, "0" * 10, "better"),
+        ("0" * 10, "1" * 10, "worse"),
+        ("1" * 10, "1" * 10, "undecided"),
+        ("1111100000", "0000000000", "undecided"),  # 5 against 0: p = .0625
+        ("1111110000", "0000000000", "better"),  # 6 against 0: p = .03125
+    ],
+)
+def test_the_gate_has_three_outcomes(new: str, old: str, outcome: str) -> None:
+    assert decide(outcomes(new, "new"), outcomes(old, "old"), alpha=0.05).outcome == outcome
+
+
+def test_the_table_shows_n_interval_and_the_gate() -> None:
+    new, old = outcomes("1" * 30 + "0" * 10, "new"), outcomes("1" * 20 + "0" * 20, "old")
+    rows = (method_row("control", "old", old, None), method_row("+ VBI-FT", "new", new, old))
+    result = Result(rows, (decide(new, old, 0.05),), "new", "models/new", {"shop": "shop.sqlite"})
+    text = markdown(result, "shop")
+    assert "| + VBI-FT | 0.750 | 0.598 – 0.858 | 30 / 40 |" in text
+    assert "better" in text and "n = 40" in text
+    assert Result.from_json(result.to_json()) == result

@@ -1,0 +1,63 @@
+"""The run directory keeps what is done, and never takes a half-built stage for a whole one."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from spftsql.config import Config, resolve
+from spftsql.errors import UserError
+from spftsql.runs import Run
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return resolve("demo", [f"run_dir={tmp_path}"])
+
+
+def write(folder: Path) -> None:
+    (folder / "data").write_text("x")
+
+
+def test_a_finished_stage_is_not_built_again(config: Config) -> None:
+    run = Run(config)
+    first = run.stage("a", {"seed": 1}, write)
+    again = run.stage("a", {"seed": 1}, lambda folder: pytest.fail("built twice"))
+    assert again == first
+
+
+def test_other_inputs_make_another_stage(config: Config) -> None:
+    run = Run(config)
+    assert run.stage("a", {"seed": 1}, write).path != run.stage("a", {"seed": 2}, write).path
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_an_interrupted_stage_is_built_again(config: Config, keep: bool) -> None:
+    run = Run(config)
+
+    def interrupted(folder: Path) -> None:
+        (folder / "half").write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run.stage("a", 1, interrupted, keep_partial=keep)
+    seen: list[bool] = []
+    stage = run.stage("a", 1, lambda folder: seen.append((folder / "half").exists()), keep_partial=keep)
+    assert seen == [keep]  # a training finds its own checkpoints again; the others start clean
+    assert stage.path.is_dir()
+
+
+def test_two_processes_cannot_share_a_run(config: Config) -> None:
+    run = Run(config)
+    with pytest.raises(UserError, match="in use"):
+        Run(config)
+    run.close()
+    Run(config).close()
+
+
+def test_events_say_what_was_kept_and_built(config: Config) -> None:
+    run = Run(config)
+    run.stage("a", 1, write)
+    run.stage("a", 1, write)
+    outcomes = [json.loads(line)["outcome"] for line in (run.root / "events.jsonl").read_text().splitlines()]
+    assert outcomes == ["started", "built", "kept"]
