@@ -24,6 +24,7 @@ setup: $(INSTALLED)
 $(INSTALLED): lock/$(TARGET).txt lock/dev.txt pyproject.toml
 	@command -v g++ >/dev/null || { echo "setup: g++ is missing (Debian: apt-get install -y g++)"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -c 'import os, sys, sysconfig; os.path.exists(sysconfig.get_path("include") + "/Python.h") or sys.exit("setup: the headers of Python are missing (Debian: apt-get install -y python3-dev)")'
 	@$(BIN)/python -c 'import sys; sys.exit("setup: $(VENV) must be Python 3.11; remove it, then: make setup PYTHON=python3.11" if sys.version_info[:2] != (3, 11) else 0)'
 	@rm -f $(VENV)/.installed-*
 	@# --no-deps: see the head of lock/cpu.txt. torch goes first and alone, because its CPU build is not offered by

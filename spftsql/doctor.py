@@ -13,6 +13,7 @@ import re
 import shlex
 import shutil
 import sys
+import sysconfig
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,9 +56,7 @@ def diagnose() -> list[Check]:
     if target == "cpu":
         checks.append(_unwanted(installed))
     else:
-        checks.append(
-            Check("GPU", _has_nvidia(), "NVIDIA driver" if _has_nvidia() else "no NVIDIA driver found")
-        )
+        checks.append(Check("GPU", _has_nvidia(), "NVIDIA driver" if _has_nvidia() else "no NVIDIA driver found"))
     return checks + _machine() + _programs()
 
 
@@ -175,19 +174,22 @@ def _unwanted(installed: Mapping[str, str]) -> Check:
 def _extension(target: str) -> list[Check]:
     """DeepSpeed's shared-memory collectives, and what it takes to compile them."""
     root = os.environ.get("TORCH_EXTENSIONS_DIR")
-    tools = [program for program in ("g++", "ninja") if shutil.which(program) is None]
-    repairs = {"g++": "apt-get install -y g++", "ninja": _pip("install", "--no-deps", "ninja")}
+    headers = Path(sysconfig.get_path("include")) / "Python.h"
+    repairs = {
+        "g++": "" if shutil.which("g++") else "apt-get install -y g++",
+        "ninja": "" if shutil.which("ninja") else _pip("install", "--no-deps", "ninja"),
+        str(headers): "" if headers.exists() else "apt-get install -y python3-dev",
+    }
+    missing = [tool for tool, repair in repairs.items() if repair]
     compiler = Check(
         "C++ compiler",
-        not tools,
-        f"{' and '.join(tools)} not on the PATH" if tools else "g++ and ninja",
-        " && ".join(repairs[program] for program in tools),
+        not missing,
+        f"missing: {', '.join(missing)}" if missing else "g++, ninja and the headers of Python",
+        " && ".join(repairs[tool] for tool in missing),
     )
     if target == "gpu":
         return [compiler]
-    build = shlex.join(
-        [sys.executable, "-c", "from spftsql.doctor import build_extensions; build_extensions()"]
-    )
+    build = shlex.join([sys.executable, "-c", "from spftsql.doctor import build_extensions; build_extensions()"])
     # Without the variable PyTorch builds under the home directory, in a folder named after its own version.
     folder = Path(root) / EXTENSION if root else None
     name = "DeepSpeed extension"
