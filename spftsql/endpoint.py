@@ -7,12 +7,12 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import httpx
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
@@ -41,9 +41,7 @@ def start_endpoint(model_dir: Path, name: str, databases: Mapping[str, str], con
     from spftsql.databases.reflection import database_file
     from spftsql.prompts import PromptBuilder
 
-    PromptBuilder(
-        config.prompt, model_dir, config.model.chat_template
-    )  # refuses a model without a chat template
+    PromptBuilder(config.prompt, model_dir, config.model.chat_template)  # refuses a model without a chat template
     application = build_app(model_dir, name, databases, config)
     ensure_session(config)
     url = start_serve(config)
@@ -104,20 +102,19 @@ def wait_ready(url: str, seconds: float = _READY_S) -> None:
     raise Fault(f"the endpoint at {url} did not answer within {seconds:.0f} s")
 
 
-def serve_forever(
-    model_dir: Path, name: str, databases: Mapping[str, str], config: Config, started: Callable[[str], None]
-) -> None:
-    """Serves until Ctrl-C or SIGTERM, then takes down what it started. `started` is called with the base URL.
+def serve_forever(model_dir: Path, name: str, databases: Mapping[str, str], config: Config) -> None:
+    """Serves until Ctrl-C or SIGTERM, then takes down what it started; says where it listens (stderr).
 
     Raises what `start_endpoint` raises.
     """
     stop = threading.Event()
+    console = Console(stderr=True, highlight=False)
     try:
         url = start_endpoint(model_dir, name, databases, config)
         # From here on both signals end the wait; Ray has put its own handlers in place by now.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stop.set())
-        started(url)
+        console.print(f"Serving {name} over {', '.join(databases)} at {url}; Ctrl-C ends it.", markup=False)
         stop.wait()
     except KeyboardInterrupt:
         pass
@@ -125,21 +122,28 @@ def serve_forever(
         _take_down(config)
 
 
-def ask(url: str, database: str, question: str, key: str | None = None, n: int = 1) -> dict[str, Any]:
+def ask(url: str, database: str | None, question: str, key: str | None = None, n: int = 1) -> dict[str, Any]:
     """The endpoint's answer to a question (`POST /v1/sql`).
 
-    `key` defaults to the environment variable `SPFTSQL_API_KEY`. Raises `UserError` when nothing answers at
-    `url` and when the endpoint refuses the question, `Fault` when it fails.
+    `database` may be left out where only one is served; `key` defaults to the environment variable
+    `SPFTSQL_API_KEY`. Raises `UserError` when nothing answers at `url` and when the endpoint refuses the
+    question, `Fault` when it fails.
     """
     key = key or os.environ.get("SPFTSQL_API_KEY")
+    if database is None:
+        served = [entry["id"] for entry in _call(url, "GET", "/v1/databases", key)["data"]]
+        if len(served) != 1:
+            raise UserError(f"name one of the endpoint's databases with --database: {', '.join(served)}")
+        database = served[0]
+    return _call(url, "POST", "/v1/sql", key, {"database": database, "question": question, "n": n})
+
+
+def _call(url: str, method: str, path: str, key: str | None, body: Any = None) -> dict[str, Any]:
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    body = {"database": database, "question": question, "n": n}
     try:
-        response = httpx.post(f"{url.rstrip('/')}/v1/sql", json=body, headers=headers, timeout=_ANSWER_S)
+        response = httpx.request(method, f"{url.rstrip('/')}{path}", json=body, headers=headers, timeout=_ANSWER_S)
     except httpx.ConnectError:
-        raise UserError(
-            f"no endpoint answers at {url}: start one with `spftsql serve`, or name its --url"
-        ) from None
+        raise UserError(f"no endpoint answers at {url}: start one with `spftsql serve`, or name its --url") from None
     except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
         raise UserError(f"{url} is not the address of an endpoint: {error}") from None
     except httpx.TransportError as error:
@@ -159,9 +163,7 @@ def render_answer(answer: Mapping[str, Any]) -> RenderableType:
     line = Text(verdict["status"], style="green" if ran else "red")
     if verdict["reason"]:
         line.append(f": {verdict['reason']}", style="default")
-    line.append(
-        f"  {verdict['elapsed_ms']:.1f} ms in the database, {answer['timings']['total_ms']:.0f} ms in all"
-    )
+    line.append(f"  {verdict['elapsed_ms']:.1f} ms in the database, {answer['timings']['total_ms']:.0f} ms in all")
     parts: list[RenderableType] = [
         Syntax(answer["sql"], "sql", background_color="default", word_wrap=True),
         line,

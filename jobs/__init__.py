@@ -1,0 +1,1 @@
+"""What one submits with `ray job submit`: one short file per job, and the recipes."""
