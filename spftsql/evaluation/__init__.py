@@ -1,0 +1,1 @@
+"""Benchmarks, metrics and scoring: how well a model or a file of predictions answers questions."""

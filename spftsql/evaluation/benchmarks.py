@@ -1,0 +1,216 @@
+"""Benchmarks as the loop uses them: labels to train on, a gate that decides, a test set for the table alone.
+
+What may be seen is drawn here, once, from the run's seed: `label_share` of the training labels, and, where
+the benchmark has no set of its own for the gate, `gate_share` of these. Test golds stay in the set even where
+they fail.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import sqlglot
+
+from spftsql.config import DatabaseConfig, DataConfig
+from spftsql.databases.catalogue import Database, open_catalogue
+from spftsql.databases.reflection import database_file, file_hash
+from spftsql.errors import UserError
+from spftsql.evaluation.hardness import spider_hardness
+from spftsql.evaluation.sources import Part, database_configs, read_questions
+from spftsql.records import Example, content_hash
+
+PARTS: tuple[Part, ...] = ("train", "gate", "test")
+Runner = Callable[[str, list[str]], list[tuple[bool, str]]]  # database, statements -> (ran, why not)
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A benchmark prepared for one run.
+
+    `version` is a hash of the question files, and of the database where it is one with them (GeoQuery, demo).
+    `withheld` counts the training labels that `label_share` keeps from the method; `notes` are lines for the
+    person who runs it, about what had to be left out.
+    """
+
+    name: str
+    version: str
+    databases: tuple[DatabaseConfig, ...]
+    train: tuple[Example, ...]
+    gate: tuple[Example, ...]
+    test: tuple[Example, ...]
+    withheld: int = 0
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SetAside:
+    """A label that cannot be learnt from: its index among the examples given, its id, and what is wrong."""
+
+    index: int
+    id: str
+    reason: str
+
+
+def load_benchmark(config: DataConfig, seed: int, workspace: Path) -> Benchmark:
+    """Reads the configured benchmark and draws the run's labels; the demo's database is built in `workspace`.
+
+    Raises `UserError` when a file is missing or broken, when no database is there, or when nothing is left to
+    train on.
+    """
+    whole = _demo(workspace) if config.benchmark == "demo" else _published(config)
+    train, gate = _draw(whole.train, config.label_share, f"labels-{seed}"), list(whole.gate)
+    withheld = len(whole.train) - len(train)
+    if not gate and config.gate_share and len(train) > 1:
+        gate = _draw(train, config.gate_share, f"gate-{seed}")
+        held = {example.id for example in gate}
+        train = [example for example in train if example.id not in held]
+    if not train:
+        raise UserError(
+            f"{config.benchmark}: no labelled training questions; check the files in {config.root}"
+        )
+    if not whole.test:
+        raise UserError(f"{config.benchmark}: no test questions; check the files in {config.root}")
+    canonical = open_catalogue(whole.databases) if config.canonical_sql else None
+    parts = [tuple(_finished(example, canonical) for example in part) for part in (train, gate, whole.test)]
+    return replace(whole, train=parts[0], gate=parts[1], test=parts[2], withheld=withheld)
+
+
+def check_labels(
+    examples: Sequence[Example], run: Runner
+) -> tuple[tuple[Example, ...], tuple[SetAside, ...]]:
+    """Sets aside the labels whose SQL does not parse or does not execute.
+
+    `run` executes statements of one database in the sandbox and says for each whether it ran, and if not,
+    why.
+    """
+    reasons: dict[int, str] = {}
+    by_database: dict[str, list[int]] = {}
+    for index, example in enumerate(examples):
+        if _parses(example.sql):
+            by_database.setdefault(example.db_id, []).append(index)
+        else:
+            reasons[index] = "does not parse"
+    for db_id, indices in by_database.items():
+        outcomes = run(db_id, [examples[index].sql for index in indices])
+        for index, (ran, why) in zip(indices, outcomes, strict=True):
+            if not ran:
+                reasons[index] = f"does not execute: {why}"
+    good = tuple(example for index, example in enumerate(examples) if index not in reasons)
+    return good, tuple(SetAside(index, examples[index].id, reasons[index]) for index in sorted(reasons))
+
+
+def template_id(sql: str) -> str:
+    """The id of a statement's structure: equal for statements that differ in their literals only."""
+    from spftsql.synthesis.canonical import mask_literals
+
+    try:
+        return content_hash(mask_literals(sql))
+    except ValueError:
+        return content_hash(sql)
+
+
+def _published(config: DataConfig) -> Benchmark:
+    name, root = config.benchmark, config.root
+    if root is None:
+        raise UserError(f"{name}: set data.root to the directory of the benchmark (--set data.root=DIR)")
+    questions = {part: read_questions(name, root, part, config.split) for part in PARTS}
+    databases = database_configs(name, root) | {database.name: database for database in config.databases}
+    examples: dict[Part, tuple[Example, ...]] = {}
+    notes = []
+    for part in PARTS:
+        rows = questions[part].rows
+        examples[part] = tuple(
+            Example(
+                id=f"{name}-{part}-{index:05d}",
+                db_id=row.db_id,
+                question=row.question,
+                sql=row.sql,
+                source="label",
+                template="",
+                hardness=row.hardness or spider_hardness(row.sql),
+                evidence=row.evidence,
+            )
+            for index, row in enumerate(rows)
+            if row.db_id in databases
+        )
+        absent = sorted({row.db_id for row in rows} - set(databases))
+        if absent:
+            notes.append(
+                f"{len(rows) - len(examples[part])} of {len(rows)} {part} questions are left out: "
+                f"no database file for {', '.join(absent[:5])}" + (", …" if len(absent) > 5 else "")
+            )
+    used = {example.db_id for part in PARTS for example in examples[part]}
+    if not used:
+        raise UserError(f"{name}: no database file for any question in {root}; run `spftsql data check`")
+    chosen = tuple(databases[db_id] for db_id in sorted(used))
+    files = {file for part in PARTS for file in questions[part].files}
+    if name == "geoquery":
+        files.add(database_file(chosen[0].url))
+    return Benchmark(
+        name=name,
+        version=content_hash(sorted((file.name, file_hash(file)) for file in files)),
+        databases=chosen,
+        train=examples["train"],
+        gate=examples["gate"],
+        test=examples["test"],
+        notes=tuple(notes),
+    )
+
+
+def _demo(workspace: Path) -> Benchmark:
+    from spftsql.demo.database import DATABASE_NAME, build_database
+    from spftsql.demo.questions import load_labels
+
+    path = workspace / f"{DATABASE_NAME}.sqlite"
+    workspace.mkdir(parents=True, exist_ok=True)
+    build_database(path, seed=0)
+    parts: dict[str, list[Example]] = {part: [] for part in PARTS}
+    for label in load_labels(path, seed=0):
+        parts[label.split].append(
+            Example(
+                id=f"demo-{label.split}-{label.index:05d}",
+                db_id=DATABASE_NAME,
+                question=label.question,
+                sql=label.sql,
+                source="label",
+                template="",
+                hardness=label.hardness,
+            )
+        )
+    version = content_hash(
+        [(e.id, e.question, e.sql) for part in PARTS for e in parts[part]], file_hash(path)
+    )
+    databases = (DatabaseConfig(name=DATABASE_NAME, url=str(path)),)
+    train, gate, test = (tuple(parts[part]) for part in PARTS)
+    return Benchmark("demo", version, databases, train, gate, test)
+
+
+def _draw(examples: Sequence[Example], share: float, seed: str) -> list[Example]:
+    """`share` of the examples, at least one, in their own order; the same ones for the same seed."""
+    if share >= 1 or not examples:
+        return list(examples)
+    count = min(len(examples), max(1, round(share * len(examples))))
+    return [examples[i] for i in sorted(random.Random(seed).sample(range(len(examples)), count))]
+
+
+def _finished(example: Example, databases: Mapping[str, Database] | None) -> Example:
+    """The example with its template id, and its SQL as synthesis would write it where that is asked for."""
+    sql = example.sql
+    if databases is not None:
+        from spftsql.synthesis.canonical import canonical_sql
+
+        try:
+            sql = canonical_sql(sql, databases[example.db_id].schema)
+        except ValueError:
+            sql = example.sql
+    return replace(example, sql=sql, template=template_id(sql))
+
+
+def _parses(sql: str) -> bool:
+    try:
+        return isinstance(sqlglot.parse_one(sql, dialect="sqlite"), sqlglot.exp.Query)
+    except sqlglot.errors.SqlglotError:
+        return False

@@ -1,0 +1,108 @@
+"""How hard a SQL statement is: Spider's four levels (Yu et al. 2018), counted on a sqlglot tree.
+
+Three counts decide. *Clauses*: WHERE, GROUP BY, ORDER BY, LIMIT, every joined table, every OR and LIKE.
+*Nesting*: sub-queries inside conditions, and set operations. *Extras*: more than one aggregate, selected
+column, condition or grouping column. As in Spider's own evaluator only the outermost SELECT is counted (of a
+set operation, the left one).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import sqlglot
+from sqlglot import exp
+
+Hardness = Literal["easy", "medium", "hard", "extra", "unknown"]
+
+
+def spider_hardness(sql: str, dialect: str = "sqlite") -> Hardness:
+    """Spider's hardness of a query; `unknown` for text that does not parse as a query."""
+    try:
+        tree = sqlglot.parse_one(sql, dialect=dialect)
+    except sqlglot.errors.SqlglotError:
+        return "unknown"
+    if not isinstance(tree, exp.Query):
+        return "unknown"
+    operations = 0
+    while isinstance(tree, exp.SetOperation):
+        operations += 1
+        tree = tree.this
+    while isinstance(tree, exp.Subquery):
+        tree = tree.this
+    if not isinstance(tree, exp.Select):
+        return "unknown"
+    conditions = _conditions(tree)
+    nesting = min(operations, 1) + sum(_subqueries(condition) for condition in conditions)
+    return _level(_clauses(tree, conditions), nesting, _extras(tree))
+
+
+def _level(clauses: int, nesting: int, extras: int) -> Hardness:
+    if nesting == 0:
+        if clauses <= 1 and extras == 0:
+            return "easy"
+        if (clauses <= 1 and extras <= 2) or (clauses <= 2 and extras < 2):
+            return "medium"
+        if (clauses <= 2 and extras > 2) or (clauses == 3 and extras <= 2):
+            return "hard"
+    elif nesting == 1 and clauses <= 1 and extras == 0:
+        return "hard"
+    return "extra"
+
+
+def _conditions(select: exp.Select) -> list[exp.Expr]:
+    """The conditions of ON, WHERE and HAVING."""
+    joins = [join.args["on"] for join in select.args.get("joins") or [] if join.args.get("on")]
+    clauses = [select.args[name].this for name in ("where", "having") if select.args.get(name)]
+    return [*joins, *clauses]
+
+
+def _atoms(condition: exp.Expr) -> list[exp.Expr]:
+    """The comparisons that AND and OR connect."""
+    if isinstance(condition, exp.Connector):
+        return [*_atoms(condition.left), *_atoms(condition.right)]
+    return _atoms(condition.this) if isinstance(condition, exp.Paren) else [condition]
+
+
+def _subqueries(condition: exp.Expr) -> int:
+    """How many queries a condition holds, without counting the ones inside of them."""
+    queries = exp.Select | exp.SetOperation
+    nodes = condition.walk(prune=lambda node: isinstance(node, queries))
+    return sum(isinstance(node, queries) for node in nodes)
+
+
+def _clauses(select: exp.Select, conditions: list[exp.Expr]) -> int:
+    count = sum(bool(select.args.get(name)) for name in ("where", "group", "order", "limit"))
+    count += len(select.args.get("joins") or [])
+    for condition in conditions:
+        atoms = _atoms(condition)
+        count += _alternatives(condition)
+        count += sum(isinstance(a.this if isinstance(a, exp.Not) else a, exp.Like) for a in atoms)
+    return count
+
+
+def _alternatives(condition: exp.Expr) -> int:
+    if isinstance(condition, exp.Connector):
+        own = int(isinstance(condition, exp.Or))
+        return own + _alternatives(condition.left) + _alternatives(condition.right)
+    return _alternatives(condition.this) if isinstance(condition, exp.Paren) else 0
+
+
+def _extras(select: exp.Select) -> int:
+    where, group, order = (select.args.get(name) for name in ("where", "group", "order"))
+    grouped = group.expressions if group else []
+    conditions = _atoms(where.this) if where else []
+    aggregates = sum(_is_aggregate(column) for column in select.expressions)
+    # Spider's evaluator takes a condition's NOT for an aggregate, and every HAVING connective too.
+    aggregates += sum(isinstance(condition, exp.Not) for condition in conditions)
+    if order:
+        aggregates += sum(len(list(term.find_all(exp.AggFunc))) for term in order.expressions)
+    having = select.args.get("having")
+    if having:
+        atoms = _atoms(having.this)
+        aggregates += len(atoms) - 1 + sum(isinstance(atom, exp.Not) for atom in atoms)
+    return sum(count > 1 for count in (aggregates, len(select.expressions), len(conditions), len(grouped)))
+
+
+def _is_aggregate(column: exp.Expr) -> bool:
+    return isinstance(column.unalias(), exp.AggFunc)

@@ -1,0 +1,96 @@
+"""Accuracies with their uncertainty, and paired comparisons of two systems on the same questions.
+
+Pure functions over counts and booleans. The interval is Wilson's score interval (1927); the comparison is
+McNemar's test in its exact form, a two-sided binomial test over the questions on which the two disagree.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+
+@dataclass(frozen=True)
+class McNemar:
+    """A paired comparison: questions only a or only b answers, and the two-sided p-value of such a split."""
+
+    only_a: int
+    only_b: int
+    p: float
+
+
+@dataclass(frozen=True)
+class AccuracyRow:
+    """One line of an accuracy table: `correct` of `n` questions answered."""
+
+    name: str
+    correct: int
+    n: int
+
+
+def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a proportion; (0, 1) when nothing was observed.
+
+    Raises `ValueError` when `successes` is not within 0..n.
+    """
+    if not 0 <= successes <= n:
+        raise ValueError(f"{successes} successes of {n}")
+    if n == 0:
+        return 0.0, 1.0
+    z = _quantile(1 - confidence)
+    share = successes / n
+    centre = share + z * z / (2 * n)
+    margin = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    return max(0.0, (centre - margin) / scale), min(1.0, (centre + margin) / scale)
+
+
+def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> McNemar:
+    """Exact two-sided McNemar test of two systems.
+
+    `a` and `b` say whether they are right, on the same questions in the same order.
+    Raises `ValueError` when the lengths differ.
+    """
+    pairs = list(zip(a, b, strict=True))
+    only_a = sum(x and not y for x, y in pairs)
+    only_b = sum(y and not x for x, y in pairs)
+    return McNemar(only_a, only_b, _binomial_p(only_a, only_b))
+
+
+def questions_to_decide(only_a: int, only_b: int, n: int, alpha: float = 0.05) -> int | None:
+    """About how many more questions would bring the McNemar test to `alpha`, if the rates seen on `n` hold.
+
+    0 when it is there already, None when the two are level, so that no number would. The estimate inverts the
+    continuity-corrected normal approximation of the test; chance alone moves the true number by a lot.
+    """
+    if _binomial_p(only_a, only_b) <= alpha:
+        return 0
+    lead, split = abs(only_a - only_b), only_a + only_b
+    if lead == 0:
+        return None
+    # (lead * k - 1) / sqrt(split * k) = z, a quadratic in sqrt(k); k is the factor by which n must grow.
+    z = _quantile(alpha)
+    root = (z * math.sqrt(split) + math.sqrt(z * z * split + 4 * lead)) / (2 * lead)
+    return max(1, math.ceil((root * root - 1) * n))
+
+
+def accuracy_table(rows: Iterable[AccuracyRow], header: str = "method") -> str:
+    """A Markdown table of accuracies, each with n and its 95 % interval."""
+    lines = [f"| {header} | accuracy | right | n | 95 % interval |", "|---|---|---|---|---|"]
+    for row in rows:
+        accuracy = f"{row.correct / row.n:.3f}" if row.n else "-"
+        low, high = wilson(row.correct, row.n)
+        lines.append(f"| {row.name} | {accuracy} | {row.correct} | {row.n} | {low:.3f} to {high:.3f} |")
+    return "\n".join(lines)
+
+
+def _binomial_p(only_a: int, only_b: int) -> float:
+    split = only_a + only_b
+    tail = sum(math.comb(split, k) for k in range(min(only_a, only_b) + 1))
+    return min(1.0, 2 * tail / (1 << split))
+
+
+def _quantile(alpha: float) -> float:
+    return NormalDist().inv_cdf(1 - alpha / 2)

@@ -1,0 +1,67 @@
+"""Intervals, paired tests and accuracy tables, against values computed by hand or printed in textbooks."""
+
+from __future__ import annotations
+
+import pytest
+
+from spftsql.evaluation.metrics import AccuracyRow, accuracy_table, mcnemar, questions_to_decide, wilson
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "low", "high"),
+    [
+        (8, 10, 0.4902, 0.9433),
+        (5, 10, 0.2366, 0.7634),
+        (0, 10, 0.0, 0.2775),
+        (10, 10, 0.7225, 1.0),
+        (1, 1, 0.2065, 1.0),
+        (0, 0, 0.0, 1.0),
+    ],
+)
+def test_wilson_interval(successes: int, n: int, low: float, high: float) -> None:
+    assert wilson(successes, n) == pytest.approx((low, high), abs=1e-4)
+
+
+def test_wilson_widens_with_confidence_and_refuses_impossible_counts() -> None:
+    low, high = wilson(50, 100, confidence=0.99)
+    assert low < wilson(50, 100)[0] < 0.5 < wilson(50, 100)[1] < high
+    with pytest.raises(ValueError, match="11 successes of 10"):
+        wilson(11, 10)
+
+
+@pytest.mark.parametrize(
+    ("only_a", "only_b", "p"),
+    [(9, 1, 22 / 1024), (1, 9, 22 / 1024), (5, 0, 2 / 32), (3, 3, 1.0), (0, 0, 1.0), (10, 2, 158 / 4096)],
+)
+def test_mcnemar_is_the_exact_binomial_test(only_a: int, only_b: int, p: float) -> None:
+    a = [True] * only_a + [False] * only_b + [True, False] * 20
+    b = [False] * only_a + [True] * only_b + [True, False] * 20
+    result = mcnemar(a, b)
+    assert (result.only_a, result.only_b) == (only_a, only_b)
+    assert result.p == pytest.approx(p)
+
+
+def test_mcnemar_of_many_disagreements_does_not_overflow() -> None:
+    assert mcnemar([True] * 3000, [False] * 3000).p < 1e-300
+    with pytest.raises(ValueError):
+        mcnemar([True], [True, False])
+
+
+def test_questions_to_decide() -> None:
+    assert questions_to_decide(10, 2, n=100) == 0  # p = .039 already
+    assert questions_to_decide(4, 4, n=100) is None
+    assert questions_to_decide(0, 0, n=100) is None
+    # 6 against 2 grows by k = 2.395 until (4k - 1) / sqrt(8k) = 1.96
+    assert questions_to_decide(6, 2, n=100) == 140
+    assert questions_to_decide(2, 6, n=100) == 140
+    assert questions_to_decide(10, 2, n=100, alpha=0.01) == pytest.approx(50, abs=15)
+
+
+def test_accuracy_table_has_one_line_per_row() -> None:
+    table = accuracy_table([AccuracyRow("labels", 8, 10), AccuracyRow("nothing", 0, 0)], header="model")
+    assert table.splitlines() == [
+        "| model | accuracy | right | n | 95 % interval |",
+        "|---|---|---|---|---|",
+        "| labels | 0.800 | 8 | 10 | 0.490 to 0.943 |",
+        "| nothing | - | 0 | 0 | 0.000 to 1.000 |",
+    ]
