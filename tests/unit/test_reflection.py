@@ -1,0 +1,99 @@
+"""Reflection reads what synthesis and prompts build on, from databases as people have them."""
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from spftsql.config import DatabaseConfig
+from spftsql.databases.catalogue import open_catalogue
+from spftsql.databases.reflection import database_file, file_hash, reflect
+from spftsql.databases.schema import ForeignKey, Schema
+from spftsql.databases.schema_text import fitting_schema_text, schema_text
+from spftsql.errors import UserError
+
+SCRIPT = """
+CREATE TABLE town (id INTEGER PRIMARY KEY, name TEXT, founded DATE, size INT, "order" TEXT);
+CREATE TABLE shop (id INTEGER PRIMARY KEY, town_id INTEGER REFERENCES town (id), label TEXT, mayor TEXT);
+INSERT INTO town VALUES (1, 'Ulm', '0854-07-22', 126000, 'x'), (2, 'Köln', '0050-01-01', NULL, 'y'), (3, 'Ulm', NULL, 5, 'z');
+INSERT INTO shop VALUES (1, 1, 'a', NULL), (2, 1, 'b', NULL);
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "towns.sqlite"
+    with sqlite3.connect(path) as connection:
+        connection.executescript(SCRIPT)
+    connection.close()
+    return path
+
+
+def test_tables_columns_kinds_and_counts(file: Path) -> None:
+    town = reflect("towns", file).table("TOWN")
+    assert town is not None and town.rows == 3 and town.primary_key == ("id",)
+    kinds = {column.name: column.kind for column in town.columns}
+    assert kinds == {"id": "number", "name": "text", "founded": "date", "size": "number", "order": "text"}
+    name = town.column("name")
+    assert name is not None and (name.distinct, name.nulls, name.samples) == (2, 0, ("Ulm", "Köln"))
+
+
+def test_declared_and_added_foreign_keys(file: Path) -> None:
+    declared = ForeignKey("shop", "town_id", "town", "id")
+    assert reflect("towns", file).foreign_keys == (declared,)
+    added = reflect("towns", file, ["shop.mayor = town.name"]).foreign_keys
+    assert added == (declared, ForeignKey("shop", "mayor", "town", "name"))
+    with pytest.raises(UserError, match="does not name two columns"):
+        reflect("towns", file, ["shop.nobody = town.name"])
+
+
+def test_reading_does_not_touch_the_file(file: Path) -> None:
+    before = file_hash(file)
+    reflect("towns", file)
+    assert file_hash(file) == before
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+def test_schema_survives_json_and_names_everything(file: Path) -> None:
+    schema = reflect("towns", file)
+    assert Schema.from_json(schema.to_json()) == schema
+    text = schema_text(schema)
+    assert "table town: id (number; primary key), name (text; e.g. Ulm | Köln)" in text
+    assert "shop.town_id = town.id" in text
+
+
+def test_a_small_budget_drops_detail_not_columns(file: Path) -> None:
+    schema = reflect("towns", file)
+    full = fitting_schema_text(schema, 10_000, len)
+    names = fitting_schema_text(schema, 1, len)
+    assert full == schema_text(schema) and len(names) < len(full)
+    assert all(column.name in names for table in schema.tables for column in table.columns)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "does not exist"), (b"not a database at all", "is not a SQLite database")]
+)
+def test_a_wrong_file_is_one_line(tmp_path: Path, content: bytes | None, message: str) -> None:
+    path = tmp_path / "wrong.sqlite"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        database_file(str(path))
+
+
+def test_other_engines_are_refused_by_name() -> None:
+    with pytest.raises(UserError, match="only SQLite"):
+        database_file("postgresql://localhost/sales")
+
+
+def test_an_empty_database_says_so(tmp_path: Path) -> None:
+    sqlite3.connect(tmp_path / "empty.sqlite").close()
+    (tmp_path / "empty.sqlite").touch()
+    with pytest.raises(UserError, match="has no tables"):
+        open_catalogue([DatabaseConfig(name="empty", url=str(tmp_path / "empty.sqlite"))])
+
+
+def test_names_are_unique(file: Path) -> None:
+    config = DatabaseConfig(name="towns", url=str(file))
+    with pytest.raises(UserError, match="two databases"):
+        open_catalogue([config, config])
