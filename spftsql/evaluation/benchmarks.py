@@ -68,9 +68,7 @@ def load_benchmark(config: DataConfig, seed: int, workspace: Path) -> Benchmark:
         held = {example.id for example in gate}
         train = [example for example in train if example.id not in held]
     if not train:
-        raise UserError(
-            f"{config.benchmark}: no labelled training questions; check the files in {config.root}"
-        )
+        raise UserError(f"{config.benchmark}: no labelled training questions; check the files in {config.root}")
     if not whole.test:
         raise UserError(f"{config.benchmark}: no test questions; check the files in {config.root}")
     canonical = open_catalogue(whole.databases) if config.canonical_sql else None
@@ -78,9 +76,7 @@ def load_benchmark(config: DataConfig, seed: int, workspace: Path) -> Benchmark:
     return replace(whole, train=parts[0], gate=parts[1], test=parts[2], withheld=withheld)
 
 
-def check_labels(
-    examples: Sequence[Example], run: Runner
-) -> tuple[tuple[Example, ...], tuple[SetAside, ...]]:
+def check_labels(examples: Sequence[Example], run: Runner) -> tuple[tuple[Example, ...], tuple[SetAside, ...]]:
     """Sets aside the labels whose SQL does not parse or does not execute.
 
     `run` executes statements of one database in the sandbox and says for each whether it ran, and if not,
@@ -180,9 +176,7 @@ def _demo(workspace: Path) -> Benchmark:
                 hardness=label.hardness,
             )
         )
-    version = content_hash(
-        [(e.id, e.question, e.sql) for part in PARTS for e in parts[part]], file_hash(path)
-    )
+    version = content_hash([(e.id, e.question, e.sql) for part in PARTS for e in parts[part]], file_hash(path))
     databases = (DatabaseConfig(name=DATABASE_NAME, url=str(path)),)
     train, gate, test = (tuple(parts[part]) for part in PARTS)
     return Benchmark("demo", version, databases, train, gate, test)

@@ -17,16 +17,16 @@ _BIRD_SEPARATOR = "\t----- bird -----\t"
 
 
 def read_predictions(path: Path, db_ids: Sequence[str]) -> list[str]:
-    """One statement per question, in the questions' order; an empty line is an empty prediction.
+    """One statement per question, in the questions' order; an empty line, or JSON that is no string, is empty.
 
     `db_ids` are the databases of the questions. A line's statement ends at its first tab. A JSON object has
     the keys "0" to "n-1", in any order. Raises `UserError` when predictions and questions cannot belong to
     each other.
     """
+    if not path.is_file():
+        raise UserError(f"predictions file {path} does not exist")
     try:
         text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"predictions file {path} does not exist") from None
     except UnicodeDecodeError as error:
         raise UserError(f"predictions file {path} is not UTF-8 (byte {error.start})") from None
     rows = _json_rows(path, text) if text.lstrip()[:1] in ("{", "[") else _lines(text, len(db_ids))
@@ -65,8 +65,6 @@ def _json_rows(path: Path, text: str) -> list[tuple[str, str]]:
                 f'{path}: the keys of the JSON object must be "0" to "{len(tree) - 1}", the questions\' order'
             )
         tree = [tree[key] for key in keys]
-    odd = next((index for index, row in enumerate(tree) if not isinstance(row, str)), None)
-    if odd is not None:
-        raise UserError(f"{path}: prediction {odd} is not a string of SQL")
-    parts = [row.partition(_BIRD_SEPARATOR) for row in tree]
+    # A number or null is what some systems write for a question that they gave up.
+    parts = [row.partition(_BIRD_SEPARATOR) if isinstance(row, str) else ("", "", "") for row in tree]
     return [(sql.strip(), database.strip()) for sql, _, database in parts]

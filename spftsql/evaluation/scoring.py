@@ -8,7 +8,6 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -113,9 +112,7 @@ def score_command(
     answers = read_predictions(predictions, [question.db_id for question in test.rows])
     used = {question.db_id for question in test.rows}
     databases = {
-        name: database_file(config.url)
-        for name, config in database_configs(benchmark, root).items()
-        if name in used
+        name: database_file(config.url) for name, config in database_configs(benchmark, root).items() if name in used
     }
     if not databases:
         raise UserError(f"{benchmark}: no database file for any question in {root}; run `spftsql data check`")
@@ -154,9 +151,7 @@ def render(result: ScoreResult) -> str:
     lines.append(f"policy {result.policy}; " + "; ".join(f"{k} {v}" for k, v in result.versions.items()))
     counts = Counter(result.hardness)
     solved = Counter(level for level, right in zip(result.hardness, result.correct, strict=True) if right)
-    order = sorted(
-        counts, key=lambda level: (_LEVELS.index(level) if level in _LEVELS else len(_LEVELS), level)
-    )
+    order = sorted(counts, key=lambda level: (_LEVELS.index(level) if level in _LEVELS else len(_LEVELS), level))
     rows = [AccuracyRow(level, solved[level], counts[level]) for level in order]
     mix = Counter(item.verdict for item in result.items).most_common()
     lines += ["", accuracy_table(rows, header="hardness"), "", "| verdict | questions |", "|---|---|"]
@@ -199,29 +194,23 @@ def _verify(
     progress: Callable[[int, int], None],
 ) -> dict[int, Verdict]:
     """The verdict of every request; each of `workers` threads has its own verifier, thus a child process."""
+    from spftsql.verification.batches import batches_by_database
     from spftsql.verification.worker import Verifier
 
-    by_database: dict[str, list[int]] = {}
-    for index, request in requests.items():
-        by_database.setdefault(request.db_id, []).append(index)
-    batches = [group[i : i + _BATCH] for group in by_database.values() for i in range(0, len(group), _BATCH)]
-    waiting: queue.SimpleQueue[list[int]] = queue.SimpleQueue()
-    for batch in batches:
-        waiting.put(batch)
-
+    batches: queue.SimpleQueue[list[VerificationRequest]] = queue.SimpleQueue()
+    for batch in batches_by_database(list(requests.values()), _BATCH):
+        batches.put(batch)
     verdicts: dict[int, Verdict] = {}
     progress(0, len(requests))
 
     def work() -> None:
-        with closing(Verifier(databases, LIMITS)) as verifier:
+        with Verifier(databases, LIMITS) as verifier:
             while True:
                 try:
-                    batch = waiting.get_nowait()
+                    batch = batches.get_nowait()
                 except queue.Empty:
                     return
-                verdicts.update(
-                    zip(batch, verifier.verify([requests[index] for index in batch]), strict=True)
-                )
+                verdicts.update((int(verdict.id), verdict) for verdict in verifier.verify(batch))
                 progress(len(verdicts), len(requests))
 
     with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:

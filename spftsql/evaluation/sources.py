@@ -68,9 +68,7 @@ def read_questions(benchmark: str, root: Path, part: Part, split: str = "questio
     file.
     """
     if not root.is_dir():
-        raise UserError(
-            f"{benchmark}: {root} is not a directory; set data.root (or --root) to the benchmark's"
-        )
+        raise UserError(f"{benchmark}: {root} is not a directory; set data.root (or --root) to the benchmark's")
     return _READERS[benchmark](root, part, split)
 
 
@@ -82,9 +80,7 @@ def database_configs(benchmark: str, root: Path) -> dict[str, DatabaseConfig]:
     if benchmark == "geoquery":
         files = sorted(root.glob("*.sqlite"))
         if len(files) != 1:
-            raise UserError(
-                f"geoquery: {root} must hold one .sqlite file, the GeoQuery database; found {len(files)}"
-            )
+            raise UserError(f"geoquery: {root} must hold one .sqlite file, the GeoQuery database; found {len(files)}")
         name = GEOQUERY_DATABASE
         return {name: DatabaseConfig(name=name, url=str(files[0]), foreign_keys=GEOQUERY_KEYS)}
     found: dict[str, DatabaseConfig] = {}
@@ -128,9 +124,7 @@ def _spider(root: Path, part: Part, split: str) -> Questions:
         files = [_existing("spider", root, ("train_spider.json",), advice)]
         files += [file for file in [root / "train_others.json"] if file.is_file()]
         texts = ("question", "SpiderQuestion")
-    rows = [
-        _question(row, file, i, texts, ("query",)) for file in files for i, row in enumerate(_json_rows(file))
-    ]
+    rows = [_question(row, file, i, texts, ("query",)) for file in files for i, row in enumerate(_json_rows(file))]
     return Questions(tuple(rows), tuple(files))
 
 
@@ -138,9 +132,7 @@ def _bird(root: Path, part: Part, split: str) -> Questions:
     if part == "gate":
         return Questions((), ())
     name = "dev" if part == "test" else "train"
-    file = _existing(
-        "bird", root, (f"{name}.json", f"{name}/{name}.json"), f"it comes with BIRD's {name} download"
-    )
+    file = _existing("bird", root, (f"{name}.json", f"{name}/{name}.json"), f"it comes with BIRD's {name} download")
     rows = [_question(row, file, i, ("question",), ("SQL",)) for i, row in enumerate(_json_rows(file))]
     return Questions(tuple(rows), (file,))
 
@@ -177,9 +169,7 @@ def _question(row: Any, file: Path, index: int, texts: Sequence[str], sqls: Sequ
         keys = f"db_id, {' or '.join(texts)}, and {' or '.join(sqls)}"
         raise UserError(f"{file}: row {index} needs non-empty text in {keys}")
     db_id, question, sql = map(str, values)
-    return Question(
-        db_id, question, sql, str(fields.get("evidence") or ""), str(fields.get("difficulty") or "")
-    )
+    return Question(db_id, question, sql, str(fields.get("evidence") or ""), str(fields.get("difficulty") or ""))
 
 
 def _json_rows(file: Path) -> list[Any]:
@@ -194,7 +184,7 @@ def _json_rows(file: Path) -> list[Any]:
 
 def _json_lines(file: Path) -> list[Any]:
     rows = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):
+    for number, line in enumerate(file.read_bytes().split(b"\n"), start=1):
         if line.strip():
             try:
                 rows.append(json.loads(line))
