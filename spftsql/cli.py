@@ -108,7 +108,7 @@ def score(
         result = score_command(benchmark, root, predictions, _policy(policy), keep_distinct, workers, progress)
     if out is not None:
         out.write_text(result.to_json(), encoding="utf-8")
-    _out.print(render(result), markup=False)
+    _out.print(render(result), markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -225,7 +225,7 @@ def data_check(
     from spftsql.evaluation.data_check import check_data, render_findings
 
     findings = check_data(root, benchmark)
-    _out.print(render_findings(findings), markup=False)
+    _out.print(render_findings(findings), markup=False, soft_wrap=True)
     if any(finding.state in ("missing", "partial") for finding in findings):
         raise typer.Exit(1)
 

@@ -8,7 +8,7 @@ they fail.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,7 +23,6 @@ from spftsql.evaluation.sources import Part, database_configs, read_questions
 from spftsql.records import Example, content_hash
 
 PARTS: tuple[Part, ...] = ("train", "gate", "test")
-Runner = Callable[[str, list[str]], list[tuple[bool, str]]]  # database, statements -> (ran, why not)
 
 
 @dataclass(frozen=True)
@@ -43,15 +42,6 @@ class Benchmark:
     test: tuple[Example, ...]
     withheld: int = 0
     notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class SetAside:
-    """A label that cannot be learnt from: its index among the examples given, its id, and what is wrong."""
-
-    index: int
-    id: str
-    reason: str
 
 
 def load_benchmark(config: DataConfig, seed: int, workspace: Path) -> Benchmark:
@@ -74,28 +64,6 @@ def load_benchmark(config: DataConfig, seed: int, workspace: Path) -> Benchmark:
     canonical = open_catalogue(whole.databases) if config.canonical_sql else None
     parts = [tuple(_finished(example, canonical) for example in part) for part in (train, gate, whole.test)]
     return replace(whole, train=parts[0], gate=parts[1], test=parts[2], withheld=withheld)
-
-
-def check_labels(examples: Sequence[Example], run: Runner) -> tuple[tuple[Example, ...], tuple[SetAside, ...]]:
-    """Sets aside the labels whose SQL does not parse or does not execute.
-
-    `run` executes statements of one database in the sandbox and says for each whether it ran, and if not,
-    why.
-    """
-    reasons: dict[int, str] = {}
-    by_database: dict[str, list[int]] = {}
-    for index, example in enumerate(examples):
-        if _parses(example.sql):
-            by_database.setdefault(example.db_id, []).append(index)
-        else:
-            reasons[index] = "does not parse"
-    for db_id, indices in by_database.items():
-        outcomes = run(db_id, [examples[index].sql for index in indices])
-        for index, (ran, why) in zip(indices, outcomes, strict=True):
-            if not ran:
-                reasons[index] = f"does not execute: {why}"
-    good = tuple(example for index, example in enumerate(examples) if index not in reasons)
-    return good, tuple(SetAside(index, examples[index].id, reasons[index]) for index in sorted(reasons))
 
 
 def template_id(sql: str) -> str:
@@ -203,7 +171,8 @@ def _finished(example: Example, databases: Mapping[str, Database] | None) -> Exa
     return replace(example, sql=sql, template=template_id(sql))
 
 
-def _parses(sql: str) -> bool:
+def parses(sql: str) -> bool:
+    """Whether `sql` is one query that sqlglot can read; the method works on parse trees."""
     try:
         return isinstance(sqlglot.parse_one(sql, dialect="sqlite"), sqlglot.exp.Query)
     except sqlglot.errors.SqlglotError:

@@ -9,7 +9,7 @@ from pathlib import Path
 from spftsql.config import Config
 from spftsql.databases.catalogue import open_catalogue
 from spftsql.errors import UserError
-from spftsql.evaluation.benchmarks import Benchmark, load_benchmark
+from spftsql.evaluation.benchmarks import Benchmark, load_benchmark, parses
 from spftsql.execution import open_execution
 from spftsql.progress import Reporter
 from spftsql.records import Example, Mode, VerificationRequest
@@ -49,6 +49,8 @@ def run(config: Config, report: Reporter) -> Result:
     directory = Run(config)
     try:
         benchmark = load_benchmark(config.data, config.seed, directory.root)
+        for note in benchmark.notes:
+            report.say(f"  {note}")
         catalogue = open_catalogue(benchmark.databases)
         files = {name: database.path for name, database in catalogue.items()}
         with open_execution(config, files) as execution:
@@ -82,17 +84,18 @@ def _loop(stages: Stages, benchmark: Benchmark) -> Result:
 
 
 def usable_labels(stages: Stages, title: str, examples: Sequence[Example]) -> list[Example]:
-    """The labelled pairs whose SQL runs. The others are reported by index, set aside and counted."""
+    """The labelled pairs whose SQL parses and runs. The others are reported by index, set aside and counted."""
     requests = [VerificationRequest(e.id, e.db_id, e.sql, None, "strict") for e in examples]
     verdicts = stages.verify(title, requests)
     good = []
     for index, example in enumerate(examples):
         verdict = verdicts[example.id]
-        if verdict.status == "ran":
+        if verdict.status == "ran" and parses(example.sql):
             good.append(example)
             continue
-        stages.run.event("label-set-aside", set=title, index=index, id=example.id, reason=verdict.reason)
-        stages.report.say(f"  {title}: pair {index} set aside ({verdict.status}: {verdict.reason})")
+        reason = f"{verdict.status}: {verdict.reason}" if verdict.status != "ran" else "does not parse"
+        stages.run.event("label-set-aside", set=title, index=index, id=example.id, reason=reason)
+        stages.report.say(f"  {title}: pair {index} set aside ({reason})")
     if not good:
         raise UserError(f"{title}: none of the {len(examples)} labelled SQL statements runs on its database")
     return good

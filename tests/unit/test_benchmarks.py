@@ -15,7 +15,7 @@ import pytest
 from spftsql.config import DatabaseConfig, DataConfig
 from spftsql.databases.catalogue import open_catalogue
 from spftsql.errors import UserError
-from spftsql.evaluation.benchmarks import check_labels, load_benchmark
+from spftsql.evaluation.benchmarks import load_benchmark
 from spftsql.evaluation.hardness import spider_hardness
 
 
@@ -124,33 +124,6 @@ def test_bad_files_are_refused(towns: DataConfig, tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text("{}\nnonsense\n")
     with pytest.raises(UserError, match="line 2 is not JSON"):
         load_benchmark(towns, 0, tmp_path)
-
-
-def test_labels_that_do_not_parse_or_run_are_set_aside(towns: DataConfig, tmp_path: Path) -> None:
-    rows = [question(1), question(2), question(3), question(4)]
-    rows[1]["sql"] = "SELECT name FROM city WHERE ("
-    rows[2]["sql"] = "SELECT mayor FROM city"
-    write_lines(tmp_path / "train.jsonl", rows)
-    config = towns.model_copy(update={"gate_share": 0.0})
-    examples = load_benchmark(config, 0, tmp_path).train
-
-    def run(db_id: str, statements: list[str]) -> list[tuple[bool, str]]:
-        outcomes = []
-        with closing(sqlite3.connect(tmp_path / "database" / db_id / f"{db_id}.sqlite")) as connection:
-            for sql in statements:
-                try:
-                    connection.execute(sql).fetchall()
-                    outcomes.append((True, ""))
-                except sqlite3.Error as error:
-                    outcomes.append((False, str(error)))
-        return outcomes
-
-    good, set_aside = check_labels(examples, run)
-    assert [example.id for example in good] == ["jsonl-train-00000", "jsonl-train-00003"]
-    assert [(s.index, s.id, s.reason) for s in set_aside] == [
-        (1, "jsonl-train-00001", "does not parse"),
-        (2, "jsonl-train-00002", "does not execute: no such column: mayor"),
-    ]
 
 
 def test_the_demo_has_all_three_parts(tmp_path: Path) -> None:
