@@ -1,0 +1,41 @@
+"""A run killed in any stage and started again finishes, keeps what was done, and ends as if nothing had happened."""
+
+from pathlib import Path
+
+import pytest
+
+from tests import loops
+
+STAGES = [
+    "base",
+    "verify-labels",
+    "train-labels",
+    "verify-sql-1",
+    "generate-questions-1",
+    "train-round-1",
+    "generate-selection-sft-vbi-1",
+    "verify-selection-sft-vbi-1",
+    "generate-play-1",
+    "verify-play-1",
+    "train-play-1",
+    "generate-final",
+    "verify-final",
+]
+LOCAL = {"execution": "local", "generation.engine": "transformers"}
+
+
+@pytest.mark.integration
+@pytest.mark.timeout(900)
+def test_a_loop_killed_in_every_stage_ends_like_one_that_was_not(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    whole = loops.finish(tmp_path / "whole", LOCAL, log, timeout=300)
+    for stage in STAGES:
+        loops.kill_in_stage(tmp_path / "killed", LOCAL, stage, log, delay=0.3)
+    resumed = loops.finish(tmp_path / "killed", LOCAL, log, timeout=300)
+
+    built = [e["name"] for e in loops.events(tmp_path / "killed") if e.get("outcome") == "built"]
+    assert len(built) == len(set(built)), "a finished stage was built again"
+    assert set(STAGES) <= set(built)
+    assert [row["n"] for row in resumed["rows"]] == [row["n"] for row in whole["rows"]]
+    again = loops.finish(tmp_path / "killed", LOCAL, log, timeout=60)
+    assert again == resumed

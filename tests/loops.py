@@ -1,0 +1,78 @@
+"""A small loop in a process of its own, for the tests that run it, kill it and resume it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+# Small enough for seconds on one core, long enough for the question model to learn to say values.
+SMALL = {
+    "model.scratch": "{hidden_size: 64, layers: 1, heads: 2, intermediate_size: 128, vocabulary: 1200, dropout: 0.0}",
+    "training.workers": "1",
+    "training.micro_batch": "16",
+    "training.checkpoint_steps": "20",
+    "sft.steps": "60",
+    "question_model.steps": "60",
+    "synthesis.candidates": "4",
+    "vbi.optimization.steps": "60",
+    "vbi.train_pairs": "40",
+    "vbi.play_pairs": "20",
+    "vbi.selection_pairs": "10",
+    "generation.max_tokens": "24",
+    "cluster.dashboard": "false",
+}
+
+
+def command(run_dir: Path, settings: Mapping[str, str]) -> list[str]:
+    """`spftsql run demo` with the small settings, then `settings`."""
+    overrides = {**SMALL, "run_dir": str(run_dir), **settings}
+    return [sys.executable, "-m", "spftsql", "run", "demo", *(f"--set={k}={v}" for k, v in overrides.items())]
+
+
+def start(run_dir: Path, settings: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
+    """Starts the loop as the leader of its own process group."""
+    with log.open("ab") as file:
+        return subprocess.Popen(command(run_dir, settings), stdout=file, stderr=file, start_new_session=True)
+
+
+def events(run_dir: Path) -> list[dict[str, Any]]:
+    """What the run wrote down so far."""
+    path = run_dir / "demo" / "events.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def kill_in_stage(run_dir: Path, settings: Mapping[str, str], stage: str, log: Path, delay: float) -> None:
+    """Runs the loop until `stage` has been at work for `delay` seconds (or is built), then kills the process group."""
+    seen = len(events(run_dir))
+    process = start(run_dir, settings, log)
+    try:
+        while process.poll() is None:
+            if any(e.get("name") == stage and e.get("outcome") == "started" for e in events(run_dir)[seen:]):
+                time.sleep(delay)
+                break
+            time.sleep(0.05)
+    finally:
+        running = process.poll() is None
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert running, f"the loop ended before {stage} began:\n{log.read_text()[-3000:]}"
+
+
+def finish(run_dir: Path, settings: Mapping[str, str], log: Path, timeout: float) -> dict[str, Any]:
+    """Runs the loop to its end and returns `result.json`."""
+    process = start(run_dir, settings, log)
+    try:
+        process.wait(timeout)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, log.read_text()[-5000:]
+    result: dict[str, Any] = json.loads((run_dir / "demo" / "result.json").read_text())
+    return result
