@@ -1,0 +1,96 @@
+"""The values of a database, for filling SQL: distinct values of columns with their counts, read once and kept."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+
+Value = str | int | float
+Row = tuple[Value, ...]
+
+_CAP = 5_000  # distinct values (or rows) kept per column
+_LONGEST = 60  # characters of a value that a question could still mention
+
+
+class Values:
+    """Reads a SQLite file through one read-only connection. Not for use in several threads at once."""
+
+    def __init__(self, path: Path) -> None:
+        self._connection = sqlite3.connect(f"file:{path.resolve()}?mode=ro&immutable=1", uri=True)
+        self._connection.text_factory = lambda raw: raw.decode("utf-8", errors="replace")
+        self._columns: dict[tuple[str, str], list[tuple[Value, int]]] = {}
+        self._rows: dict[tuple[str, tuple[str, ...]], tuple[list[Row], list[float]]] = {}
+        self._shared: dict[tuple[tuple[str, str], ...], tuple[list[Value], list[float]]] = {}
+        self._ordered: dict[tuple[str, str], list[Value]] = {}
+
+    def column(self, table: str, column: str) -> list[tuple[Value, int]]:
+        """The distinct values of a column with their counts, most frequent first; no NULL, no blob."""
+        key = (table, column)
+        if key not in self._columns:
+            self._columns[key] = [(row[0], count) for row, count in self._read(table, (column,))]
+        return self._columns[key]
+
+    def draw(self, rng: random.Random, columns: Sequence[tuple[str, str]]) -> Value | None:
+        """A value that all of `columns` have (else one of the first), mildly preferring frequent ones."""
+        key = tuple(columns)
+        if key not in self._shared:
+            first = self.column(*key[0])
+            others = [{value for value, _ in self.column(*name)} for name in key[1:]]
+            common = [pair for pair in first if all(pair[0] in other for other in others)] or first
+            kept = [pair for pair in common if _sayable(pair[0])]
+            self._shared[key] = [value for value, _ in kept], _cumulative([count for _, count in kept])
+        choices, weights = self._shared[key]
+        return rng.choices(choices, cum_weights=weights)[0] if choices else None
+
+    def draw_row(self, rng: random.Random, table: str, columns: Sequence[str]) -> Row | None:
+        """Values of several columns that stand together in a row of `table`."""
+        key = (table, tuple(columns))
+        if key not in self._rows:
+            found = [(row, count) for row, count in self._read(*key) if all(map(_sayable, row))]
+            self._rows[key] = [row for row, _ in found], _cumulative([count for _, count in found])
+        rows, weights = self._rows[key]
+        return rng.choices(rows, cum_weights=weights)[0] if rows else None
+
+    def threshold(self, rng: random.Random, table: str, column: str) -> Value | None:
+        """A value to compare a column with by `<` or `>`: between its outer tenths, round half of the time."""
+        key = (table, column)
+        if key not in self._ordered:
+            sayable = [value for value, _ in self.column(table, column) if _sayable(value)]
+            self._ordered[key] = sorted(sayable, key=lambda v: (isinstance(v, str), v))
+        values = self._ordered[key]
+        if not values:
+            return None
+        value = values[int((0.1 + 0.8 * rng.random()) * len(values))]
+        if isinstance(value, str) or rng.random() < 0.5:
+            return value
+        rounded = type(value)(f"{value:.2g}") if isinstance(value, float) else int(float(f"{value:.2g}"))
+        low, high = values[0], values[-1]
+        inside = not isinstance(low, str) and not isinstance(high, str) and low < rounded < high
+        return rounded if inside else value
+
+    def _read(self, table: str, columns: tuple[str, ...]) -> list[tuple[Row, int]]:
+        names = ", ".join(_quoted(column) for column in columns)
+        kinds = " AND ".join(f"typeof({_quoted(c)}) IN ('text', 'integer', 'real')" for c in columns)
+        query = (
+            f"SELECT {names}, COUNT(*) FROM {_quoted(table)} WHERE {kinds} "
+            f"GROUP BY {names} ORDER BY COUNT(*) DESC, {names} LIMIT {_CAP}"
+        )
+        return [(tuple(row[:-1]), int(row[-1])) for row in self._connection.execute(query)]
+
+
+def _cumulative(counts: Sequence[int]) -> list[float]:
+    return list(accumulate(count**0.5 for count in counts))
+
+
+def _sayable(value: Value) -> bool:
+    """Whether a question can mention the value: short, printable, no blanks at its ends."""
+    if not isinstance(value, str):
+        return value == value and abs(value) < 1e15
+    return 0 < len(value) <= _LONGEST and value == value.strip() and value.isprintable() and "\ufffd" not in value
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'

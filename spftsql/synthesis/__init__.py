@@ -1,0 +1,1 @@
+"""SQL synthesis: canonical SQL, templates from labelled SQL, and templates filled from a database."""

@@ -1,0 +1,254 @@
+"""Templates filled from a database: new values for columns that labels used, or new columns near each other.
+
+Sampling follows the training distribution (a template's count) times a weight, the columns follow the distance in the
+key graph (Hu et al. 2023, arXiv 2212.08785), and the values come from the columns that they are compared with.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import accumulate, pairwise
+from math import exp
+from pathlib import Path
+
+from spftsql.databases.schema import Schema
+from spftsql.databases.values import Values
+from spftsql.records import Statement, content_hash
+from spftsql.synthesis.joins import ColumnName, KeyGraph, key_graph
+from spftsql.synthesis.rendering import Compiled, compile_template, render
+from spftsql.synthesis.templates import Bindings, Slot, Tables, Template, Value
+
+_FRUITLESS = 200  # fills of a template in a row that gave nothing new, before it is given up
+_FAR = 1.5  # how fast the weight of a table falls with its distance in the key graph
+_MOST_TABLES = 4  # in one SELECT, bridges included
+
+
+def fill(
+    template: Template,
+    bindings_pool: Sequence[Bindings],
+    schema: Schema,
+    values: Values,
+    rng: random.Random,
+    column_substitution: float,
+) -> tuple[str, Bindings] | None:
+    """One statement of `template` over `schema`, in canonical form, and what it was filled with.
+
+    With probability `column_substitution` (or where `bindings_pool`, the bindings seen with this database, is empty)
+    the columns are drawn anew and the joins derived from the keys; else one of the bindings keeps its columns and gets
+    new values. None where this draw gave nothing: no fitting columns, no values, no way to join.
+    """
+    graph, compiled = key_graph(schema), compile_template(template.sql)
+    if not bindings_pool or rng.random() < column_substitution:
+        if compiled.places:
+            return None  # tables told apart by their place (self-joins) cannot be joined anew from the keys
+        bindings = _substitute(template, compiled, graph, rng)
+    else:
+        bindings = rng.choice(bindings_pool)
+    if bindings is None:
+        return None
+    drawn = _draw_values(template, bindings, values, rng)
+    if drawn is None:
+        return None
+    bindings = replace(bindings, values=drawn)
+    sql = render(compiled, bindings, graph)
+    return (sql, bindings) if sql is not None else None
+
+
+def synthesize(
+    pool: Sequence[Template],
+    schemas: Mapping[str, Schema],
+    databases: Mapping[str, Path],
+    count: int,
+    seed: int,
+    column_substitution: float,
+    weights: Mapping[str, float] | None,
+    exclude: Container[str],
+) -> Iterator[Statement]:
+    """Up to `count` distinct statements, none of them in `exclude` (canonical SQL); the same for the same seed.
+
+    A template is drawn by its count times its weight (1 where `weights` has none), and given up after many draws in a
+    row without anything new; the iterator ends early when all are.
+    """
+    rng = random.Random(f"synthesize {seed}")
+    names = sorted(schemas)
+    values = {name: Values(databases[name]) for name in names}
+    alive: list[tuple[Template, float]] = []
+    for template in pool:
+        weight = template.count * (weights.get(template.id, 1.0) if weights is not None else 1.0)
+        if weight > 0 and (column_substitution > 0 or any(b.db_id in schemas for b in template.bindings)):
+            alive.append((template, weight))
+    seen_with: dict[str, dict[str, list[Bindings]]] = {}
+    for template, _ in alive:
+        by_database = seen_with.setdefault(template.id, {})
+        for bindings in template.bindings:
+            if bindings.db_id in schemas:
+                by_database.setdefault(bindings.db_id, []).append(bindings)
+    fruitless = dict.fromkeys(seen_with, 0)
+    made: set[str] = set()
+    cumulative = list(accumulate(weight for _, weight in alive))
+    while alive and len(made) < count:
+        template = rng.choices(alive, cum_weights=cumulative)[0][0]
+        known = seen_with[template.id]
+        if known and rng.random() >= column_substitution:
+            db_id, substitution = rng.choice([name for name, found in known.items() for _ in found]), 0.0
+        else:
+            db_id, substitution = rng.choice(names), 1.0
+        filled = fill(template, known.get(db_id, ()), schemas[db_id], values[db_id], rng, substitution)
+        identity = content_hash(db_id, filled[0]) if filled is not None else ""
+        if filled is None or identity in made or filled[0] in exclude:
+            fruitless[template.id] += 1
+            if fruitless[template.id] >= _FRUITLESS:
+                alive = [entry for entry in alive if entry[0].id != template.id]
+                cumulative = list(accumulate(weight for _, weight in alive))
+            continue
+        fruitless[template.id] = 0
+        made.add(identity)
+        yield Statement(identity, db_id, filled[0], template.id, filled[1].to_json(), seed)
+
+
+def _substitute(template: Template, compiled: Compiled, graph: KeyGraph, rng: random.Random) -> Bindings | None:
+    """New columns: slots that shared a table share one again; linked slots keep to one domain of values."""
+    model = rng.choice(template.bindings) if template.bindings else None
+    groups: dict[object, list[Slot]] = {}
+    for slot in template.slots:
+        if slot.role == "column":
+            at = model.columns[slot.name][0] if model else _first_scope(slot.name, compiled)
+            groups.setdefault(at, []).append(slot)
+    partners: dict[str, list[str]] = {}
+    for left, right in compiled.links:
+        partners.setdefault(left, []).append(right)
+        partners.setdefault(right, []).append(left)
+    columns: dict[str, ColumnName] = {}
+    tables: list[str] = []
+    for group in groups.values():
+        choices = []
+        for table in graph.schema.tables:
+            picked = _pick(table.name, group, columns, partners, graph, rng)
+            if picked is not None:
+                choices.append((table.name, picked, _nearness(table.name, tables, graph)))
+        if not any(weight for _, _, weight in choices):
+            return None
+        name, picked, _ = rng.choices(choices, weights=[weight for _, _, weight in choices])[0]
+        columns |= picked
+        tables.append(name)
+    scopes = []
+    for number, derived in enumerate(compiled.derived):
+        wanted = list(dict.fromkeys(columns[s][0] for s in compiled.scope_slots[number] if s != "*"))
+        seen = len(model.scopes[number].tables) if model else 1
+        if derived or (model and not seen):
+            scopes.append(Tables(()))
+            continue
+        if not wanted:
+            wanted = [rng.choice(tables or [table.name for table in graph.schema.tables])]
+        connected = graph.connect(wanted)
+        while connected is not None and len(connected) < seen:
+            near = graph.neighbours(connected)
+            if not near:
+                return None
+            connected = graph.connect([*connected, rng.choice(near)])
+        if connected is None or len(connected) > max(_MOST_TABLES, seen):
+            return None
+        scopes.append(Tables(connected))
+    observed = model.values if model else {}
+    return Bindings(graph.schema.db_id, columns, observed, tuple(scopes))
+
+
+def _first_scope(slot: str, compiled: Compiled) -> int:
+    return next((number for number, slots in enumerate(compiled.scope_slots) if slot in slots), -1)
+
+
+def _pick(
+    table: str,
+    group: Sequence[Slot],
+    columns: Mapping[str, ColumnName],
+    partners: Mapping[str, Sequence[str]],
+    graph: KeyGraph,
+    rng: random.Random,
+) -> dict[str, ColumnName] | None:
+    """A column of `table` for every slot of the group, each another one; None where there are not enough."""
+    picked: dict[str, ColumnName] = {}
+    for slot in group:
+        near = [
+            graph.domain(found)
+            for partner in partners.get(slot.name, ())
+            if (found := columns.get(partner) or picked.get(partner)) is not None
+        ]
+        choices = [
+            column
+            for column in graph.columns(table, slot.kind, slot.key)
+            if column not in picked.values()
+            and column not in columns.values()
+            and all(graph.domain(column) == domain for domain in near)
+        ]
+        if not choices:
+            return None
+        picked[slot.name] = rng.choice(choices)
+    return picked
+
+
+def _nearness(table: str, others: Sequence[str], graph: KeyGraph) -> float:
+    if not others:
+        return float(min(graph.rows(table), 1))
+    distance = graph.distance(table, others)
+    return exp(-_FAR * distance) if distance is not None else 0.0
+
+
+def _draw_values(template: Template, bindings: Bindings, values: Values, rng: random.Random) -> dict[str, Value] | None:
+    """A literal for every value slot; equalities over one table come from one row, so that they can hold at once."""
+    slots = [slot for slot in template.slots if slot.role == "value"]
+    drawn: dict[str, Value] = {}
+    for names, columns in _together(slots, bindings):
+        row = values.draw_row(rng, columns[0][0], [column for _, column in columns])
+        if row is not None:
+            drawn |= dict(zip(names, row, strict=True))
+    for slot in slots:
+        if slot.name in drawn:
+            continue
+        columns = [bindings.columns[name] for name in slot.of]
+        observed = bindings.values.get(slot.name)
+        for _ in range(5):
+            value = _draw_value(slot, columns, observed, values, rng)
+            if value is None:
+                return None
+            if not any(drawn[s.name] == value for s in slots if s.name in drawn and s.of == slot.of):
+                break
+        else:
+            return None
+        drawn[slot.name] = value
+    for low, high in pairwise(slots):
+        if low.operator == high.operator == "between" and low.of == high.of:
+            ends = sorted((drawn[low.name], drawn[high.name]), key=lambda v: (isinstance(v, str), v))
+            drawn[low.name], drawn[high.name] = ends
+    return drawn
+
+
+def _together(slots: Sequence[Slot], bindings: Bindings) -> list[tuple[list[str], list[ColumnName]]]:
+    """Equality slots on different columns of one table, by table."""
+    by_table: dict[str, dict[ColumnName, str]] = {}
+    for slot in slots:
+        if slot.operator == "equal" and len(slot.of) == 1:
+            column = bindings.columns[slot.of[0]]
+            by_table.setdefault(column[0], {}).setdefault(column, slot.name)
+    return [(list(found.values()), list(found)) for found in by_table.values() if len(found) > 1]
+
+
+def _draw_value(
+    slot: Slot, columns: Sequence[ColumnName], observed: Value | None, values: Values, rng: random.Random
+) -> Value | None:
+    if slot.operator == "count":
+        most = 2 * observed if isinstance(observed, int) else 0
+        return rng.randint(1, max(3, most))
+    if slot.operator == "limit":
+        return rng.randint(2, 10)
+    if slot.operator == "free" or not columns:
+        return observed
+    if slot.operator in ("range", "between"):
+        return values.threshold(rng, *columns[0])
+    value = values.draw(rng, columns)
+    if slot.operator == "like" and value is not None:
+        if isinstance(observed, str) and len(observed) <= 2:
+            return str(value)[: len(observed)]
+        return rng.choice(str(value).split())
+    return value
