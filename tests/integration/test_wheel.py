@@ -53,9 +53,7 @@ def test_what_is_imported_is_the_wheel(environment: Path, tmp_path: Path) -> Non
 def test_every_file_of_the_packages_is_in_the_wheel(environment: Path) -> None:
     (site,) = environment.glob("lib/python*/site-packages")
     packages = ["spftsql", "jobs", "serve", "cluster"]
-    listing = subprocess.run(
-        ["git", "ls-files", *packages], cwd=CHECKOUT, capture_output=True, text=True, check=True
-    )
+    listing = subprocess.run(["git", "ls-files", *packages], cwd=CHECKOUT, capture_output=True, text=True, check=True)
     assert [name for name in listing.stdout.splitlines() if not (site / name).exists()] == []
     assert {path.name for path in (site / "spftsql" / "lock").iterdir()} >= {"cpu.txt", "gpu.txt"}
 

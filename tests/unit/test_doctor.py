@@ -15,9 +15,7 @@ LOCK = Path("cpu.txt")
 
 
 def test_an_environment_as_locked_has_nothing_to_mend() -> None:
-    (summary,) = doctor.package_checks(
-        {"ray": "2.60.0", "rich": "15.0.0"}, {"ray": "2.60.0", "rich": "15.0.0"}, LOCK
-    )
+    (summary,) = doctor.package_checks({"ray": "2.60.0", "rich": "15.0.0"}, {"ray": "2.60.0", "rich": "15.0.0"}, LOCK)
     assert summary.ok
     assert summary.repair == ""
 
@@ -44,9 +42,7 @@ def test_repair_of_a_package_installs_the_pin_and_nothing_else() -> None:
     assert check.repair.endswith("-m pip install --no-deps rich==15.0.0")
 
 
-def test_extension_is_found_where_the_variable_points(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_extension_is_found_where_the_variable_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
 
     def extension() -> doctor.Check:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.metadata
 import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -29,6 +32,7 @@ LIGHT = [
     "spftsql.verdicts",
     "spftsql.verification.local",
 ]
+PACKAGES = ["spftsql", "jobs", "serve", "cluster"]
 HEAVY = {"ray", "vllm", "deepspeed"}
 SHARED_PINS = [
     "ray",
@@ -44,12 +48,26 @@ SHARED_PINS = [
 
 
 def tracked() -> list[Path]:
-    listing = subprocess.run(
-        ["git", "ls-files", "-z"], cwd=CHECKOUT, capture_output=True, text=True, check=False
-    )
+    listing = subprocess.run(["git", "ls-files", "-z"], cwd=CHECKOUT, capture_output=True, text=True, check=False)
     if listing.returncode:
         pytest.skip("not a git checkout")
     return [path for name in listing.stdout.split("\0") if name and (path := CHECKOUT / name).is_file()]
+
+
+def imports(path: Path) -> set[str]:
+    """The top-level packages that a file imports, at its head or within functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+def names(requirements: Iterable[str]) -> set[str]:
+    """Normalised package names of requirements such as `ray[data]>=2.60`."""
+    return {re.sub(r"[-_.]+", "-", re.split(r"[^\w.-]", entry)[0]).lower() for entry in requirements}
 
 
 def pins(name: str) -> dict[str, str]:
@@ -62,9 +80,7 @@ def pins(name: str) -> dict[str, str]:
 @pytest.mark.parametrize("module", LIGHT)
 def test_light_modules_import_no_heavy_package(module: str) -> None:
     code = f"import sys, {module}; print(*({HEAVY!r} & set(sys.modules)))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == []
 
@@ -77,9 +93,7 @@ def test_no_module_has_a_name_that_says_nothing() -> None:
 def test_no_file_names_a_place_of_one_machine_or_a_package_registry() -> None:
     # Put together here so that this file is no finding itself.
     folders = "|".join(["work", "farm", "root"])
-    hosts = "|".join(
-        [r"pypi\.", r"python" + r"hosted\.", r"download\." + r"pytorch\.", r"registry\." + r"npmjs\."]
-    )
+    hosts = "|".join([r"pypi\.", r"python" + r"hosted\.", r"download\." + r"pytorch\.", r"registry\." + r"npmjs\."])
     forbidden = re.compile(rf"(?<![\w.])/(?:{folders})/|(?<![\w.])/home/(?!ray/)\w|(?:{hosts})(?:org|com)\b")
     found = []
     for path in tracked():
@@ -104,13 +118,24 @@ def test_locks_agree() -> None:
     assert not set(pins("dev.txt")) & (set(cpu) | set(gpu))
 
 
+def test_every_imported_package_is_declared() -> None:
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
+    declared = names(project["dependencies"]).union(*map(names, project["optional-dependencies"].values()))
+    # fastapi's own base, whose classes it hands out
+    declared |= {"starlette"}
+    distributions = importlib.metadata.packages_distributions()
+    undeclared = set()
+    for path in tracked():
+        if path.suffix == ".py" and path.relative_to(CHECKOUT).parts[0] in PACKAGES:
+            for module in imports(path) - set(sys.stdlib_module_names) - set(PACKAGES):
+                if not names(distributions.get(module, [module])) & declared:
+                    undeclared.add(f"{path.relative_to(CHECKOUT)}: {module}")
+    assert undeclared == set()
+
+
 def test_locks_hold_every_declared_dependency() -> None:
     project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-
-    def names(requirements: list[str]) -> set[str]:
-        return {re.sub(r"[-_.]+", "-", re.split(r"[^\w.-]", entry)[0]).lower() for entry in requirements}
-
     runtime = names(project["dependencies"] + extras["postgres"] + extras["duckdb"])
     assert runtime | names(extras["cpu"]) <= set(pins("cpu.txt"))
     assert runtime | names(extras["gpu"]) <= set(pins("gpu.txt"))
