@@ -1,0 +1,284 @@
+"""`spftsql run RECIPE --dry-run`: everything that can be known before anything starts, with the arithmetic shown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from spftsql.config import Config
+from spftsql.errors import UserError
+from spftsql.shapes import (
+    ARCHITECTURES,
+    GIB,
+    HEADROOM,
+    KNOWN,
+    Shape,
+    generation_memory,
+    scratch_shape,
+    shape_of_directory,
+    training_memory,
+)
+
+_CACHED_SEQUENCES = 8  # fewer at a time, and generation crawls
+_RESUME_CHECKPOINTS = 2  # the last, and the one being written
+_CHAT_TEMPLATES = ("chat_template.jinja", "chat_template.json")
+
+
+@dataclass
+class DryRun:
+    """What a run would need (`lines`, for reading) and what stands in its way (`problems`, one line each)."""
+
+    lines: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def dry_run(config: Config) -> DryRun:
+    """Checks files, model, memory and resources of a resolved recipe. Starts nothing and imports no Ray."""
+    report = DryRun()
+    report.lines.append(f"run {config.name}: {config.data.benchmark}, results in {config.run_dir / config.name}")
+    _check_data(config, report)
+    shape = _check_model(config, report)
+    if shape is not None:
+        _check_shape(config, shape, report)
+        _check_training(config, shape, report)
+        _check_generation(config, shape, report)
+        _count_disk(config, shape, report)
+    _check_resources(config, report)
+    return report
+
+
+def models_trained(config: Config) -> list[str]:
+    """The names of the models that the run will train, each of which is kept."""
+    rounds, play = config.vbi.rounds, config.selfplay
+    names = ["sft", *(f"question-{n}" for n in range(max(rounds, 1)))]
+    names += [f"vbi-{n}" for n in range(1, rounds + 1)] + (["control"] if rounds else [])
+    modes = dict.fromkeys((play.mode, *play.baselines))
+    return names + [f"{mode}-{n}" for mode in modes for n in range(1, play.iterations + 1)]
+
+
+def _check_data(config: Config, report: DryRun) -> None:
+    data = config.data
+    if data.benchmark == "demo":
+        report.lines.append("data: the embedded demo database, made by the run")
+        return
+    if data.root is None:
+        report.problems.append(f"data.root is not set: --set data.root=FOLDER of {data.benchmark}")
+        return
+    from spftsql.evaluation.data_check import check_data
+
+    try:
+        findings = check_data(data.root, data.benchmark)
+    except UserError as error:
+        report.problems.append(f"data.root: {error}")
+        return
+    for finding in findings:
+        report.lines.append(f"data: {finding.item}: {finding.detail}")
+        if finding.state == "missing":
+            advice = f" ({finding.advice})" if finding.advice else ""
+            report.problems.append(f"data: {finding.item}: {finding.detail}{advice}")
+
+
+def _check_model(config: Config, report: DryRun) -> Shape | None:
+    model = config.model
+    if model.chat_template is not None and not model.chat_template.is_file():
+        report.problems.append(f"model.chat_template: {model.chat_template} does not exist")
+    if model.scratch is not None:
+        shape = scratch_shape(model.scratch, model.max_length)
+        report.lines.append(f"model: from scratch, {_describe(shape)}")
+        return shape
+    assert model.path is not None  # config: exactly one of the two is set
+    folder = Path(model.path)
+    if folder.is_dir():
+        try:
+            shape = shape_of_directory(folder)
+        except UserError as error:
+            report.problems.append(f"model.path: {error}")
+            return None
+        report.lines.append(f"model: {folder}, {_describe(shape)}")
+        if not any(folder.glob("*.safetensors")):
+            report.problems.append(f"model.path: {folder} has no weights (*.safetensors)")
+        if model.chat_template is None and not _has_chat_template(folder):
+            report.problems.append(f"model {folder} has no chat template: set model.chat_template to a Jinja file")
+        return shape
+    if model.path in KNOWN:
+        shape = KNOWN[model.path]
+        report.lines.append(f"model: {model.path}, {_describe(shape)}; not on this machine, taken from the Hub by name")
+        return shape
+    if folder.is_absolute() or model.path.startswith(".") or model.path.count("/") != 1:
+        report.problems.append(f"model.path: the directory {model.path} does not exist")
+    else:
+        report.problems.append(f"model.path: {model.path} is not on this machine and not a model whose size is known")
+    return None
+
+
+def _check_shape(config: Config, shape: Shape, report: DryRun) -> None:
+    if shape.architecture not in ARCHITECTURES:
+        known = ", ".join(sorted(ARCHITECTURES))
+        report.problems.append(f"architecture {shape.architecture} is not one of those that are known to work: {known}")
+    if config.model.max_length > shape.context:
+        report.problems.append(
+            f"model.max_length {config.model.max_length} is beyond the model's {shape.context} tokens"
+        )
+    if config.generation.max_tokens >= config.model.max_length:
+        report.problems.append("generation.max_tokens leaves no room for a prompt in model.max_length")
+    tensor_parallel = config.generation.tensor_parallel_size
+    if shape.heads % tensor_parallel:
+        report.problems.append(
+            f"generation.tensor_parallel_size {tensor_parallel} does not divide the model's {shape.heads} heads"
+        )
+
+
+def _check_training(config: Config, shape: Shape, report: DryRun) -> None:
+    training = config.training
+    pairs = config.selfplay.iterations > 0 and config.selfplay.mode != "sft"
+    sequences = training.micro_batch * (2 if pairs else 1)
+    length, completion = config.model.max_length, config.generation.max_tokens
+    memory = training_memory(
+        shape,
+        workers=training.workers,
+        zero_stage=training.zero_stage,
+        offload=training.offload,
+        lora=training.lora,
+        value_bytes=_value_bytes(config),
+        sequences=sequences,
+        length=length,
+        completion=length if training.prompt_loss else completion,
+        checkpointing=training.gradient_checkpointing,
+    )
+    kind = f"LoRA of rank {training.lora.rank}" if training.lora else "all weights"
+    each = "GPU" if training.gpus else "worker"
+    report.lines += [
+        f"training: {kind}, ZeRO-{training.zero_stage} over {training.workers} {each}s"
+        + (", optimizer in host memory" if training.offload else ""),
+        f"  per {each}: weights {_gib(memory.weights)} + gradients {_gib(memory.gradients)}"
+        f" + optimizer {_gib(memory.optimizer)} + activations {_gib(memory.activations)}"
+        f" ({sequences} sequences of {length} tokens) = {_gib(memory.total)}",
+    ]
+    if memory.host:
+        report.lines.append(f"  host memory for the optimizer: {_gib(memory.host)} over all workers")
+    gpu = _gpu_bytes(config)
+    if training.gpus and gpu:
+        usable = gpu * (1 - HEADROOM)
+        fits = memory.total <= usable
+        report.lines.append(f"  {'fits' if fits else 'does not fit'}: {_gib(usable)} usable of {_gib(gpu)}")
+        if not fits:
+            report.problems.append(
+                f"training needs {_gib(memory.total)} per GPU and {_gib(usable)} are usable: use training.lora, a "
+                "higher training.zero_stage, more workers, a smaller micro_batch or gradient_checkpointing"
+            )
+
+
+def _check_generation(config: Config, shape: Shape, report: DryRun) -> None:
+    generation = config.generation
+    tensor_parallel = generation.tensor_parallel_size
+    if not generation.gpus:
+        weights = shape.parameters * _value_bytes(config)
+        report.lines.append(f"generation: {generation.actors} engines on CPU, weights {_gib(weights)} each")
+        if tensor_parallel > 1:
+            report.problems.append("generation.tensor_parallel_size needs generation.gpus")
+        return
+    report.lines.append(f"generation: {generation.actors} engines, each over {tensor_parallel} GPUs")
+    if generation.gpus != tensor_parallel:
+        report.problems.append(
+            f"generation.gpus is {generation.gpus:g} per engine and its tensor_parallel_size {tensor_parallel}: "
+            "set both alike"
+        )
+    gpu = _gpu_bytes(config)
+    if not gpu:
+        return
+    length = config.model.max_length
+    memory = generation_memory(
+        shape,
+        gpu_bytes=gpu,
+        utilization=generation.gpu_memory_utilization,
+        tensor_parallel=tensor_parallel,
+        value_bytes=_value_bytes(config),
+        length=length,
+    )
+    fits = memory.sequences >= _CACHED_SEQUENCES
+    report.lines += [
+        f"  per GPU: weights {_gib(memory.weights)}, KV cache {_gib(memory.cache)}"
+        f" ({shape.kv_bytes(_value_bytes(config)) / 1024:.0f} KiB a token over the engine's GPUs)",
+        f"  {'fits' if fits else 'does not fit'}: {memory.sequences:.0f} sequences of {length} tokens at a time",
+    ]
+    if not fits:
+        report.problems.append(
+            f"generation holds {memory.sequences:.0f} sequences of {length} tokens at a time, {_CACHED_SEQUENCES} are "
+            "wanted: raise generation.tensor_parallel_size or gpu_memory_utilization, or lower model.max_length"
+        )
+
+
+def _count_disk(config: Config, shape: Shape, report: DryRun) -> None:
+    names = models_trained(config)
+    model = shape.parameters * _value_bytes(config)
+    lora = config.training.lora
+    trained = shape.lora_parameters(lora) if lora else shape.parameters
+    resume = trained * (_value_bytes(config) + 12)
+    total = len(names) * model + _RESUME_CHECKPOINTS * resume
+    report.lines.append(
+        f"disk: {len(names)} models ({', '.join(names)}) of {_gib(model)} + {_RESUME_CHECKPOINTS} checkpoints to "
+        f"resume from of {_gib(resume)} = {_gib(total)}"
+    )
+
+
+def _check_resources(config: Config, report: DryRun) -> None:
+    generation, training, cluster = config.generation, config.training, config.cluster
+    needs = {"training": training.workers * training.gpus, "generation": generation.actors * generation.gpus}
+    gpus = max(needs.values())
+    if gpus:
+        report.lines.append(
+            "GPUs: "
+            + ", ".join(f"{use} {count:g}" for use, count in needs.items())
+            + f"; one after the other, so {gpus:g}"
+        )
+        if not _gpu_bytes(config):
+            report.lines.append("  whether it fits is not checked: cluster.gpu_memory_gb is not set")
+    there = getattr(cluster, "gpus", None)
+    if there is not None and gpus > there:
+        report.problems.append(f"{gpus:g} GPUs are needed and cluster.gpus says {there:g}")
+    if config.execution == "local" or cluster.address is not None:
+        return
+    cpus = dict(_cpus(config))
+    peak = cpus["verification"] + max(cpus["training"], cpus["generation"])
+    report.lines.append(
+        "CPUs: " + ", ".join(f"{use} {count:g}" for use, count in cpus.items()) + f"; at most {peak:g} at a time of"
+        f" {cluster.cpus} that the session declares"
+    )
+    if peak > cluster.cpus:
+        report.problems.append(f"{peak:g} CPUs are needed at a time and cluster.cpus declares {cluster.cpus}")
+
+
+def _cpus(config: Config) -> Iterator[tuple[str, float]]:
+    yield "verification", config.verification.workers * config.verification.cpus
+    yield "generation", config.generation.actors * config.generation.cpus
+    yield "training", config.training.workers * config.training.cpus
+
+
+def _gpu_bytes(config: Config) -> float | None:
+    stated: float | None = getattr(config.cluster, "gpu_memory_gb", None)
+    return stated * GIB if stated else None
+
+
+def _value_bytes(config: Config) -> int:
+    return 4 if config.model.dtype == "float32" else 2
+
+
+def _has_chat_template(folder: Path) -> bool:
+    if any((folder / name).is_file() for name in _CHAT_TEMPLATES):
+        return True
+    settings = folder / "tokenizer_config.json"
+    return settings.is_file() and '"chat_template"' in settings.read_text(encoding="utf-8")
+
+
+def _describe(shape: Shape) -> str:
+    count = shape.parameters
+    size = f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.2f} M"
+    return (
+        f"{shape.architecture}, {size} parameters ({shape.layers} layers of {shape.hidden}, "
+        f"{shape.heads}/{shape.kv_heads} heads, vocabulary {shape.vocabulary})"
+    )
+
+
+def _gib(count: float) -> str:
+    return f"{count / GIB:.1f} GiB" if count >= GIB / 10 or count <= 0 else f"{count / 2**20:.1f} MiB"
