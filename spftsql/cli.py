@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -192,14 +192,14 @@ def doctor(
     """What is installed, what is missing, and the command that mends it."""
     from dataclasses import asdict
 
-    from spftsql.doctor import diagnose, render
+    from spftsql.doctor import diagnose, failed, render
 
     checks = diagnose()
     if as_json:
         print(json.dumps([asdict(check) for check in checks]))
     else:
         _out.print(render(checks))
-    if any(check.required and not check.ok for check in checks):
+    if failed(checks):
         raise typer.Exit(1)
 
 
@@ -233,7 +233,7 @@ def data_check(
 def _policy(name: str | None) -> Policy | None:
     if name is not None and name not in POLICIES:
         raise UserError(f"unknown policy {name}; use {', '.join(POLICIES)}")
-    return cast("Policy | None", name)
+    return name
 
 
 def main() -> None:

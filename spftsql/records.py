@@ -14,7 +14,6 @@ import types
 import typing
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -141,7 +140,6 @@ R = TypeVar("R", Example, Statement, GenerationRequest, Sample, VerificationRequ
 _ARROW: dict[Any, pa.DataType] = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 
 
-@cache
 def arrow_schema(record: type[Record]) -> pa.Schema:
     """The Arrow schema of a record type; optional fields are nullable, the others are not."""
     hints = typing.get_type_hints(record)

@@ -128,7 +128,7 @@ def split_pairs(stages: Stages, pairs: Sequence[Example], selection_templates: f
 
 
 def choose_selection_templates(stages: Stages, pairs: Sequence[Example]) -> frozenset[str]:
-    """Templates whose pairs make up about the configured share of the selection set; at least one is left to train on."""
+    """Templates whose pairs make up about the share of the selection set; at least one is left to train on."""
     config = stages.config.vbi
     wanted = config.selection_pairs / (config.train_pairs + config.play_pairs + config.selection_pairs)
     counts = Counter(pair.template for pair in pairs)
@@ -141,7 +141,7 @@ def choose_selection_templates(stages: Stages, pairs: Sequence[Example]) -> froz
         chosen.append(template)
     if not chosen:
         raise UserError("all synthetic SQL comes from one template: give more kinds of labelled SQL")
-    """Templates whose pairs make up about the share of the selection set; at least one is left to train on."""
+    return frozenset(chosen)
 
 
 def reweighted(pool: Sequence[Template], answers: Sequence[Answer]) -> dict[str, float]:

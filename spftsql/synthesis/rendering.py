@@ -143,9 +143,9 @@ def render(compiled: Compiled, bindings: Bindings, graph: KeyGraph) -> str | Non
         else:
             name = "*" if piece.slot == "*" else quoted(bindings.columns[piece.slot][1])
             label = piece.label or ""
-            if piece.label is None and not piece.bare:
-                if piece.within != piece.scope or len(labels[piece.scope]) > 1:
-                    label = labels[piece.scope][_place(piece, bindings)]
+            free = piece.label is None and not piece.bare
+            if free and (piece.within != piece.scope or len(labels[piece.scope]) > 1):
+                label = labels[piece.scope][_place(piece, bindings)]
             out.append(f"{label}.{name}" if label else name)
     return "".join(out)
 

@@ -10,10 +10,14 @@ from sqlglot.errors import TokenError
 _QUOTED = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|`(?:[^`]|``)*`")
 # Words before which a parenthesis does not open the arguments of a function.
 _NO_CALL = (
+    "SELECT|DISTINCT|FROM|JOIN|ON|WHERE|AND|OR|NOT|IN|AS|UNION|ALL|EXCEPT|INTERSECT|HAVING|BY|BETWEEN|LIKE|GLOB|IS|"
+    "THEN|WHEN|ELSE|CASE|OVER|LIMIT|OFFSET|USING|FILTER|WITH"
+)
+_CALL = "|".join(
     "SELECT DISTINCT FROM JOIN ON WHERE AND OR NOT IN AS UNION ALL EXCEPT INTERSECT HAVING BY BETWEEN LIKE GLOB IS "
-    "THEN WHEN ELSE CASE OVER LIMIT OFFSET USING FILTER WITH"
-).split()
-_CALL = re.compile(rf"\b(?!(?:{'|'.join(_NO_CALL)})\b)(\w+) \(", re.IGNORECASE)
+    "THEN WHEN ELSE CASE OVER LIMIT OFFSET USING FILTER WITH".split()
+)
+_CALL = re.compile(rf"\b(?!(?:{_NO_CALL})\b)(\w+) \(", re.IGNORECASE)
 
 
 def spaced(sql: str) -> str:
@@ -49,8 +53,7 @@ def unspaced(text: str) -> str:
     for match in _QUOTED.finditer(text):
         parts += [text[at : match.start()], match.group()]
         at = match.end()
-    rest = text[at:]
-    plain = parts[::2] + [rest]
+    plain = [*parts[::2], text[at:]]
     if any(quote in part for part in plain for quote in "'\"`"):
         return text
     # Quoted parts are set aside under a mark that SQL cannot contain, so that blanks around them can be judged.
