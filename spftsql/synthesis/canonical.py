@@ -91,7 +91,7 @@ def literals_of(sql: str) -> list[str]:
     number when it is above 1. Raises `ValueError`.
     """
     found: dict[str, None] = {}
-    for literal in parse(sql).find_all(exp.Literal, bfs=False):
+    for literal in _literals(parse(sql)):
         parent = literal.parent
         while isinstance(parent, exp.Paren | exp.Neg | exp.Cast):
             parent = parent.parent
@@ -106,6 +106,17 @@ def literals_of(sql: str) -> list[str]:
         if text:
             found[f"-{text}" if isinstance(literal.parent, exp.Neg) else text] = None
     return list(found)
+
+
+def _literals(node: exp.Expr) -> Iterator[exp.Literal]:
+    """The literals below `node` in the order of the text (sqlglot keeps LIMIT ahead of WHERE)."""
+    if isinstance(node, exp.Literal):
+        yield node
+    for key in sorted(node.args, key=lambda key: key in ("limit", "offset")):
+        value = node.args[key]
+        for child in value if isinstance(value, list) else [value]:
+            if isinstance(child, exp.Expr):
+                yield from _literals(child)
 
 
 @lru_cache(maxsize=100_000)

@@ -147,6 +147,8 @@ class _Resolver:
         if isinstance(node, exp.Subquery):
             return self.query(node.this, parent, ctes)
         if isinstance(node, exp.SetOperation):
+            if node.this.args.get("limit") or node.this.args.get("order"):
+                raise ValueError("ORDER BY or LIMIT before a set operation")
             first = self.query(node.this, parent, ctes)
             self.query(node.expression, parent, ctes)
             for key in ("order", "limit", "offset"):

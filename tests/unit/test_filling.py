@@ -1,0 +1,137 @@
+"""Filling: valid, canonical, deterministic SQL over the database, and an end where nothing is left to make."""
+
+from __future__ import annotations
+
+import os
+import random
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spftsql.databases.reflection import reflect
+from spftsql.databases.schema import Schema
+from spftsql.databases.values import Values
+from spftsql.records import Example, Statement
+from spftsql.synthesis.canonical import canonical_sql
+from spftsql.synthesis.filling import fill, synthesize
+from spftsql.synthesis.templates import Template, extract_pool
+
+CASES = Path(__file__).parents[1] / "fixtures" / "templates"
+LABELS = [case["sql"] for case in yaml.safe_load((CASES / "templates.yaml").read_text(encoding="utf-8"))]
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("shop") / "shop.sqlite"
+    with sqlite3.connect(path) as connection:
+        connection.executescript((CASES / "shop.sql").read_text(encoding="utf-8"))
+    return path
+
+
+def pool_of(labels: list[str], schema: Schema) -> list[Template]:
+    pool, problems = extract_pool(
+        [Example(str(i), schema.db_id, "?", sql, "label", "") for i, sql in enumerate(labels)], {schema.db_id: schema}
+    )
+    assert not problems
+    return pool
+
+
+def statements(path: Path, labels: list[str], count: int = 200, **options: object) -> list[Statement]:
+    schema = reflect("shop", path)
+    settings: dict[str, object] = {"seed": 0, "column_substitution": 0.5, "weights": None, "exclude": set()} | options
+    return list(synthesize(pool_of(labels, schema), {"shop": schema}, {"shop": path}, count, **settings))  # type: ignore[arg-type]
+
+
+def test_statements_run_are_canonical_and_distinct(shop: Path) -> None:
+    schema, connection = reflect("shop", shop), sqlite3.connect(shop)
+    found = statements(shop, LABELS)
+    assert len(found) > 100
+    assert len({statement.sql for statement in found}) == len({statement.id for statement in found}) == len(found)
+    for statement in found:
+        connection.execute(statement.sql).fetchall()
+        assert canonical_sql(statement.sql, schema) == statement.sql
+
+
+@given(seed=st.integers(0, 2**32), substitution=st.sampled_from([0.0, 0.5, 1.0]), which=st.integers(0, len(LABELS) - 1))
+def test_filled_slots_have_their_type(shop: Path, seed: int, substitution: float, which: int) -> None:
+    schema = reflect("shop", shop)
+    (template,) = pool_of([LABELS[which]], schema)
+    filled = fill(template, template.bindings, schema, Values(shop), random.Random(seed), substitution)
+    if filled is None:
+        return
+    _, bindings = filled
+    for slot in template.slots:
+        if slot.role == "column":
+            table, name = bindings.columns[slot.name]
+            column = schema.table(table).column(name)  # type: ignore[union-attr]
+            assert column is not None and column.kind == slot.kind
+    assert set(bindings.values) == {slot.name for slot in template.slots if slot.role == "value"}
+
+
+def test_labels_are_never_produced(shop: Path) -> None:
+    label = "SELECT name FROM customer WHERE City = 'Turin'"
+    found = {s.sql for s in statements(shop, [label], column_substitution=0.0, exclude={label})}
+    assert found == {"SELECT name FROM customer WHERE City = 'Bern'", "SELECT name FROM customer WHERE City = 'Oslo'"}
+
+
+def test_a_template_without_freedom_ends(shop: Path) -> None:
+    label = "SELECT COUNT(*) FROM customer"
+    assert statements(shop, [label], column_substitution=0.0, exclude={label}) == []
+    assert [s.sql for s in statements(shop, [label], column_substitution=0.0)] == [label]
+
+
+def test_weights_choose_templates(shop: Path) -> None:
+    schema = reflect("shop", shop)
+    wanted = pool_of(LABELS, schema)[0].id
+    weights = {template.id: 0.0 for template in pool_of(LABELS, schema)} | {wanted: 1.0}
+    assert {s.template for s in statements(shop, LABELS, weights=weights)} == {wanted}
+
+
+def test_new_columns_join_over_keys(shop: Path) -> None:
+    label = LABELS[9]  # customer, order, line and product
+    found = {s.sql for s in statements(shop, [label], column_substitution=1.0)}
+    assert any(" JOIN " in sql for sql in found)
+    assert all("ON" in sql for sql in found if " JOIN " in sql)
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from spftsql.databases.reflection import reflect
+from spftsql.records import Example
+from spftsql.synthesis.filling import synthesize
+from spftsql.synthesis.templates import extract_pool
+path = Path(sys.argv[1])
+schema = reflect("shop", path)
+examples = [Example(str(i), "shop", "?", sql, "label", "") for i, sql in enumerate(sys.argv[2:])]
+pool, _ = extract_pool(examples, {"shop": schema})
+for statement in synthesize(pool, {"shop": schema}, {"shop": path}, 100, 7, 0.5, None, set()):
+    print(statement.sql, statement.bindings)
+"""
+
+
+def test_same_seed_same_statements_in_any_process(shop: Path) -> None:
+    outputs = [
+        subprocess.run(
+            [sys.executable, "-c", SCRIPT, str(shop), *LABELS],
+            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(__file__).parents[2])},
+            capture_output=True, text=True, check=True,
+        ).stdout
+        for seed in ("1", "2")
+    ]  # fmt: skip
+    assert outputs[0] == outputs[1]
+    assert len(outputs[0].splitlines()) == 100
+
+
+def test_values_of_a_column(shop: Path) -> None:
+    values = Values(shop)
+    assert values.column("customer", "City") == [("Turin", 2), ("Bern", 1), ("Oslo", 1)]
+    assert values.column("customer", "born")[0] == ("1985-05-06", 1)
+    drawn = {values.draw_row(random.Random(i), "customer", ["name", "City"]) for i in range(50)}
+    assert drawn == {("Ada", "Turin"), ("Bo", "Bern"), ("O'Hara", "Turin"), ("Eve", "Oslo")}
