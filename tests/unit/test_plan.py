@@ -11,7 +11,7 @@ import pytest
 
 from spftsql.config import Config, LoraConfig, resolve
 from spftsql.plan import dry_run, models_trained
-from spftsql.shapes import GIB, KNOWN, generation_memory, shape_of_directory, training_memory
+from spftsql.shapes import GIB, KNOWN, TrainingMemory, generation_memory, shape_of_directory, training_memory
 
 SEVEN = KNOWN["Qwen/Qwen2.5-Coder-7B-Instruct"]
 
@@ -35,7 +35,7 @@ def test_kv_cache_of_a_token() -> None:
     assert SEVEN.kv_bytes(2) == 57_344  # 2 × 28 layers × 4 heads × 128 × 2 bytes
 
 
-def memory(workers: int = 1, zero: int = 0, offload: bool = False, lora: LoraConfig | None = None):
+def memory(workers: int = 1, zero: int = 0, offload: bool = False, lora: LoraConfig | None = None) -> TrainingMemory:
     return training_memory(
         SEVEN,
         workers=workers,
@@ -111,7 +111,7 @@ def problems(*overrides: str, recipe: str = "spider-qwen2.5-coder-7b") -> list[s
 @pytest.mark.parametrize(
     ("overrides", "problem"),
     [
-        (["training.lora=null"], "training needs 11"),
+        (["training.lora=null"], "per GPU and 72.0 GiB are usable"),
         (["profile=1x24", "model.max_length=32768"], "generation holds"),
         (["model.max_length=40000"], "beyond the model's 32768 tokens"),
         (["generation.tensor_parallel_size=8", "generation.gpus=8"], "does not divide the model's 28 heads"),
