@@ -1,0 +1,93 @@
+"""What lies beside the weights of a model directory: its tokenizer, and `spftsql.json`, which says whose they are.
+
+A tokenizer belongs to its checkpoint. Weights read through another tokenizer answer nonsense without any error, so
+every directory written here carries the hash of its tokenizer, and a directory in which the two disagree is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from spftsql.errors import UserError
+
+MANIFEST = "spftsql.json"
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model")  # which file holds the vocabulary, in order of preference
+_COPIED = (
+    *_TOKENIZERS,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+    "tokenization_scratch.py",
+)
+
+
+def resolve_model(model: str | Path) -> Path:
+    """The directory of a model: `model` itself, or the local snapshot of a Hub name (downloaded when missing).
+
+    Raises `UserError` when there is neither.
+    """
+    folder = Path(model)
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(snapshot_download(str(model), ignore_patterns=["*.gguf", "*.pth", "original/*"]))
+    except (HFValidationError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"model {model} is no directory, and the Hub does not give it: {reason}") from None
+
+
+def tokenizer_hash(folder: Path) -> str:
+    """A hash of the file that holds the tokenizer of a model directory. Raises `UserError` when there is none."""
+    for name in _TOKENIZERS:
+        if (folder / name).is_file():
+            return hashlib.sha256((folder / name).read_bytes()).hexdigest()[:16]
+    raise UserError(f"model directory {folder} has no {' or '.join(_TOKENIZERS)}")
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The content of `spftsql.json`; empty for a directory that this project did not write."""
+    try:
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    return manifest
+
+
+def write_manifest(folder: Path, **details: Any) -> None:
+    """Writes `spftsql.json` for the tokenizer that lies in `folder`."""
+    text = json.dumps({"tokenizer": tokenizer_hash(folder), **details}, indent=2, default=str)
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def check_tokenizer(folder: Path) -> None:
+    """Raises `UserError` when the tokenizer of a directory is not the one that its weights were trained with.
+
+    A directory without `spftsql.json` (a model from elsewhere) passes.
+    """
+    expected = read_manifest(folder).get("tokenizer")
+    if expected is not None and (found := tokenizer_hash(folder)) != expected:
+        raise UserError(
+            f"{folder}: the weights were trained with tokenizer {expected}, but tokenizer.json is {found}; "
+            "put the original tokenizer.json back (training a tokenizer again gives another vocabulary)"
+        )
+
+
+def copy_tokenizer(source: Path, target: Path, chat_template: Path | None) -> None:
+    """Copies tokenizer, chat template and generation settings byte by byte; `chat_template` replaces the template."""
+    for name in _COPIED:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+    if chat_template is not None:
+        shutil.copyfile(chat_template, target / "chat_template.jinja")

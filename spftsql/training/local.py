@@ -1,0 +1,141 @@
+"""Training in this process: a plain torch loop on one GPU, or on the CPU."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spftsql.config import Config
+from spftsql.training.batches import Micro
+from spftsql.training.job import Prepared, Progress, TrainJob, TrainResult, prepare, publish, read_result
+from spftsql.training.model import prepare_for_training
+from spftsql.training.steps import append_metrics, model_dtype, reference_logps, run_steps
+
+
+def train_local(
+    jobs: Sequence[TrainJob], config: Config, metrics: Path, progress: Callable[[str, int, int], None]
+) -> list[TrainResult]:
+    """Trains the jobs one after another and returns their results in order.
+
+    A job whose output is complete is not trained again; an interrupted one goes on from its last checkpoint.
+    `metrics` gets one JSON line per step; `progress(job, step, steps)` is called after each. Raises `UserError` for
+    jobs that cannot be trained as they are, `Fault` for a loss that is not finite.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(config.training.threads)
+    try:
+        return [read_result(job) or _train(job, config, metrics, progress) for job in jobs]
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _train(job: TrainJob, config: Config, metrics: Path, progress: Callable[[str, int, int], None]) -> TrainResult:
+    prepared = prepare(job, config)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    reference = None
+    if job.mode != "sft":
+        reference = reference_logps(
+            prepared, config.training.micro_batch, model_dtype(config, device), device, 0, 1, lambda sums: sums
+        )
+    engine = LocalEngine(prepared, config, device)
+    state = engine.restore()
+
+    def log(values: dict[str, Any]) -> None:
+        append_metrics(metrics, values)
+        progress(job.name, values["step"], values["steps"])
+
+    metrics.parent.mkdir(parents=True, exist_ok=True)
+    run_steps(engine, prepared, reference, state, config, log)
+    publish(prepared, state, config, engine.export)
+    result = read_result(job)
+    assert result is not None  # published just now
+    return result
+
+
+class LocalEngine:
+    """One model, AdamW, and checkpoints in the job's work folder.
+
+    In bfloat16 the forward pass runs under autocast over float32 weights, so that small updates are not lost.
+    """
+
+    rank, workers = 0, 1
+
+    def __init__(self, prepared: Prepared, config: Config, device: torch.device) -> None:
+        """Loads the model of `prepared`."""
+        training, optimization = config.training, prepared.job.optimization
+        self.device = device
+        self._final_dtype = model_dtype(config, device)
+        self._module, self._adapted = prepare_for_training(
+            prepared.model,
+            self._final_dtype if training.lora else torch.float32,
+            training.lora,
+            prepared.dropout,
+            training.gradient_checkpointing,
+            prepared.job.seed,
+        )
+        self._module.to(device)
+        self._trained = {name: p for name, p in self._module.named_parameters() if p.requires_grad}
+        self._optimizer = torch.optim.AdamW(
+            self._trained.values(),
+            lr=optimization.learning_rate,
+            weight_decay=optimization.weight_decay,
+            fused=True,
+        )
+        self._clip = optimization.clip
+        self._kept = prepared.work / "checkpoint.pt"
+
+    def forward(self, micro: Micro) -> Tensor:
+        """See `Engine`."""
+        mixed = self._final_dtype != torch.float32
+        with torch.autocast(self.device.type, torch.bfloat16) if mixed else contextlib.nullcontext():
+            logps: Tensor = self._module(micro.input_ids, micro.position, micro.target)
+        return logps
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """See `Engine`."""
+        torch.autograd.backward(loss)
+
+    def step(self, learning_rate: float) -> float:
+        """See `Engine`."""
+        norm = torch.nn.utils.clip_grad_norm_(self._trained.values(), self._clip)
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return float(norm)
+
+    def total(self, sums: Tensor) -> Tensor:
+        """See `Engine`."""
+        return sums
+
+    def save(self, progress: Progress) -> None:
+        """See `Engine`."""
+        self._kept.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self._kept.with_suffix(".tmp")
+        state = {
+            "weights": {name: p.detach() for name, p in self._trained.items()},
+            "optimizer": self._optimizer.state_dict(),
+            "progress": asdict(progress),
+        }
+        torch.save(state, temporary)
+        temporary.replace(self._kept)
+
+    def restore(self) -> Progress:
+        """Loads the last checkpoint; a fresh `Progress` when there is none."""
+        if not self._kept.is_file():
+            return Progress()
+        state = torch.load(self._kept, map_location=self.device, weights_only=True)
+        self._module.load_state_dict(state["weights"], strict=False)
+        self._optimizer.load_state_dict(state["optimizer"])
+        return Progress(**state["progress"])
+
+    def export(self, folder: Path) -> None:
+        """Writes weights (adapters merged) and architecture."""
+        causal = self._adapted.merge_and_unload() if self._adapted is not None else self._module.causal
+        causal.to(self._final_dtype).save_pretrained(folder)
