@@ -1,0 +1,286 @@
+"""The endpoint on a real Ray Serve application, a real (untrained) model and a real database, over HTTP."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from rich.console import Console
+
+from spftsql.config import Config, ScratchConfig, resolve
+from spftsql.databases.schema import Schema
+from spftsql.endpoint import ask, render_answer, start_endpoint
+from spftsql.errors import UserError
+from spftsql.prompts import PromptBuilder
+
+pytestmark = pytest.mark.integration
+KEY = "a key for the tests"
+HEADERS = {"Authorization": f"Bearer {KEY}"}
+LESSONS = {
+    "who has the highest score": "SELECT name FROM person ORDER BY score DESC LIMIT 1",
+    "tell me everything": "SELECT * FROM person",
+    "tell me nothing": "SELECT name FROM person WHERE id = 9",
+    "throw it away": "DROP TABLE person",
+    "what is its height": "SELECT height FROM person",
+    "count for ever": "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n",
+}
+ROWS = [(1, "Ada", 3.5, b"\x00\xff", None), (2, "Bob", float("inf"), b"", "x")]
+
+
+def configuration(port: int = 0, host: str = "127.0.0.1") -> Config:
+    return resolve("demo", ["generation.engine=transformers", f"serve.port={port}", f"serve.host={host}"])
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that has learnt the answers to a few questions by heart."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from spftsql.training.scratch import build_scratch_model
+
+    folder = tmp_path_factory.mktemp("model")
+    scratch = ScratchConfig(hidden_size=64, layers=2, heads=2, intermediate_size=128, vocabulary=400)
+    build_scratch_model(scratch, 256, [text for pair in LESSONS.items() for text in pair] * 20, folder, seed=1)
+    tokenizer, causal = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    prompts = PromptBuilder(configuration().prompt, folder)
+    schema = Schema("people", "sqlite", ())
+    rows = [
+        (tokenizer(prompts.text_to_sql(schema, question)).input_ids, tokenizer(prompts.answer(sql)).input_ids)
+        for question, sql in LESSONS.items()
+    ]
+    optimizer = torch.optim.AdamW(causal.parameters(), lr=3e-3)
+    for step in range(400):
+        prompt, answer = rows[step % len(rows)]
+        ids = torch.tensor([[*prompt, *answer, tokenizer.eos_token_id]])
+        labels = ids.clone()
+        labels[0, : len(prompt)] = -100
+        causal(input_ids=ids, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    causal.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "people.sqlite"
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE person (id INTEGER PRIMARY KEY, name TEXT, score REAL, photo BLOB, note TEXT)")
+        connection.executemany("INSERT INTO person VALUES (?, ?, ?, ?, ?)", ROWS)
+    return path
+
+
+@pytest.fixture(scope="module")
+def url(ray_session: None, model: Path, database: Path) -> Iterator[str]:
+    from ray import serve
+
+    os.environ["SPFTSQL_API_KEY"] = KEY
+    try:
+        yield start_endpoint(model, "tiny", {"people": str(database), "same": f"sqlite:///{database}"}, configuration())
+    finally:
+        del os.environ["SPFTSQL_API_KEY"]
+        serve.shutdown()
+
+
+def post(url: str, path: str, body: Any, headers: dict[str, str] = HEADERS) -> httpx.Response:
+    return httpx.post(url + path, json=body, headers=headers, timeout=120)
+
+
+def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
+    assert response.status_code == status, response.text
+    error: dict[str, Any] = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    return error
+
+
+def test_a_question_gets_sql_with_its_verdict_and_rows(url: str) -> None:
+    answer = post(url, "/v1/sql", {"database": "people", "question": "tell me everything"}).json()
+    assert answer["sql"] == LESSONS["tell me everything"]
+    assert (answer["verdict"]["status"], answer["verdict"]["reason"]) == ("ran", "")
+    assert answer["verdict"]["elapsed_ms"] > 0
+    assert answer["columns"] == ["id", "name", "score", "photo", "note"]
+    assert answer["rows"] == [[1, "Ada", 3.5, "00ff", None], [2, "Bob", "inf", "", "x"]]
+    assert answer["truncated"] is False
+    assert answer["candidates"] == [{"sql": answer["sql"], "votes": 1, "status": "ran"}]
+    assert answer["model"] == "tiny"
+    assert answer["usage"]["prompt_tokens"] > 3 and answer["usage"]["completion_tokens"] > 3
+    timings = answer["timings"]
+    assert timings["total_ms"] == pytest.approx(timings["generate_ms"] + timings["execute_ms"], abs=0.01)
+    assert set(answer) == {
+        *("sql", "verdict", "columns", "rows", "truncated", "candidates", "model", "usage", "timings")
+    }
+
+
+def test_fewer_rows_can_be_asked_for(url: str) -> None:
+    answer = post(url, "/v1/sql", {"database": "people", "question": "tell me everything", "max_rows": 1}).json()
+    assert (len(answer["rows"]), answer["truncated"], answer["verdict"]["status"]) == (1, True, "ran")
+
+
+@pytest.mark.parametrize(
+    ("question", "status", "reason"),
+    [
+        ("throw it away", "error", "refused"),
+        ("what is its height", "error", "height"),
+        ("count for ever", "timeout", ""),
+    ],
+)
+def test_sql_that_fails_is_answered_with_its_verdict(
+    url: str, database: Path, question: str, status: str, reason: str
+) -> None:
+    before = database.read_bytes()
+    answer = post(url, "/v1/sql", {"database": "same", "question": question}).json()
+    assert answer["sql"] == LESSONS[question]
+    assert answer["verdict"]["status"] == status and reason in answer["verdict"]["reason"]
+    assert (answer["columns"], answer["rows"], answer["truncated"]) == ([], [], False)
+    assert database.read_bytes() == before
+
+
+def test_several_candidates_vote_and_the_same_question_gets_the_same_answer(url: str) -> None:
+    body = {"database": "people", "question": "who has the highest score", "n": 8}
+    first, second = (post(url, "/v1/sql", body).json() for _ in range(2))
+    assert sum(candidate["votes"] for candidate in first["candidates"]) == 8
+    assert first["candidates"][0]["sql"] == first["sql"]
+    assert (first["sql"], first["rows"]) == (second["sql"], [["Bob"]])
+
+
+def test_concurrent_questions_are_all_answered(url: str) -> None:
+    def one(number: int) -> str:
+        body = {"database": "people", "question": f"tell me everything {number}"}
+        return str(post(url, "/v1/sql", body).json()["verdict"]["status"])
+
+    with ThreadPoolExecutor(32) as threads:
+        statuses = list(threads.map(one, range(64)))
+    assert len(statuses) == 64 and set(statuses) <= {"ran", "error", "timeout", "truncated"}
+
+
+def test_the_openai_client_works_unchanged(url: str) -> None:
+    import openai
+
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0)
+    assert [model.id for model in client.models.list()] == ["tiny", "tiny@people", "tiny@same"]
+    assert client.models.retrieve("tiny@people").owned_by == "spftsql"
+    messages: Any = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "tell me everything"}]
+    sql = client.chat.completions.create(model="tiny@people", messages=messages)
+    raw = client.chat.completions.create(model="tiny", messages=messages, n=2, max_tokens=5, temperature=1, seed=3)
+    assert sql.choices[0].message.role == "assistant" and sql.model == "tiny@people"
+    answer = ask(url, "people", "tell me everything", key=KEY)
+    assert sql.choices[0].message.content == answer["sql"]
+    assert len(raw.choices) == 2 and raw.usage is not None and raw.usage.completion_tokens <= 10
+    assert raw.choices[0].finish_reason in ("stop", "length")
+    with pytest.raises(openai.BadRequestError, match="stream"):
+        client.chat.completions.create(model="tiny", messages=messages, stream=True)
+    with pytest.raises(openai.NotFoundError, match="no model other"):
+        client.chat.completions.create(model="other", messages=messages)
+    with pytest.raises(openai.AuthenticationError):
+        openai.OpenAI(base_url=f"{url}/v1", api_key="wrong", max_retries=0).models.list()
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{}, {"Authorization": "Bearer wrong"}, {"Authorization": KEY}, {"Authorization": f"Basic {KEY}"}],
+)
+def test_without_the_key_nothing_is_told(url: str, headers: dict[str, str]) -> None:
+    for response in (
+        post(url, "/v1/sql", {"database": "people", "question": "q"}, headers),
+        post(url, "/v1/sql", "not even valid", headers),
+        httpx.get(f"{url}/v1/models", headers=headers),
+        httpx.get(f"{url}/v1/databases", headers=headers),
+        httpx.get(f"{url}/openapi.json", headers=headers),
+    ):
+        assert error_of(response, 401)["code"] == "invalid_api_key"
+        assert "people" not in response.text
+    assert httpx.get(f"{url}/healthz").json() == {"status": "ok", "model": "tiny"}
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "param"),
+    [
+        ({"database": "other", "question": "q"}, 404, "database"),
+        ({"database": "people"}, 400, "question"),
+        ({"database": "people", "question": "  "}, 400, "question"),
+        ({"database": "people", "question": "q", "n": 17}, 400, "n"),
+        ({"database": "people", "question": "q", "max_rows": 0}, 400, "max_rows"),
+        ({"database": "people", "question": "q", "stream": True}, 400, "stream"),
+        ({"database": "people", "question": "q", "abstain_below": 0.5}, 400, "abstain_below"),
+        ({"database": "people", "question": "q", "schema": "x"}, 400, "schema"),
+        ({"database": "people", "question": "tell me everything " * 200}, 400, None),
+        ([], 400, None),
+    ],
+)
+def test_a_bad_request_is_refused_in_openais_shape(url: str, body: Any, status: int, param: str | None) -> None:
+    error = error_of(post(url, "/v1/sql", body), status)
+    assert error["param"] == param and error["type"] == "invalid_request_error"
+
+
+def test_what_is_no_request_is_refused_in_openais_shape(url: str) -> None:
+    bad_json = httpx.post(f"{url}/v1/sql", content=b"{", headers={**HEADERS, "Content-Type": "application/json"})
+    assert error_of(bad_json, 400)["code"] == "invalid_json"
+    error_of(httpx.get(f"{url}/v1/nowhere", headers=HEADERS), 404)
+    error_of(httpx.get(f"{url}/v1/sql", headers=HEADERS), 405)
+
+
+def test_databases_are_listed_with_their_tables(url: str) -> None:
+    listed = httpx.get(f"{url}/v1/databases", headers=HEADERS).json()["data"]
+    assert [entry["id"] for entry in listed] == ["people", "same"]
+    assert listed[0]["tables"] == [{"name": "person", "columns": ["id", "name", "score", "photo", "note"]}]
+
+
+def test_ask_says_what_is_wrong_in_one_line(url: str) -> None:
+    with pytest.raises(UserError, match="key is needed"):
+        ask(url, "people", "q", key="wrong")
+    with pytest.raises(UserError, match="name one of the endpoint's databases"):
+        ask(url, None, "q", key=KEY)
+    with pytest.raises(UserError, match="no endpoint answers at"):
+        ask(f"http://127.0.0.1:{free_port()}", "people", "q")
+    with Console(file=open(os.devnull, "w")) as console:
+        console.print(render_answer(ask(url, "people", "tell me everything", key=KEY)))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def test_serve_refuses_before_it_starts_anything(model: Path, database: Path, tmp_path: Path) -> None:
+    code = """
+import sys
+from pathlib import Path
+from spftsql.config import resolve
+from spftsql.endpoint import serve_forever
+from spftsql.errors import UserError
+from spftsql.prompts import PromptBuilder
+model, database, host, port = sys.argv[1:]
+config = resolve("demo", ["generation.engine=transformers", f"serve.port={port}", f"serve.host={host}"])
+try:
+    serve_forever(Path(model), "tiny", {"people": database}, config)
+except UserError as error:
+    import ray
+    print(error, ray.is_initialized())
+"""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        cases = [
+            ((model, database, "127.0.0.1", port), f"cannot listen on 127.0.0.1:{port}"),
+            ((model, database, "0.0.0.0", 0), "without a key in SPFTSQL_API_KEY"),
+            ((model, tmp_path / "none.sqlite", "127.0.0.1", 0), "none.sqlite does not exist"),
+            ((tmp_path, database, "127.0.0.1", 0), "is not a model directory"),
+        ]
+        environment = {name: value for name, value in os.environ.items() if name != "SPFTSQL_API_KEY"}
+        for arguments, message in cases:
+            command = [sys.executable, "-c", code, *map(str, arguments)]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+            assert message in done.stdout and done.stdout.endswith(" False\n"), (done.stdout, done.stderr[-2000:])
