@@ -7,6 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# No deadline per example: how long one takes says more about the machine than about the code.
+settings.register_profile("spftsql", deadline=None)
+settings.load_profile("spftsql")
 
 CHECKOUT = Path(__file__).parents[1]
 

@@ -24,7 +24,8 @@ def base_model(stages: Stages, labels: Sequence[Example]) -> Candidate:
         from spftsql.training.scratch import build_scratch_model
 
         with stages.report.task("base model from scratch"):
-            build_scratch_model(scratch, model.max_length, _texts(stages, labels), folder / "base", stages.config.seed)
+            texts = list(_texts(stages, labels))  # read here: the trainer iterates in a thread of its own
+            build_scratch_model(scratch, model.max_length, texts, folder / "base", stages.config.seed)
 
     contents = {name: database.content for name, database in stages.catalogue.items()}
     inputs = [scratch.model_dump(), model.max_length, stages.config.seed, contents, [e.id for e in labels]]

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from spftsql.errors import UserError
 from spftsql.records import Example, Statement, TrainRow, VerificationRequest, content_hash
 from spftsql.selfplay.stages import Answer, Candidate, Stages
+from spftsql.synthesis.canonical import canonical_sql
 from spftsql.synthesis.filling import synthesize
 from spftsql.synthesis.placeholders import hide_in_question, hide_values, show_values
 from spftsql.synthesis.templates import Template
@@ -59,7 +60,7 @@ def synthetic_statements(
             seed=int(content_hash(config.seed, "synthesis", round_), 16) % 2**31,
             column_substitution=config.synthesis.column_substitution,
             weights=weights,
-            exclude={example.sql for example in known},
+            exclude={_canonical(stages, example) for example in known},
         )
     )
     requests = [VerificationRequest(s.id, s.db_id, s.sql, None, config.verification.policy) for s in statements]
@@ -155,3 +156,11 @@ def reweighted(pool: Sequence[Template], answers: Sequence[Answer]) -> dict[str,
 def confirmed(answers: Sequence[Answer]) -> list[Example]:
     """The synthetic pairs that the model's own SQL confirms (y⁺ of equation 1)."""
     return [replace(answer.example, confidence=1.0) for answer in answers if answer.correct]
+
+
+def _canonical(stages: Stages, example: Example) -> str:
+    """The form in which synthesis would write this SQL; as it stands where there is none."""
+    try:
+        return canonical_sql(example.sql, stages.catalogue[example.db_id].schema)
+    except ValueError:
+        return example.sql

@@ -22,6 +22,7 @@ from spftsql.synthesis.templates import Bindings, Slot, Tables, Template, Value
 
 _FRUITLESS = 200  # fills of a template in a row that gave nothing new, before it is given up
 _FAR = 1.5  # how fast the weight of a table falls with its distance in the key graph
+_LONGEST_PART = 7  # characters of a LIKE pattern that is taken for part of a word or date, such as 2024-05
 _MOST_TABLES = 4  # in one SELECT, bridges included
 
 
@@ -37,7 +38,7 @@ def fill(
 
     With probability `column_substitution` (or where `bindings_pool`, the bindings seen with this database, is empty)
     the columns are drawn anew and the joins derived from the keys; else one of the bindings keeps its columns and gets
-    new values. None where this draw gave nothing: no fitting columns, no values, no way to join.
+    new values, except where the label's question does not say the value ("major cities": population > 150000). None where this draw gave nothing: no fitting columns, no values, no way to join.
     """
     graph, compiled = key_graph(schema), compile_template(template.sql)
     if not bindings_pool or rng.random() < column_substitution:
@@ -198,7 +199,7 @@ def _nearness(table: str, others: Sequence[str], graph: KeyGraph) -> float:
 def _draw_values(template: Template, bindings: Bindings, values: Values, rng: random.Random) -> dict[str, Value] | None:
     """A literal for every value slot; equalities over one table come from one row, so that they can hold at once."""
     slots = [slot for slot in template.slots if slot.role == "value"]
-    drawn: dict[str, Value] = {}
+    drawn: dict[str, Value] = {name: bindings.values[name] for name in sorted(bindings.unsaid)}
     for names, columns in _together(slots, bindings):
         row = values.draw_row(rng, columns[0][0], [column for _, column in columns])
         if row is not None:
@@ -228,7 +229,7 @@ def _together(slots: Sequence[Slot], bindings: Bindings) -> list[tuple[list[str]
     """Equality slots on different columns of one table, by table."""
     by_table: dict[str, dict[ColumnName, str]] = {}
     for slot in slots:
-        if slot.operator == "equal" and len(slot.of) == 1:
+        if slot.operator == "equal" and len(slot.of) == 1 and slot.name not in bindings.unsaid:
             column = bindings.columns[slot.of[0]]
             by_table.setdefault(column[0], {}).setdefault(column, slot.name)
     return [(list(found.values()), list(found)) for found in by_table.values() if len(found) > 1]
@@ -248,7 +249,6 @@ def _draw_value(
         return values.threshold(rng, *columns[0])
     value = values.draw(rng, columns)
     if slot.operator == "like" and value is not None:
-        if isinstance(observed, str) and len(observed) <= 2:
-            return str(value)[: len(observed)]
-        return rng.choice(str(value).split())
+        word = rng.choice(str(value).split() or [str(value)])
+        return word[: len(observed)] if isinstance(observed, str) and len(observed) <= _LONGEST_PART else word
     return value

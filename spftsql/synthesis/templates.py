@@ -21,6 +21,7 @@ from spftsql.records import Example, content_hash
 from spftsql.synthesis.canonical import canonicalize, conjuncts, write
 from spftsql.synthesis.hardness import hardness
 from spftsql.synthesis.joins import ColumnName, Join, KeyGraph, KeyRole, key_graph
+from spftsql.synthesis.placeholders import mentions
 from spftsql.synthesis.scopes import Output, Reference, Resolved, Scope, selects
 
 Value = str | int | float
@@ -51,12 +52,16 @@ class Tables:
 
 @dataclass(frozen=True)
 class Bindings:
-    """What fills a template: a column per column slot, a literal per value slot, the tables of each SELECT."""
+    """What fills a template: a column per column slot, a literal per value slot, the tables of each SELECT.
+
+    `unsaid` are the value slots whose literal the label's question does not mention.
+    """
 
     db_id: str
     columns: Mapping[str, ColumnName]
     values: Mapping[str, Value]
     scopes: tuple[Tables, ...]
+    unsaid: frozenset[str] = frozenset()
 
     def to_json(self) -> str:
         """Stable JSON, as it stands in `Statement.bindings`."""
@@ -105,7 +110,9 @@ def extract_pool(examples: Sequence[Example], schemas: Mapping[str, Schema]) -> 
         except ValueError as error:
             problems.append(Problem(index, example.id, str(error)))
             continue
-        known = pool.get(template.id, replace(template, count=0))
+        unsaid = {slot for slot, value in bindings.values.items() if not mentions(example.question, str(value))}
+        bindings = replace(bindings, unsaid=frozenset(unsaid))
+        known = pool.get(template.id, replace(template, count=0, bindings=()))
         seen = known.bindings if bindings in known.bindings else (*known.bindings, bindings)
         pool[template.id] = replace(known, count=known.count + 1, bindings=seen)
     return sorted(pool.values(), key=lambda t: (-t.count, t.id)), problems

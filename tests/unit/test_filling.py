@@ -36,7 +36,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def pool_of(labels: list[str], schema: Schema) -> list[Template]:
     pool, problems = extract_pool(
-        [Example(str(i), schema.db_id, "?", sql, "label", "") for i, sql in enumerate(labels)], {schema.db_id: schema}
+        [Example(str(i), schema.db_id, sql, sql, "label", "") for i, sql in enumerate(labels)], {schema.db_id: schema}
     )
     assert not problems
     return pool
@@ -109,7 +109,7 @@ from spftsql.synthesis.filling import synthesize
 from spftsql.synthesis.templates import extract_pool
 path = Path(sys.argv[1])
 schema = reflect("shop", path)
-examples = [Example(str(i), "shop", "?", sql, "label", "") for i, sql in enumerate(sys.argv[2:])]
+examples = [Example(str(i), "shop", sql, sql, "label", "") for i, sql in enumerate(sys.argv[2:])]
 pool, _ = extract_pool(examples, {"shop": schema})
 for statement in synthesize(pool, {"shop": schema}, {"shop": path}, 100, 7, 0.5, None, set()):
     print(statement.sql, statement.bindings)
@@ -135,3 +135,11 @@ def test_values_of_a_column(shop: Path) -> None:
     assert values.column("customer", "born")[0] == ("1985-05-06", 1)
     drawn = {values.draw_row(random.Random(i), "customer", ["name", "City"]) for i in range(50)}
     assert drawn == {("Ada", "Turin"), ("Bo", "Bern"), ("O'Hara", "Turin"), ("Eve", "Oslo")}
+
+
+def test_a_value_that_the_question_does_not_say_is_kept(shop: Path) -> None:
+    schemas = {"shop": reflect("shop", shop)}
+    label = "SELECT name FROM customer WHERE id > 1 AND City = 'Turin'"
+    pool, _ = extract_pool([Example("1", "shop", "late customers in turin", label, "label", "")], schemas)
+    made = [s.sql for s in synthesize(pool, schemas, {"shop": shop}, 9, 0, 0.0, None, ())]
+    assert len(made) == 3 and all("id > 1 AND City = " in sql for sql in made)
