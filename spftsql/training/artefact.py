@@ -30,6 +30,13 @@ _COPIED = (
 )
 
 
+def quiet_transformers() -> None:
+    """No bars for loading and writing weights: progress is shown once, by the caller."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
 def resolve_model(model: str | Path) -> Path:
     """The directory of a model: `model` itself, or the local snapshot of a Hub name (downloaded when missing).
 

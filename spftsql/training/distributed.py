@@ -84,6 +84,10 @@ def _check_resources(config: Config) -> None:
 
 def _fit(jobs: Sequence[TrainJob], config: Config, metrics: Path) -> None:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # default 2 s: start, end and commits wait for it
+    if config.cluster.address is None:
+        os.environ.setdefault(
+            "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0"
+        )  # a process less; nobody reclaims this machine
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError

@@ -16,6 +16,7 @@ from spftsql.training.artefact import (
     MANIFEST,
     check_tokenizer,
     copy_tokenizer,
+    quiet_transformers,
     read_manifest,
     resolve_model,
     tokenizer_hash,
@@ -94,16 +95,14 @@ def prepare(job: TrainJob, config: Config) -> Prepared:
     """
     from transformers import AutoTokenizer
 
+    quiet_transformers()
     model, reference = resolve_model(job.model), resolve_model(job.reference or job.model)
     for folder in (model, reference):
         check_tokenizer(folder)
     if tokenizer_hash(model) != tokenizer_hash(reference):
         raise UserError(f"{job.name}: {model} and its reference {reference} have different tokenizers")
-    if not job.data.exists():
-        raise UserError(f"{job.name}: training data {job.data} does not exist")
     tokenizer = AutoTokenizer.from_pretrained(model)
-    records = read_records(job.data, TrainRow)
-    rows, dropped = encode_rows(records, tokenizer, config.model.max_length, job.mode)
+    rows, dropped = encode_rows(_read_rows(job), tokenizer, config.model.max_length, job.mode)
     optimization = job.optimization
     steps = optimization.total_steps(len(rows))
     return Prepared(
@@ -122,9 +121,15 @@ def prepare(job: TrainJob, config: Config) -> Prepared:
 def job_key(job: TrainJob, config: Config) -> str:
     """A hash of what decides a job's result and of how its checkpoints are cut; a resume needs the same one."""
     settings = {**asdict(job), "optimization": job.optimization.model_dump()}
-    data = content_hash([asdict(row) for row in read_records(job.data, TrainRow)]) if job.data.exists() else ""
+    data = content_hash([asdict(row) for row in _read_rows(job)])
     without_effect = {"max_failures", "collective_timeout_s", "checkpoint_steps", "threads", "cpus"}
     return content_hash(settings, data, config.training.model_dump(exclude=without_effect))
+
+
+def _read_rows(job: TrainJob) -> list[TrainRow]:
+    if not job.data.exists():
+        raise UserError(f"{job.name}: training data {job.data} does not exist")
+    return read_records(job.data, TrainRow)
 
 
 def read_result(job: TrainJob) -> TrainResult | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spftsql.config import ScratchConfig
-from spftsql.training.artefact import write_manifest
+from spftsql.training.artefact import quiet_transformers, write_manifest
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -81,6 +81,7 @@ def build_scratch_model(config: ScratchConfig, max_length: int, texts: Iterable[
     import torch
     from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
+    quiet_transformers()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=train_tokenizer(texts, config.vocabulary),
         pad_token=PAD,
