@@ -116,17 +116,13 @@ async def _validation_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     if first["type"] == "json_invalid":
-        return ApiError(
-            400, f"the body is not valid JSON: {first['ctx']['error']}", code="invalid_json"
-        ).response()
+        return ApiError(400, f"the body is not valid JSON: {first['ctx']['error']}", code="invalid_json").response()
     param = ".".join(str(part) for part in first["loc"] if part != "body") or None
     message = f"{param}: {first['msg']}" if param else first["msg"]
     unknown = first["type"] == "extra_forbidden"
     if unknown:
         message = f"unknown field {param}"
-    return ApiError(
-        400, message, code="unknown_field" if unknown else "invalid_value", param=param
-    ).response()
+    return ApiError(400, message, code="unknown_field" if unknown else "invalid_value", param=param).response()
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
@@ -20,13 +20,16 @@ from serve.api import create_api, key_digest
 from serve.service import Service
 from spftsql.config import Config, DatabaseConfig
 from spftsql.databases.catalogue import Database, open_catalogue
-from spftsql.errors import Fault, UserError
+from spftsql.endpoint import KEY_VARIABLE, refuse_exposure
+from spftsql.errors import Fault
+from spftsql.generation.engine import EngineDied, open_engine
+from spftsql.generation.vllm_engine import environment
 from spftsql.records import GenerationRequest, Sample, Verdict, VerificationRequest
 from spftsql.sandbox.result import Execution
+from spftsql.verification.pool import APP as VERIFIER_APP
 
-KEY_VARIABLE = "SPFTSQL_API_KEY"
-VERIFIER_APP = "verifier"
 _BATCH_WAIT_S = 0.002  # long enough to join requests that arrive together, too short to be felt
+_LOAD_ATTEMPTS = 2
 _WAITING = 1024  # requests held per replica; the proxy queues the others
 
 
@@ -35,14 +38,18 @@ class ModelServer:
 
     def __init__(self, config: Config, model_dir: Path) -> None:
         """Loads the model, so that the first question does not wait for it."""
-        from spftsql.generation.engine import open_engine
-
         # The engine is built and used in one thread: libraries below it keep state per thread.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._engine = self._thread.submit(open_engine, config).result()
         warm = GenerationRequest("warm", "", "SELECT", str(model_dir), 1, 0.0, 1, 0)
         self._thread.submit(self._engine.generate, [warm]).result()
-        self._batched.set_max_batch_size(config.generation.batch_size)
+        self._batched.set_max_batch_size(config.generation.batch_size)  # type: ignore[attr-defined]
+        self._died: EngineDied | None = None
+
+    def check_health(self) -> None:
+        """Raises when the engine is gone, upon which Serve replaces the replica."""
+        if self._died is not None:
+            raise self._died
 
     async def generate(self, request: GenerationRequest) -> list[Sample]:
         """The samples of one request."""
@@ -52,7 +59,11 @@ class ModelServer:
     @serve.batch(max_batch_size=256, batch_wait_timeout_s=_BATCH_WAIT_S)
     async def _batched(self, requests: list[GenerationRequest]) -> list[list[Sample]]:
         loop = asyncio.get_running_loop()
-        samples = await loop.run_in_executor(self._thread, self._engine.generate, requests)
+        try:
+            samples = await loop.run_in_executor(self._thread, self._engine.generate, requests)
+        except EngineDied as error:
+            self._died = error
+            raise
         by_id: dict[str, list[Sample]] = {request.id: [] for request in requests}
         for sample in samples:
             by_id[sample.id].append(sample)
@@ -62,7 +73,7 @@ class ModelServer:
 class RayBackend:
     """The model's and the verifier's deployments as the service's backend; their failures become faults."""
 
-    def __init__(self, model: DeploymentHandle, verifier: DeploymentHandle) -> None:
+    def __init__(self, model: DeploymentHandle[Any], verifier: DeploymentHandle[Any]) -> None:
         """Takes the two handles."""
         self._model, self._verifier = model, verifier
 
@@ -102,7 +113,7 @@ class Endpoint:
         catalogue: Mapping[str, Database],
         config: Config,
         digest: bytes | None,
-        model: DeploymentHandle,
+        model: DeploymentHandle[Any],
     ) -> None:
         """Takes the model's handle from the application, and the verifier pool's from the Serve instance."""
         backend = RayBackend(model, serve.get_app_handle(VERIFIER_APP))
@@ -113,9 +124,7 @@ class Endpoint:
         return create_api(self._service, self._digest)
 
 
-def build_app(
-    model_dir: Path, model_name: str, databases: Mapping[str, str], config: Config
-) -> serve.Application:
+def build_app(model_dir: Path, model_name: str, databases: Mapping[str, str], config: Config) -> serve.Application:
     """The application that serves `model_dir` as `model_name` over `databases` (name to URL).
 
     The verifier pool over the same databases must run beside it (`spftsql.endpoint` starts both). Raises
@@ -128,11 +137,16 @@ def build_app(
     model = serve.deployment(
         name="model",
         max_ongoing_requests=_WAITING,
-        ray_actor_options={"num_cpus": generation.cpus, "num_gpus": generation.gpus},
+        max_constructor_retry_count=_LOAD_ATTEMPTS,
+        ray_actor_options={
+            "num_cpus": generation.cpus,
+            "num_gpus": generation.gpus,
+            "runtime_env": {"env_vars": environment(cpu=not generation.gpus)},
+        },
     )(ModelServer)
-    ingress = serve.deployment(
-        name="ingress", max_ongoing_requests=_WAITING, ray_actor_options={"num_cpus": 0.25}
-    )(Endpoint)
+    ingress = serve.deployment(name="ingress", max_ongoing_requests=_WAITING, ray_actor_options={"num_cpus": 0.25})(
+        Endpoint
+    )
     return ingress.bind(
         model_dir,
         model_name,
@@ -149,18 +163,6 @@ def serve_catalogue(databases: Mapping[str, str], config: Config) -> dict[str, D
     return open_catalogue(
         DatabaseConfig(name=name, url=url, foreign_keys=keys.get(name, ())) for name, url in databases.items()
     )
-
-
-def refuse_exposure(host: str, key: str | None) -> None:
-    """Raises `UserError` when `host` can be reached from other machines and there is no key."""
-    try:
-        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = False
-    if not loopback and not key:
-        raise UserError(
-            f"without a key in {KEY_VARIABLE} the endpoint binds to 127.0.0.1 only, not to {host}"
-        )
 
 
 def _first_line(error: Exception) -> str:

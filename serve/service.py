@@ -94,9 +94,7 @@ class Service:
             ("abstain_below", request.abstain_below is not None),
         ):
             if wanted:
-                raise ApiError(
-                    400, f"{field} is not supported by this version", code="unsupported", param=field
-                )
+                raise ApiError(400, f"{field} is not supported by this version", code="unsupported", param=field)
         begin = time.perf_counter()
         database = self._database(request.database)
         temperature = 0.0 if request.n == 1 else _VOTE_TEMPERATURE
@@ -104,9 +102,7 @@ class Service:
         samples = await self._generate(database.name, prompt, request.n, temperature)
         generated = time.perf_counter()
         limit = min(request.max_rows or self._config.serve.max_rows, self._config.sandbox.max_rows)
-        ballots = await self._vote(
-            database.name, [self._prompts.parse_sql(sample.text) for sample in samples]
-        )
+        ballots = await self._vote(database.name, [self._prompts.parse_sql(sample.text) for sample in samples])
         best = ballots[0]
         shown = await self._rows(database.name, best, limit)
         executed = time.perf_counter()
@@ -115,9 +111,7 @@ class Service:
         verdict = shown if failed else best.verdict
         return SqlResponse(
             sql=best.sql,
-            verdict=VerdictOut(
-                status=verdict.status, reason=verdict.reason, elapsed_ms=round(verdict.elapsed_ms, 3)
-            ),
+            verdict=VerdictOut(status=verdict.status, reason=verdict.reason, elapsed_ms=round(verdict.elapsed_ms, 3)),
             columns=[json_safe(name) for name in shown.columns],
             rows=[[json_safe(cell) for cell in row] for row in shown.rows],
             truncated=shown.status == "truncated",
@@ -142,9 +136,7 @@ class Service:
             schema = self._database(db_id, param="model").schema
             prompt = self._prompts.text_to_sql(schema, _last_question(request))
         else:
-            prompt = self._prompts.render_messages(
-                [{"role": m.role, "content": m.text} for m in request.messages]
-            )
+            prompt = self._prompts.render_messages([{"role": m.role, "content": m.text} for m in request.messages])
         default = 0.0 if db_id and request.n == 1 else _VOTE_TEMPERATURE if db_id else _CHAT_TEMPERATURE
         samples = await self._generate(
             db_id,
@@ -201,9 +193,7 @@ class Service:
         samples = await self._backend.generate(request)
         error = next((sample.error for sample in samples if sample.error), None)
         if error is not None:
-            raise ApiError(
-                400, f"the model cannot serve this request: {error}", code="context_length_exceeded"
-            )
+            raise ApiError(400, f"the model cannot serve this request: {error}", code="context_length_exceeded")
         if len(samples) != n:
             raise Fault(f"the engine gave {len(samples)} samples where {n} were asked for")
         return samples
@@ -243,9 +233,7 @@ def json_safe(value: Any) -> Any:
 
 
 def _last_question(request: ChatRequest) -> str:
-    text = next(
-        (message.text.strip() for message in reversed(request.messages) if message.role == "user"), ""
-    )
+    text = next((message.text.strip() for message in reversed(request.messages) if message.role == "user"), "")
     if not text:
         raise ApiError(
             400,

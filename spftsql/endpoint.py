@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import signal
 import socket
@@ -22,6 +23,7 @@ from spftsql.errors import Fault, UserError
 from spftsql.session import end_session, ensure_session
 
 APP = "endpoint"
+KEY_VARIABLE = "SPFTSQL_API_KEY"
 _READY_S = 600.0  # a large model takes minutes to load
 _ANSWER_S = 300.0
 
@@ -34,14 +36,17 @@ def start_endpoint(model_dir: Path, name: str, databases: Mapping[str, str], con
     cannot be read, a port in use, or an address beyond loopback without a key.
     """
     model_dir = model_dir.resolve()
-    if not (model_dir / "config.json").is_file():
+    if not any((model_dir / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise UserError(f"{model_dir} is not a model directory (it has no config.json)")
+    refuse_exposure(config.serve.host, os.environ.get(KEY_VARIABLE))
     _refuse_taken_port(config)
-    from serve.app import build_app
     from spftsql.databases.reflection import database_file
     from spftsql.prompts import PromptBuilder
 
+    files = {db: database_file(address).resolve() for db, address in databases.items()}
     PromptBuilder(config.prompt, model_dir, config.model.chat_template)  # refuses a model without a chat template
+    from serve.app import build_app
+
     application = build_app(model_dir, name, databases, config)
     ensure_session(config)
     url = start_serve(config)
@@ -49,7 +54,7 @@ def start_endpoint(model_dir: Path, name: str, databases: Mapping[str, str], con
 
     from spftsql.verification.pool import start_pool
 
-    start_pool({db: database_file(address).resolve() for db, address in databases.items()}, config)
+    start_pool(files, config)
     try:
         serve.run(application, name=APP, route_prefix="/")
     except RuntimeError as error:
@@ -66,9 +71,9 @@ def start_serve(config: Config) -> str:
     """
     from ray import serve
     from ray.serve.config import HTTPOptions
-    from ray.serve.context import (
-        _get_global_client,
-    )  # the only way to an instance's address without the dashboard
+
+    # Nothing public tells where an instance listens, except through the dashboard.
+    from ray.serve.context import _get_global_client
     from ray.serve.schema import LoggingConfig
 
     client = _get_global_client(raise_if_no_controller_running=False)
@@ -87,6 +92,16 @@ def start_serve(config: Config) -> str:
                 f"Ray Serve listens on {host}:{port} in this session: set serve.host and serve.port to that"
             )
     return f"http://{_reachable(host)}:{port}"
+
+
+def refuse_exposure(host: str, key: str | None) -> None:
+    """Raises `UserError` when `host` can be reached from other machines and there is no key."""
+    try:
+        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback and not key:
+        raise UserError(f"without a key in {KEY_VARIABLE} the endpoint binds to 127.0.0.1 only, not to {host}")
 
 
 def wait_ready(url: str, seconds: float = _READY_S) -> None:
@@ -129,7 +144,7 @@ def ask(url: str, database: str | None, question: str, key: str | None = None, n
     `SPFTSQL_API_KEY`. Raises `UserError` when nothing answers at `url` and when the endpoint refuses the
     question, `Fault` when it fails.
     """
-    key = key or os.environ.get("SPFTSQL_API_KEY")
+    key = key or os.environ.get(KEY_VARIABLE)
     if database is None:
         served = [entry["id"] for entry in _call(url, "GET", "/v1/databases", key)["data"]]
         if len(served) != 1:

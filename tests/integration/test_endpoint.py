@@ -36,8 +36,8 @@ LESSONS = {
 ROWS = [(1, "Ada", 3.5, b"\x00\xff", None), (2, "Bob", float("inf"), b"", "x")]
 
 
-def configuration(port: int = 0, host: str = "127.0.0.1") -> Config:
-    return resolve("demo", ["generation.engine=transformers", f"serve.port={port}", f"serve.host={host}"])
+def configuration(engine: str = "transformers") -> Config:
+    return resolve("demo", [f"generation.engine={engine}", "serve.port=0"])
 
 
 @pytest.fixture(scope="module")
@@ -244,6 +244,17 @@ def test_ask_says_what_is_wrong_in_one_line(url: str) -> None:
         ask(f"http://127.0.0.1:{free_port()}", "people", "q")
     with Console(file=open(os.devnull, "w")) as console:
         console.print(render_answer(ask(url, "people", "tell me everything", key=KEY)))
+
+
+def test_another_engine_takes_over_under_the_same_address(url: str, model: Path, database: Path) -> None:
+    again = start_endpoint(model, "tiny", {"people": str(database)}, configuration("vllm"))
+    assert again == url
+    for question in ("who has the highest score", "tell me everything"):
+        answer = ask(url, "people", question, key=KEY)
+        assert (answer["sql"], answer["verdict"]["status"]) == (LESSONS[question], "ran")
+    assert [entry["id"] for entry in httpx.get(f"{url}/v1/databases", headers=HEADERS).json()["data"]] == ["people"]
+    voted = ask(url, "people", "who has the highest score", key=KEY, n=8)
+    assert voted["rows"] == [["Bob"]] and sum(c["votes"] for c in voted["candidates"]) == 8
 
 
 def free_port() -> int:
