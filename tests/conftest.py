@@ -58,3 +58,25 @@ def ray_session() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Three model directories of 100,000 weights, large ones: answers differ between prompts and between models."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from spftsql.config import ScratchConfig
+    from spftsql.training.scratch import build_scratch_model
+
+    size = ScratchConfig(hidden_size=64, layers=2, heads=2, intermediate_size=128, vocabulary=320)
+    texts = ["which states border texas ?", "how long is the red river ?", "name the cities in ohio"] * 8
+    root = tmp_path_factory.mktemp("models")
+    for seed in range(3):
+        build_scratch_model(size, 128, texts, root / str(seed), seed)
+        model = AutoModelForCausalLM.from_pretrained(root / str(seed))
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.mul_(8 if weight.dim() > 1 else 1)
+        model.save_pretrained(root / str(seed))
+    return [str(root / str(seed)) for seed in range(3)]

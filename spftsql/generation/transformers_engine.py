@@ -1,0 +1,165 @@
+"""The portable engine: transformers models and a batched decoding loop, on one GPU or on the CPU.
+
+The loop differs from `model.generate` in what the method needs: a row's samples are drawn with the row's own seed,
+whatever else is in the batch; a prompt is read once for all of its samples; finished rows leave the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from spftsql.config import Config
+from spftsql.errors import Fault
+from spftsql.generation.checkpoint import Checkpoint, Completion, Prompt
+from spftsql.generation.engine import CheckpointEngine, Recent
+
+_MODELS_KEPT = 2
+_BATCH_TOKENS = 65_536  # prompt and answer tokens of a batch: what its KV cache may come to
+_BATCH_ROWS = 256
+
+
+@dataclass
+class _Row:
+    """One sample being written; `uniforms` are its draws, one per token (`None`: greedy)."""
+
+    source: int
+    prompt: Prompt
+    uniforms: torch.Tensor | None
+    tokens: list[int] = field(default_factory=list)
+
+
+class TransformersEngine(CheckpointEngine):
+    """`Engine` over `transformers`. Runs on CUDA where there is a device, in float32 on the CPU."""
+
+    def __init__(self, config: Config) -> None:
+        """Loads nothing."""
+        super().__init__(config)
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._dtype = torch.float32 if self._device.type == "cpu" else getattr(torch, config.model.dtype)
+        self._models: Recent[Any] = Recent(_MODELS_KEPT)
+
+    def close(self) -> None:
+        """See `Engine`."""
+        with self._lock:
+            self._models.clear()
+
+    @torch.inference_mode()
+    def _complete(self, checkpoint: Checkpoint, prompts: Sequence[Prompt]) -> list[list[Completion]]:
+        model = self._models.get(checkpoint.directory, lambda: self._load(checkpoint))
+        found: list[list[Completion]] = [[] for _ in prompts]
+        for batch in _batches(prompts):
+            try:
+                rows = self._decode(model, checkpoint.stops, batch)
+            except torch.OutOfMemoryError as error:
+                raise Fault(f"the device is out of memory generating with {checkpoint.directory}: {error}") from error
+            for row in rows:
+                found[row.source].append(Completion(row.tokens, row.tokens[-1] in checkpoint.stops))
+        return found
+
+    def _load(self, checkpoint: Checkpoint) -> Any:
+        from transformers import AutoModelForCausalLM
+
+        model: Any = AutoModelForCausalLM.from_pretrained(checkpoint.base, dtype=self._dtype)
+        if checkpoint.base != checkpoint.directory:
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, checkpoint.directory)
+        return model.to(self._device).eval()
+
+    def _decode(self, model: Any, stops: frozenset[int], prompts: Sequence[tuple[int, Prompt]]) -> list[_Row]:
+        """Samples of a batch of (position, prompt), row by row in their order."""
+        width = max(len(prompt.tokens) for _, prompt in prompts)
+        padded = [[0] * (width - len(p.tokens)) + p.tokens for _, p in prompts]
+        mask = torch.tensor([[0] * (width - len(p.tokens)) + [1] * len(p.tokens) for _, p in prompts])
+        mask = mask.to(self._device)
+        output = model(
+            input_ids=torch.tensor(padded, device=self._device),
+            attention_mask=mask,
+            position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        rows = [_Row(i, p, u) for i, p in prompts for u in _draws(p)]
+        spread = [at for at, (_, p) in enumerate(prompts) for _ in range(_samples(p))]
+        logits, cache, mask = _select(output.logits[:, -1], output.past_key_values, mask, spread)
+        active = rows
+        while True:
+            tokens = self._choose(logits, active)
+            for row, token in zip(active, tokens, strict=True):
+                row.tokens.append(token)
+            keep = [
+                at for at, row in enumerate(active) if row.tokens[-1] not in stops and len(row.tokens) < row.prompt.room
+            ]
+            if not keep:
+                return rows
+            if len(keep) < len(active):
+                active = [active[at] for at in keep]
+                _, cache, mask = _select(logits, cache, mask, keep)
+            mask = torch.cat([mask, mask.new_ones(len(active), 1)], dim=1)
+            output = model(
+                input_ids=torch.tensor([[row.tokens[-1]] for row in active], device=self._device),
+                attention_mask=mask,
+                position_ids=mask.sum(1, keepdim=True) - 1,
+                past_key_values=cache,
+                use_cache=True,
+            )
+            logits, cache = output.logits[:, -1], output.past_key_values
+
+    def _choose(self, logits: torch.Tensor, rows: Sequence[_Row]) -> list[int]:
+        """The next token of every row: the likeliest, or by inversion of the cumulative probabilities."""
+        tokens = logits.argmax(dim=1)
+        drawn = [at for at, row in enumerate(rows) if row.uniforms is not None]
+        if drawn:
+            heat = torch.tensor([rows[at].prompt.request.temperature for at in drawn], dtype=torch.float64)
+            level = torch.stack([u[len(rows[at].tokens)] for at in drawn if (u := rows[at].uniforms) is not None])
+            picked = torch.tensor(drawn, device=self._device)
+            scaled = logits[picked].double() / heat.to(self._device)[:, None]
+            total = scaled.softmax(dim=1).cumsum(dim=1)
+            # Rounding leaves the last sum beside 1; the level is relative to it, so that no draw falls behind.
+            level = level.to(self._device)[:, None] * total[:, -1:]
+            tokens[picked] = torch.searchsorted(total, level, right=True).clamp(max=total.shape[1] - 1)[:, 0]
+        return [int(token) for token in tokens.tolist()]
+
+
+def _samples(prompt: Prompt) -> int:
+    return prompt.request.n if prompt.request.temperature > 0 else 1
+
+
+def _draws(prompt: Prompt) -> list[torch.Tensor | None]:
+    """For every sample of a prompt its uniform numbers, from the row's seed plus the sample's index."""
+    if prompt.request.temperature == 0:
+        return [None]
+    return [
+        torch.rand(prompt.room, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        for seed in range(prompt.request.seed, prompt.request.seed + prompt.request.n)
+    ]
+
+
+def _select(logits: torch.Tensor, cache: Any, mask: torch.Tensor, rows: list[int]) -> tuple[torch.Tensor, Any, Any]:
+    """The given rows of a batch's state; a row may be named more than once."""
+    if rows == list(range(len(mask))):
+        return logits, cache, mask
+    picked = torch.tensor(rows, device=mask.device)
+    cache.batch_select_indices(picked)
+    return logits[picked], cache, mask[picked]
+
+
+def _batches(prompts: Sequence[Prompt]) -> Iterator[list[tuple[int, Prompt]]]:
+    """Positions and prompts, by length, in batches bounded by rows and tokens; little of a batch is padding."""
+    batch: list[tuple[int, Prompt]] = []
+    rows = room = 0
+    for at in sorted(range(len(prompts)), key=lambda i: len(prompts[i].tokens)):
+        prompt = prompts[at]
+        wide = rows + _samples(prompt)
+        longest = max(room, prompt.room)
+        if batch and (wide > _BATCH_ROWS or wide * (len(prompt.tokens) + longest) > _BATCH_TOKENS):
+            yield batch
+            batch, wide, longest = [], _samples(prompt), prompt.room
+        batch.append((at, prompt))
+        rows, room = wide, longest
+    if batch:
+        yield batch

@@ -1,0 +1,125 @@
+"""vLLM in this process: its start is dear, so all models and questions share one engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from spftsql.config import Config, validate
+from spftsql.errors import Fault
+from spftsql.generation.engine import Engine, open_engine
+from spftsql.records import GenerationRequest
+
+pytestmark = pytest.mark.integration
+
+QUESTIONS = [
+    f"{words} {i} ?" for i, words in enumerate(["which states border", "how long is the river", "cities in"] * 8)
+]
+
+
+def settings(engine: str) -> Config:
+    tree = {
+        "name": "test",
+        "data": {"benchmark": "demo"},
+        "model": {"path": "unused", "max_length": 96},
+        "generation": {"engine": engine},
+    }
+    return validate(tree, "test")
+
+
+def ask(model: str, text: str, **changes: object) -> GenerationRequest:
+    request = GenerationRequest(f"{model}/{text}", "geo", f"<|user|>{text}<|assistant|>", model, 1, 0.0, 24, 7)
+    return replace(request, **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def vllm() -> Iterator[Engine]:
+    pytest.importorskip("vllm")
+    engine = open_engine(settings("vllm"))
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def transformers() -> Engine:
+    return open_engine(settings("transformers"))
+
+
+def test_greedy_equals_transformers_for_models_side_by_side(
+    vllm: Engine, transformers: Engine, tiny_models: list[str]
+) -> None:
+    requests = [ask(model, question) for question in QUESTIONS for model in tiny_models]
+    expected = transformers.generate(requests)
+    assert vllm.generate(requests) == expected
+    begin = time.monotonic()
+    assert vllm.generate(requests) == expected
+    assert time.monotonic() - begin < 5.0, "the models were loaded again"
+    assert len({sample.text for sample in expected}) > len(QUESTIONS)
+
+
+def test_more_models_than_are_kept(vllm: Engine, transformers: Engine, tiny_models: list[str], tmp_path: Path) -> None:
+    # The same weights under other names: every one is a model of its own to the engine, and pushes another out.
+    names = [tmp_path / f"copy{i}" for i in range(6)]
+    for i, name in enumerate(names):
+        name.symlink_to(tiny_models[i % 3], target_is_directory=True)
+    requests = [ask(str(name), QUESTIONS[0]) for name in names]
+    assert vllm.generate(requests) == transformers.generate(requests)
+    assert vllm.generate(requests[:1]) == transformers.generate(requests[:1])
+
+
+def test_samples_depend_on_the_row_and_not_on_the_batch(vllm: Engine, tiny_models: list[str]) -> None:
+    requests = [
+        ask(tiny_models[0], q, n=3, temperature=1.0, seed=i, max_tokens=10 + i) for i, q in enumerate(QUESTIONS)
+    ]
+    together = vllm.generate(requests)
+    alone = [sample for request in requests[:4] for sample in vllm.generate([request])]
+    assert together[: len(alone)] == alone
+    assert len({sample.text for sample in together}) > len(requests)
+
+
+def test_many_seeded_rows_of_long_prompts(vllm: Engine, tiny_models: list[str]) -> None:
+    # More prompt tokens than one step of the scheduler takes: vLLM on a CPU fails when it cuts a seeded prompt in two.
+    long = "texas " * 60
+    requests = [ask(tiny_models[0], f"{long}{i}", temperature=1.0, max_tokens=4, seed=i) for i in range(200)]
+    assert [sample.error for sample in vllm.generate(requests)] == [None] * 200
+
+
+def test_unservable_rows_become_error_rows(vllm: Engine, tiny_models: list[str]) -> None:
+    good = ask(tiny_models[0], QUESTIONS[0], n=2, temperature=1.0)
+    bad = [ask(tiny_models[0], "empty", prompt=""), ask(tiny_models[0], "long", prompt="texas " * 200)]
+    samples = vllm.generate([bad[0], good, bad[1]])
+    assert [(s.finish_reason, s.index) for s in (samples[0], samples[-1])] == [("error", 0)] * 2
+    assert samples[1:-1] == vllm.generate([good])
+
+
+def test_adapter_over_its_base(vllm: Engine, transformers: Engine, tiny_models: list[str], tmp_path: Path) -> None:
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_pretrained(tiny_models[0], dtype=torch.float32)
+    lora = LoraConfig(r=8, lora_alpha=64, target_modules="all-linear", init_lora_weights=False)
+    get_peft_model(base, lora).save_pretrained(tmp_path / "adapter")
+    requests = [ask(model, q) for q in QUESTIONS[:4] for model in (str(tmp_path / "adapter"), tiny_models[0])]
+    expected = transformers.generate(requests)
+    assert vllm.generate(requests) == expected
+    assert expected[0].text != expected[1].text
+
+
+def test_model_that_cannot_be_loaded_is_a_fault_and_the_others_still_work(
+    vllm: Engine, transformers: Engine, tiny_models: list[str], tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for file in Path(tiny_models[0]).iterdir():
+        content = b"" if file.suffix == ".safetensors" else file.read_bytes()
+        (broken / file.name).write_bytes(content)
+    with pytest.raises(Fault, match="broken"):
+        vllm.generate([ask(str(broken), QUESTIONS[0])])
+    request = ask(tiny_models[1], QUESTIONS[0])
+    assert vllm.generate([request]) == transformers.generate([request])
