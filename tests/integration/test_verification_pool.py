@@ -1,0 +1,185 @@
+"""The verifier pool on real Ray: a stage over it, with a worker killed while it works."""
+
+import os
+import signal
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from spftsql.config import Config, SandboxConfig, ServeConfig, VerificationConfig, validate
+from spftsql.records import Verdict, VerificationRequest, read_records, write_records
+
+pytestmark = pytest.mark.integration
+
+ROWS = 500
+# About 20 ms each, so that the stage still works when a worker is killed.
+COUNT = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 60000) SELECT count(*) + {} FROM n, t"
+
+
+@pytest.fixture(scope="module")
+def databases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("databases")
+    paths = {name: folder / f"{name}.sqlite" for name in ("shop", "zoo")}
+    for path in paths.values():
+        connection = sqlite3.connect(path)
+        connection.executescript("CREATE TABLE t (id INTEGER PRIMARY KEY, name TEXT); INSERT INTO t VALUES (1, 'a')")
+        connection.close()
+    return paths
+
+
+@pytest.fixture(scope="module")
+def config() -> Config:
+    base = validate({"name": "test", "data": {"benchmark": "demo"}, "model": {"path": "unused"}}, where="test")
+    return base.model_copy(
+        update={
+            "sandbox": SandboxConfig(soft_seconds=5, hard_seconds=10, max_rows=100),
+            "verification": VerificationConfig(workers=2, cpus=0.25, batch_size=16),
+            "serve": ServeConfig(port=0),
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def ray_session() -> Iterator[None]:
+    import ray
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def busy_cpu(ray_session: None) -> Iterator[None]:
+    """An actor that holds one of the two CPUs, as a generation engine would."""
+    import ray
+
+    @ray.remote(num_cpus=1)
+    class Engine:
+        def ready(self) -> bool:
+            return True
+
+    engine = Engine.remote()
+    assert ray.get(engine.ready.remote(), timeout=60)
+    yield
+    ray.kill(engine)
+
+
+def verify(
+    requests: list[VerificationRequest], databases: dict[str, Path], config: Config, folder: Path
+) -> list[Verdict]:
+    from spftsql.verification.stage import verify_dataset_ray
+
+    write_records(folder / "requests.parquet", requests, VerificationRequest)
+    verify_dataset_ray(folder / "requests.parquet", folder / "verdicts", databases, config)
+    return sorted(read_records(folder / "verdicts", Verdict), key=lambda verdict: int(verdict.id))
+
+
+def test_pool_runs_and_is_reused(busy_cpu: None, databases: dict[str, Path], config: Config) -> None:
+    from spftsql.verification.pool import start_pool
+
+    handle = start_pool(databases, config)
+    run = handle.run.remote("shop", "SELECT id, name FROM t", 10).result(timeout_s=60)
+    assert (run.status, run.rows) == ("ran", [(1, "a")])
+    workers = worker_processes()
+    start_pool(databases, config)
+    start_pool({"zoo": databases["zoo"]}, config)
+    assert worker_processes() == workers
+    assert len(workers) == 2
+
+
+def test_every_row_gets_one_verdict_though_a_worker_dies(
+    busy_cpu: None, databases: dict[str, Path], config: Config, tmp_path: Path
+) -> None:
+    requests = [
+        VerificationRequest(
+            str(i), ("shop", "zoo")[i % 2], COUNT.format(i), f"SELECT {60_000 + i + i % 3 // 2}", "strict"
+        )
+        for i in range(ROWS)
+    ]
+    killed: list[int] = []
+
+    def kill_one() -> None:
+        deadline = time.monotonic() + 60
+        while not killed and time.monotonic() < deadline:
+            time.sleep(0.05)
+            for worker in worker_processes():
+                if any(cpu_seconds(child) > 0.5 for child in sandbox_children(worker)):  # in the midst of its rows
+                    os.kill(worker, signal.SIGKILL)
+                    killed.append(worker)
+                    break
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    verdicts = verify(requests, databases, config, tmp_path)
+    killer.join()
+    assert killed
+    assert [v.id for v in verdicts] == [r.id for r in requests]
+    assert [v.fault for v in verdicts if v.fault] == []
+    assert [v.status for v in verdicts] == ["different" if i % 3 == 2 else "equal" for i in range(ROWS)]
+    assert killed[0] not in worker_processes()
+
+
+def test_bad_rows_do_not_stop_the_stage(
+    busy_cpu: None, databases: dict[str, Path], config: Config, tmp_path: Path
+) -> None:
+    requests = [
+        VerificationRequest("0", "shop", "DROP TABLE t", None, "strict"),
+        VerificationRequest("1", "nowhere", "SELECT 1", "SELECT 1", "strict"),
+        VerificationRequest("2", "zoo", "SELECT 1", "SELECT 1", "bird"),
+    ]
+    verdicts = verify(requests, databases, config, tmp_path)
+    assert [v.status for v in verdicts] == ["error", "unverifiable", "equal"]
+    assert [v.fault is None for v in verdicts] == [True, False, True]
+
+
+def test_no_rows_give_no_verdicts(busy_cpu: None, databases: dict[str, Path], config: Config, tmp_path: Path) -> None:
+    assert verify([], databases, config, tmp_path) == []
+
+
+def test_pool_is_taken_down(busy_cpu: None, databases: dict[str, Path], config: Config) -> None:
+    from ray import serve
+
+    from spftsql.verification.pool import APP, start_pool, stop_pool
+
+    start_pool(databases, config)
+    stop_pool()
+    assert APP not in serve.status().applications
+    stop_pool()
+
+
+def worker_processes() -> set[int]:
+    """The processes of the replicas in this process's own Ray session (driver -> raylet -> replica)."""
+    found = set()
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if b"ServeReplica:verifier" in (entry / "cmdline").read_bytes():
+                raylet = parent_of(int(entry.name))
+                if parent_of(raylet) == os.getpid():
+                    found.add(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+def parent_of(pid: int) -> int:
+    return int(stat(pid)[1])
+
+
+def cpu_seconds(pid: int) -> float:
+    return (int(stat(pid)[11]) + int(stat(pid)[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat after the name: the state first."""
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+
+
+def sandbox_children(worker: int) -> list[int]:
+    found = []
+    for task in Path(f"/proc/{worker}/task").iterdir():
+        found += [int(child) for child in (task / "children").read_text().split()]
+    return found

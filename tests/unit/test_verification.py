@@ -1,0 +1,183 @@
+"""The verifier without Ray: one verdict per request, caching, faults, and the stage in threads."""
+
+import os
+import signal
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from spftsql.config import Config, SandboxConfig, VerificationConfig, validate
+from spftsql.errors import Fault, UserError
+from spftsql.records import Verdict, VerificationRequest, read_records, write_records
+from spftsql.sandbox.result import Execution
+from spftsql.verification.batches import batches_by_database
+from spftsql.verification.cache import ResultCache
+from spftsql.verification.local import verify_dataset
+from spftsql.verification.worker import Verifier
+
+LIMITS = SandboxConfig(soft_seconds=1.0, hard_seconds=2.0, max_rows=100)
+SLOW_GOLD = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 400000) SELECT count(*) FROM n"
+
+
+@pytest.fixture(scope="module")
+def databases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("databases")
+    paths = {name: folder / f"{name}.sqlite" for name in ("shop", "zoo")}
+    for name, path in paths.items():
+        connection = sqlite3.connect(path)
+        connection.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, name TEXT, price REAL, none TEXT)")
+        connection.executemany(
+            "INSERT INTO t VALUES (?, ?, ?, NULL)", [(i, f"{name} {i}", i * 0.1) for i in range(150)]
+        )
+        connection.commit()
+        connection.close()
+    return paths
+
+
+@pytest.fixture(scope="module")
+def verifier(databases: dict[str, Path]) -> Iterator[Verifier]:
+    with Verifier(databases, LIMITS) as opened:
+        yield opened
+
+
+def request(sql: str, gold: str | None = None, db: str = "shop", id: str = "1") -> VerificationRequest:
+    return VerificationRequest(id, db, sql, gold, "strict")
+
+
+def test_one_verdict_per_request_in_order(verifier: Verifier) -> None:
+    requests = [
+        request("SELECT count(*) FROM t WHERE id < 5", "SELECT 5", id="equal"),
+        request("SELECT name FROM t WHERE id = 3", "SELECT name FROM t WHERE id = 4", db="zoo", id="different"),
+        request("SELECT nope FROM t", "SELECT 5", id="error"),
+        request("SELECT id FROM t", "SELECT 5", id="truncated"),
+        request("SELECT 5", "SELECT nope FROM t", id="unverifiable"),
+        request("SELECT none FROM t WHERE id < 3", db="zoo", id="ran"),
+        request("DROP TABLE t", "SELECT 5", id="refused"),
+        request("SELECT count(*) FROM t WHERE id < 5", "SELECT 5", id="equal again"),
+    ]
+    verdicts = verifier.verify(requests)
+    assert [v.id for v in verdicts] == [r.id for r in requests]
+    assert [v.db_id for v in verdicts] == [r.db_id for r in requests]
+    assert [v.status for v in verdicts] == [
+        *("equal", "different", "error", "truncated", "unverifiable", "ran", "error", "equal")
+    ]
+    assert verdicts[6].reason.startswith("refused")
+    assert (verdicts[5].row_count, verdicts[5].constant_null) == (3, True)
+    assert (verdicts[0].row_count, verdicts[0].constant_null) == (1, False)
+    assert verdicts[0].engine.startswith("sqlite 3.")
+    assert verdicts[0].digest and not verdicts[2].digest and not verdicts[3].digest
+    assert all(v.fault is None for v in verdicts)
+    assert replace(verdicts[7], id="equal") == verdicts[0]
+
+
+def test_equal_results_have_equal_digests(verifier: Verifier) -> None:
+    one, other, third = verifier.verify(
+        [
+            request("SELECT id, name FROM t WHERE id < 9 ORDER BY id"),
+            request("SELECT id * 1.0, name FROM t WHERE id < 9 ORDER BY name DESC"),
+            request("SELECT id, name FROM t WHERE id < 8"),
+        ]
+    )
+    assert one.digest == other.digest != third.digest
+
+
+def test_gold_is_executed_once(databases: dict[str, Path]) -> None:
+    with Verifier(databases, LIMITS) as verifier:
+        seconds = []
+        for number in range(10):
+            started = time.perf_counter()
+            (verdict,) = verifier.verify([request(f"SELECT 399999 + {number} * 0 + 1", SLOW_GOLD)])
+            seconds.append(time.perf_counter() - started)
+            assert verdict.status == "equal"
+    assert sum(seconds[1:]) / 9 < seconds[0] / 3
+
+
+def test_gold_of_a_changed_file_is_executed_again(tmp_path: Path) -> None:
+    path = tmp_path / "db.sqlite"
+    verdicts: list[Verdict] = []
+    with Verifier({"shop": path}, LIMITS) as verifier:
+        for number in (1, 2):
+            path.unlink(missing_ok=True)
+            connection = sqlite3.connect(path)
+            connection.executescript(f"CREATE TABLE t (x); INSERT INTO t VALUES ({number})")
+            connection.close()
+            verdicts += verifier.verify([request("SELECT 1", "SELECT x FROM t")])
+    assert [v.status for v in verdicts] == ["equal", "different"]
+
+
+def test_cache_is_bounded() -> None:
+    cache = ResultCache(max_cells=100)
+    result = Execution("ran", "", ("a",), [(i,) for i in range(30)], 0.0, "sqlite")
+    for key in "abc":
+        cache.put(key, result)
+        assert cache.get("a") is result
+    assert cache.get("b") is None
+    assert cache.get("c") is result
+
+
+def test_faults_are_no_verdicts(databases: dict[str, Path], tmp_path: Path) -> None:
+    with Verifier({**databases, "gone": tmp_path / "gone.sqlite"}, LIMITS) as verifier:
+        requests = [request(f"SELECT {i}", "SELECT 1", db="gone", id=str(i)) for i in range(20)]
+        verdicts = verifier.verify([request("SELECT 1"), *requests, request("SELECT 1", db="unknown")])
+        assert [v.status for v in verdicts] == ["ran"] + ["unverifiable"] * 21
+        assert verdicts[0].fault is None
+        assert all("gone.sqlite" in (v.fault or "") for v in verdicts[1:21])
+        assert "unknown" in (verdicts[21].fault or "")
+
+
+def test_run_gives_rows(verifier: Verifier, tmp_path: Path) -> None:
+    run = verifier.run("zoo", "SELECT id, name FROM t ORDER BY id", max_rows=2)
+    assert (run.status, run.columns) == ("truncated", ("id", "name"))
+    assert run.rows == [(0, "zoo 0"), (1, "zoo 1")]
+    with pytest.raises(UserError, match="known: shop, zoo"):
+        verifier.run("nothing", "SELECT 1")
+    with Verifier({"gone": tmp_path / "gone.sqlite"}, LIMITS) as other, pytest.raises(Fault):
+        other.run("gone", "SELECT 1")
+
+
+def test_batches_are_of_one_database_and_bounded() -> None:
+    requests = [request("SELECT 1", f"SELECT {i % 2}", db=f"db{i % 3}", id=str(i)) for i in range(20)]
+    batches = batches_by_database(requests, 4)
+    assert all(len(batch) <= 4 and len({r.db_id for r in batch}) == 1 for batch in batches)
+    assert sorted(r.id for batch in batches for r in batch) == sorted(r.id for r in requests)
+
+
+def config() -> Config:
+    base = validate({"name": "test", "data": {"benchmark": "demo"}, "model": {"path": "unused"}}, where="test")
+    workers = VerificationConfig(workers=2, batch_size=16)
+    return base.model_copy(update={"sandbox": LIMITS, "verification": workers})
+
+
+def test_verify_dataset_in_threads(databases: dict[str, Path], tmp_path: Path) -> None:
+    requests = [
+        request(f"SELECT {i} % 7", f"SELECT {i} % 5", db=("shop", "zoo")[i % 2], id=f"r{i}") for i in range(300)
+    ]
+    write_records(tmp_path / "requests.parquet", requests, VerificationRequest)
+    stop = threading.Event()
+
+    def kill_children() -> None:
+        while not stop.wait(0.2):
+            for pid in children_of(os.getpid()):
+                os.kill(pid, signal.SIGKILL)
+                return
+
+    killer = threading.Thread(target=kill_children)
+    killer.start()
+    verify_dataset(tmp_path / "requests.parquet", tmp_path / "verdicts", databases, config())
+    stop.set()
+    killer.join()
+    verdicts = read_records(tmp_path / "verdicts", Verdict)
+    assert [v.id for v in verdicts] == [r.id for r in requests]
+    assert [v.status for v in verdicts] == ["equal" if i % 7 == i % 5 else "different" for i in range(300)]
+
+
+def children_of(pid: int) -> list[int]:
+    children = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        children += [int(child) for child in (task / "children").read_text().split()]
+    return [child for child in children if b"spftsql.sandbox.child" in Path(f"/proc/{child}/cmdline").read_bytes()]
