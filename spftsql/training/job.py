@@ -146,7 +146,8 @@ def publish(prepared: Prepared, progress: Progress, config: Config, save: Callab
     """Writes the output directory atomically; `save(folder)` writes weights and architecture into it."""
     job = prepared.job
     partial = job.output.with_name(f".{job.output.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    for left in job.output.parent.glob(f".{job.output.name}.*.partial"):  # by a process that was killed here
+        shutil.rmtree(left, ignore_errors=True)
     partial.mkdir(parents=True)
     save(partial)
     copy_tokenizer(prepared.model, partial, config.model.chat_template)

@@ -24,8 +24,9 @@ def train_local(
     """Trains the jobs one after another and returns their results in order.
 
     A job whose output is complete is not trained again; an interrupted one goes on from its last checkpoint.
-    `metrics` gets one JSON line per step; `progress(job, step, steps)` is called after each. Raises `UserError` for
-    jobs that cannot be trained as they are, `Fault` for a loss that is not finite.
+    `metrics` gets one JSON line per step (steps that a resume repeats stand there twice), and `progress(job, step,
+    steps)` is called after each. Raises `UserError` for jobs that cannot be trained as they are, `Fault` for a loss
+    that is not finite.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(config.training.threads)
