@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
-from ray.data import ActorPoolStrategy, DataContext, Dataset
+from ray.data import ActorPoolStrategy, Dataset
 from ray.exceptions import RayError
 
 from spftsql.config import Config
@@ -25,11 +25,13 @@ from spftsql.generation.local import batches
 from spftsql.generation.vllm_engine import environment
 from spftsql.records import GenerationRequest, Sample, from_table, read_records, to_table
 
-_MAX_RESTARTS = 20  # per actor; a row that always kills its engine must not keep the stage alive for ever
-
 
 class EngineActor:
-    """A callable that holds an engine. When the engine is dead so is the actor, and Ray starts another."""
+    """A callable that holds an engine. When the engine is dead so is the actor, and Ray starts another.
+
+    Ray restarts it without end; a row that kills every engine ends the stage through Ray Data's own timeout, when
+    there has been no progress for half an hour.
+    """
 
     def __init__(self, config: Config) -> None:
         """Opens the engine."""
@@ -86,24 +88,21 @@ def _samples(requests: list[GenerationRequest], config: Config) -> Dataset:
     """The stage, not yet executed. One block per batch, so that no batch mixes models."""
     settings = config.generation
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    context = DataContext.get_current().copy()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.execution_options.preserve_order = True
-    with DataContext.current(context):
-        blocks = [to_table(batch, GenerationRequest) for batch in batches(requests, settings.batch_size)]
-        return ray.data.from_arrow(blocks).map_batches(
-            EngineActor,
-            fn_constructor_args=(config,),
-            compute=ActorPoolStrategy(size=min(settings.actors, len(blocks)), max_tasks_in_flight_per_actor=2),
-            batch_size=None,
-            batch_format="pyarrow",
-            num_cpus=settings.cpus,
-            num_gpus=settings.gpus,
-            max_restarts=_MAX_RESTARTS,
-            max_task_retries=-1,
-            runtime_env={"env_vars": environment(cpu=settings.gpus == 0)},
-        )
+    blocks = [to_table(batch, GenerationRequest) for batch in batches(requests, settings.batch_size)]
+    dataset = ray.data.from_arrow(blocks)
+    dataset.context.enable_progress_bars = False
+    dataset.context.print_on_execution_start = False
+    dataset.context.execution_options.preserve_order = True
+    return dataset.map_batches(
+        EngineActor,
+        fn_constructor_args=(config,),
+        compute=ActorPoolStrategy(size=min(settings.actors, len(blocks)), max_tasks_in_flight_per_actor=2),
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=settings.cpus,
+        num_gpus=settings.gpus,
+        runtime_env={"env_vars": environment(cpu=settings.gpus == 0)},
+    )
 
 
 def _check_complete(requests: Sequence[GenerationRequest], found: Counter[str], failed: set[str]) -> None:

@@ -27,8 +27,8 @@ ON_CPU = {
     "TORCHDYNAMO_DISABLE": "1",
     "TORCH_CPP_LOG_LEVEL": "ERROR",
 }
-_CPU_MODELS_KEPT = 4
-_CPU_WEIGHT_BYTES = 2 * 1024**3  # a larger model has the CPU's memory for itself when it is loaded
+_CPU_MODELS_KEPT = 16
+_CPU_BYTES = 4 * 1024**3  # weights and caches that may lie in the CPU's memory side by side
 _CPU_SEQUENCES = 64  # full-length sequences that the KV cache on the CPU has room for
 _CPU_CACHE_BYTES = 1024**3
 _CPU_PREFILL_TOKENS = 8192
@@ -45,7 +45,7 @@ class _Loaded:
     """An LLM and the numbers under which it knows its adapters."""
 
     llm: Any
-    rank: int
+    size: int  # bytes of weights and cache; 0 on a GPU
     adapters: dict[str, int] = field(default_factory=dict)
 
 
@@ -64,7 +64,8 @@ class VllmEngine(CheckpointEngine):
 
         self._vllm = vllm
         # On a GPU an engine takes all the memory that it may have, so there is room for one.
-        self._models: Recent[_Loaded] = Recent(_CPU_MODELS_KEPT if self._cpu else 1, _close)
+        self._models: Recent[_Loaded] = Recent(_CPU_MODELS_KEPT if self._cpu else 1, self._drop)
+        self._held = 0  # bytes of the models on the CPU
 
     def close(self) -> None:
         """See `Engine`."""
@@ -128,8 +129,12 @@ class VllmEngine(CheckpointEngine):
         options: dict[str, Any] = {}
         if rank:
             options |= {"enable_lora": True, "max_lora_rank": rank}
+        size = 0
         if self._cpu:
-            options |= self._cpu_options(checkpoint)
+            size = _weight_bytes(checkpoint.base) + _cache_bytes(checkpoint)
+            if self._held + size > _CPU_BYTES:
+                self._models.clear()
+            options |= _cpu_options(checkpoint)
         else:
             options |= {"dtype": self._config.model.dtype}
         llm = self._vllm.LLM(
@@ -144,19 +149,25 @@ class VllmEngine(CheckpointEngine):
             seed=self._config.seed,
             **options,
         )
-        return _Loaded(llm, rank)
+        self._held += size
+        return _Loaded(llm, size)
 
-    def _cpu_options(self, checkpoint: Checkpoint) -> dict[str, Any]:
-        if _weight_bytes(checkpoint.base) > _CPU_WEIGHT_BYTES:
-            self._models.clear()
-        return {
-            "dtype": "float32",
-            "enforce_eager": True,
-            "kv_cache_memory_bytes": _cache_bytes(checkpoint),
-            # A prompt cut in two by the scheduler makes vLLM rewind the row's generator, which torch cannot on a CPU.
-            "enable_chunked_prefill": False,
-            "max_num_batched_tokens": max(_CPU_PREFILL_TOKENS, checkpoint.max_length),
-        }
+    def _drop(self, model: _Loaded) -> None:
+        model.llm.llm_engine.engine_core.shutdown()
+        del model.llm
+        gc.collect()
+        self._held -= model.size
+
+
+def _cpu_options(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {
+        "dtype": "float32",
+        "enforce_eager": True,
+        "kv_cache_memory_bytes": _cache_bytes(checkpoint),
+        # A prompt cut in two by the scheduler makes vLLM rewind the row's generator, which torch cannot on a CPU.
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(_CPU_PREFILL_TOKENS, checkpoint.max_length),
+    }
 
 
 def _cache_bytes(checkpoint: Checkpoint) -> int:
@@ -170,9 +181,3 @@ def _cache_bytes(checkpoint: Checkpoint) -> int:
 
 def _weight_bytes(directory: str) -> int:
     return sum(file.stat().st_size for file in Path(directory).glob("*.safetensors"))
-
-
-def _close(model: _Loaded) -> None:
-    model.llm.llm_engine.engine_core.shutdown()
-    del model.llm
-    gc.collect()
