@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 import os
 import signal
 import socket
@@ -76,6 +77,7 @@ def start_serve(config: Config) -> str:
     from ray.serve.context import _get_global_client
     from ray.serve.schema import LoggingConfig
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     client = _get_global_client(raise_if_no_controller_running=False)
     if client is None:
         _refuse_taken_port(config)

@@ -151,12 +151,16 @@ def _connect(address: str) -> JobSubmissionClient:
             pass
     except (OSError, ValueError) as error:
         raise UserError(f"Ray cannot be reached at {address}: {error}") from None
+    from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
-    logging.getLogger("ray").setLevel(logging.WARNING)  # its client tells of every upload and stream
+    for name in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.authentication"):
+        logging.getLogger(f"ray.{name}").setLevel(logging.ERROR)  # they tell of every upload, stream and token
     from requests.exceptions import RequestException
 
+    # As `ray.init` does when it joins a cluster: the job client alone sends a token only if RAY_AUTH_MODE says so.
+    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
     try:
         return JobSubmissionClient(address)
     except AuthenticationError:

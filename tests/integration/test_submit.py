@@ -53,14 +53,14 @@ def cluster() -> Iterator[str]:
         )
     address = f"http://127.0.0.1:{ports['dashboard-port']}"
     try:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 240
         while True:
             try:
                 _connect(address)
                 break
-            except UserError:
-                if time.monotonic() > deadline or head.poll() is not None:
-                    pytest.fail(f"the cluster did not start:\n{(folder / 'head.log').read_text()[-3000:]}")
+            except UserError as error:
+                if "token" in str(error) or time.monotonic() > deadline or head.poll() is not None:
+                    pytest.fail(f"the cluster did not start ({error}):\n{(folder / 'head.log').read_text()[-3000:]}")
                 time.sleep(1)
         yield address
     finally:
