@@ -44,6 +44,8 @@ class EngineActor:
         except EngineDied as error:
             print(error, file=sys.stderr, flush=True)
             os._exit(1)
+        except (UserError, Fault) as error:
+            return to_table([_failure_row(error)], Sample)
 
 
 def generate_dataset_ray(source: Path, target: Path, config: Config, progress: Callable[[int, int], None]) -> None:
@@ -53,35 +55,41 @@ def generate_dataset_ray(source: Path, target: Path, config: Config, progress: C
     Raises `UserError` for a model that cannot be used, `Fault` when the actors fail or rows are missing at the end.
     """
     requests = sorted(read_records(source, GenerationRequest), key=lambda r: (r.model, r.db_id))
+    if len({request.id for request in requests}) < len(requests):
+        raise Fault("the requests of a generation stage do not have unique ids")
     for model in sorted({request.model for request in requests}):
         check_checkpoint(model)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    found: Counter[str] = Counter()
-    failed: set[str] = set()
-    part = 0
     try:
-        if requests:
-            tables: Iterable[Any] = _samples(requests, config).iter_batches(batch_size=None, batch_format="pyarrow")
-            for table in tables:
-                if not table.num_rows:
-                    continue
-                pq.write_table(table, temporary / f"part-{part:06d}.parquet")
-                part += 1
-                for row in from_table(table, Sample):
-                    found[row.id] += 1
-                    if row.error is not None:
-                        failed.add(row.id)
-                progress(len(found), len(requests))
-        else:
-            pq.write_table(to_table([], Sample), temporary / "part-000000.parquet")
-    except Exception as error:
+        _check_complete(requests, _write_samples(requests, temporary, config, progress))
+        shutil.rmtree(target, ignore_errors=True)
+        temporary.rename(target)
+    except RayError as error:
+        raise Fault(f"the generation stage failed: {str(error).strip().splitlines()[-1]}") from error
+    finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise _explained(error) from error
-    _check_complete(requests, found, failed)
-    shutil.rmtree(target, ignore_errors=True)
-    temporary.rename(target)
+
+
+def _write_samples(
+    requests: list[GenerationRequest], folder: Path, config: Config, progress: Callable[[int, int], None]
+) -> Counter[tuple[str, bool]]:
+    """Runs the stage into `folder`; returns the number of rows by (request id, whether it is an error row)."""
+    found: Counter[tuple[str, bool]] = Counter()
+    done: set[str] = set()
+    tables: Iterable[Any] = [to_table([], Sample)]
+    if requests:
+        tables = _samples(requests, config).iter_batches(batch_size=None, batch_format="pyarrow")
+    for part, table in enumerate(tables):
+        rows = from_table(table, Sample)
+        for row in rows:
+            _raise_failure(row)
+        found.update((row.id, row.error is not None) for row in rows)
+        done.update(row.id for row in rows)
+        pq.write_table(table, folder / f"part-{part:06d}.parquet")
+        progress(len(done), len(requests))
+    return found
 
 
 def _samples(requests: list[GenerationRequest], config: Config) -> Dataset:
@@ -105,24 +113,20 @@ def _samples(requests: list[GenerationRequest], config: Config) -> Dataset:
     )
 
 
-def _check_complete(requests: Sequence[GenerationRequest], found: Counter[str], failed: set[str]) -> None:
-    expected = {request.id: 1 if request.id in failed else request.n for request in requests}
-    if len(expected) != len(requests):
-        raise Fault("the requests of a generation stage do not have unique ids")
-    wrong = [identity for identity in expected if found[identity] != expected[identity]]
-    if wrong or len(found) != len(expected):
-        raise Fault(
-            f"generation is incomplete: {len(wrong)} of {len(requests)} requests, the first {wrong[:1]}; run again"
-        )
+def _check_complete(requests: Sequence[GenerationRequest], found: Counter[tuple[str, bool]]) -> None:
+    """Every request has its samples and nothing else, or one error row and nothing else."""
+    wrong = [r.id for r in requests if (found[r.id, False], found[r.id, True]) not in ((r.n, 0), (0, 1))]
+    if wrong or len(found) != len(requests):
+        raise Fault(f"generation is incomplete for {len(wrong)} of {len(requests)} requests {wrong[:3]}; run again")
 
 
-def _explained(error: BaseException) -> Exception:
-    """The error of ours below the wrappers that Ray puts around it; a `Fault` for everything else of Ray's."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, UserError | Fault):
-            return type(seen)(str(seen)) if type(seen) in (UserError, Fault) else seen
-        seen = getattr(seen, "cause", None) or seen.__cause__
-    if isinstance(error, RayError):
-        return Fault(f"the generation stage failed: {str(error).strip().splitlines()[-1]}")
-    return Fault(f"the generation stage failed: {type(error).__name__}: {error}")
+def _failure_row(error: Exception) -> Sample:
+    """An error of ours as a row without an id: as an exception it would leave Ray Data wrapped up in text."""
+    kind = UserError if isinstance(error, UserError) else Fault
+    return Sample("", "", "", 0, "", 0, kind.__name__, str(error))
+
+
+def _raise_failure(row: Sample) -> None:
+    if not row.id:
+        kind = UserError if row.finish_reason == UserError.__name__ else Fault
+        raise kind(" ".join((row.error or "").split()))

@@ -49,7 +49,11 @@ class TransformersEngine(CheckpointEngine):
 
     @torch.inference_mode()
     def _complete(self, checkpoint: Checkpoint, prompts: Sequence[Prompt]) -> list[list[Completion]]:
-        model = self._models.get(checkpoint.directory, lambda: self._load(checkpoint))
+        try:
+            model = self._models.get(checkpoint.directory, lambda: self._load(checkpoint))
+        except Exception as error:  # of many libraries: the weights' format, the architecture, the adapter
+            reason = f"{type(error).__name__}: {error}"
+            raise Fault(f"transformers cannot load {checkpoint.directory}: {reason}") from error
         found: list[list[Completion]] = [[] for _ in prompts]
         for batch in _batches(prompts):
             try:

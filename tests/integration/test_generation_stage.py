@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import threading
 import time
@@ -12,7 +13,7 @@ import psutil
 import pytest
 
 from spftsql.config import Config, validate
-from spftsql.errors import UserError
+from spftsql.errors import Fault, UserError
 from spftsql.generation.engine import open_engine
 from spftsql.generation.stage import generate_dataset_ray
 from spftsql.records import GenerationRequest, Sample, read_records, write_records
@@ -94,3 +95,14 @@ def test_missing_model_is_the_users_error_and_leaves_nothing(tmp_path: Path) -> 
     with pytest.raises(UserError, match="not a model directory"):
         generate_dataset_ray(tmp_path / "requests.parquet", tmp_path / "samples", settings(), lambda d, t: None)
     assert [path.name for path in tmp_path.iterdir()] == ["requests.parquet"]
+
+
+def test_model_that_cannot_be_loaded_is_a_fault_that_names_it(tiny_models: list[str], tmp_path: Path) -> None:
+    broken = Path(shutil.copytree(tiny_models[0], tmp_path / "broken"))
+    (broken / "model.safetensors").write_bytes(b"")
+    write_records(tmp_path / "requests.parquet", [ask(1, str(broken))], GenerationRequest)
+    config = settings(engine="transformers")
+    with pytest.raises(Fault, match=r"cannot load .*broken") as caught:
+        generate_dataset_ray(tmp_path / "requests.parquet", tmp_path / "samples", config, lambda d, t: None)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "samples").exists()
