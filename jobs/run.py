@@ -43,7 +43,7 @@ def main() -> int:
 
 def _config(recipe: str | None, overrides: list[str]) -> Config:
     if recipe is not None:
-        return resolve(recipe, ["cluster.address=auto", *overrides])
+        return resolve(recipe, ["cluster.address=auto", "serve.port=0", *overrides])
     if RECIPE_VARIABLE not in os.environ or overrides:
         raise UserError(f"give a recipe, or its content without overrides in {RECIPE_VARIABLE}")
     return validate(yaml.safe_load(os.environ[RECIPE_VARIABLE]), where="the submitted recipe")

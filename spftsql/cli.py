@@ -52,7 +52,7 @@ def run(
     from spftsql.config import resolve
 
     extra = [f"cluster.address={address}"] if address else []
-    config = resolve(recipe, [*(overrides or []), *extra])
+    config = resolve(recipe, ["serve.port=0", *(overrides or []), *extra])  # nothing of a run is served
     if dry_run:
         from spftsql.plan import dry_run as plan
 

@@ -1,7 +1,9 @@
 """The configuration of a run: one frozen tree, read from a recipe (YAML) and dotted overrides.
 
-A recipe may name another one in `extends`; its own keys are laid over it. An unknown key is an error that names the
-nearest known one. `resolve(recipe, overrides)` is the only way in; the resolved tree is written into the run directory.
+A recipe may name others in `extends`; each is laid over the one before, and its own keys over them all. Of its
+`profiles` (parts of a tree by name, one for each kind of hardware) the one that `profile` names is laid over that. An
+unknown key is an error that names the nearest known one. `resolve(recipe, overrides)` is the only way in; the resolved
+tree is written into the run directory.
 """
 
 from __future__ import annotations
@@ -220,10 +222,15 @@ class ServeConfig(Section):
 
 
 class ClusterConfig(Section):
-    """Where Ray runs. Without `address` a local session is started; `cpus` are the logical CPUs that it declares."""
+    """Where Ray runs. Without `address` a local session is started; `cpus` are the logical CPUs that it declares.
+
+    `gpus` and `gpu_memory_gb` (GiB of each) say what a recipe is written for; `--dry-run` holds its needs against them.
+    """
 
     address: str | None = None
     cpus: int = Field(8, gt=0)
+    gpus: int | None = Field(None, ge=0)
+    gpu_memory_gb: float | None = Field(None, gt=0)
     dashboard: bool = True
 
 
@@ -267,8 +274,13 @@ def resolve(recipe: str, overrides: Sequence[str] = ()) -> Config:
     Raises `UserError` when the recipe is missing, is not YAML, or has an unknown key or a bad value.
     """
     tree = _load(recipe, seen=())
-    for override in overrides:
+    chosen = [override for override in overrides if override.startswith("profile=")]
+    for override in chosen:
         _assign(tree, override)
+    tree = _with_profile(tree, recipe)
+    for override in overrides:
+        if override not in chosen:
+            _assign(tree, override)
     return validate(tree, where=recipe)
 
 
@@ -290,8 +302,21 @@ def _load(recipe: str, seen: tuple[str, ...]) -> dict[str, Any]:
         raise UserError(f"recipe {recipe} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise UserError(f"recipe {recipe} is empty or not a mapping; see `spftsql config show demo` for one that works")
-    parent = tree.pop("extends", None)
-    return _overlay(_load(parent, (*seen, recipe)), tree) if parent else tree
+    parents = tree.pop("extends", None) or []
+    merged: dict[str, Any] = {}
+    for parent in [parents] if isinstance(parents, str) else parents:
+        merged = _overlay(merged, _load(parent, (*seen, recipe)))
+    return _overlay(merged, tree)
+
+
+def _with_profile(tree: dict[str, Any], recipe: str) -> dict[str, Any]:
+    profiles, profile = tree.pop("profiles", {}), tree.pop("profile", None)
+    if profile is None:
+        return tree
+    if profile not in profiles:
+        known = ", ".join(profiles) or "it has none"
+        raise UserError(f"recipe {recipe} has no profile {profile}; known: {known}")
+    return _overlay(tree, profiles[profile])
 
 
 def _read(recipe: str, beside: str | None) -> str:

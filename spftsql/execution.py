@@ -6,10 +6,12 @@ stage functions in this process. The Ray session is started by the first stage t
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from types import ModuleType
+from typing import TYPE_CHECKING, Protocol, cast
 
 from spftsql.config import Config
 from spftsql.progress import Advance
@@ -94,6 +96,8 @@ class RayExecution:
 @contextmanager
 def open_execution(config: Config, databases: Mapping[str, Path]) -> Iterator[Execution]:
     """The execution that the configuration names; a Ray session of our own is left running for `serve`."""
+    # `accelerate` imports DeepSpeed wherever it is installed; here it costs seconds, and only workers need it.
+    sys.modules.setdefault("deepspeed", cast(ModuleType, None))
     yield (LocalExecution(config, databases) if config.execution == "local" else RayExecution(config, databases))
 
 

@@ -234,7 +234,7 @@ def _check_resources(config: Config, report: DryRun) -> None:
         )
         if not _gpu_bytes(config):
             report.lines.append("  whether it fits is not checked: cluster.gpu_memory_gb is not set")
-    there = getattr(cluster, "gpus", None)
+    there = cluster.gpus
     if there is not None and gpus > there:
         report.problems.append(f"{gpus:g} GPUs are needed and cluster.gpus says {there:g}")
     if config.execution == "local" or cluster.address is not None:
@@ -256,7 +256,7 @@ def _cpus(config: Config) -> Iterator[tuple[str, float]]:
 
 
 def _gpu_bytes(config: Config) -> float | None:
-    stated: float | None = getattr(config.cluster, "gpu_memory_gb", None)
+    stated = config.cluster.gpu_memory_gb
     return stated * GIB if stated else None
 
 

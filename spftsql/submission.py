@@ -50,7 +50,7 @@ def submit(
     """
     address = _with_scheme(address)
     local = _is_loopback(urlsplit(address).hostname or "")
-    config = resolve(recipe, [*overrides, "cluster.address=auto"])
+    config = resolve(recipe, ["serve.port=0", *overrides, "cluster.address=auto"])
     tree = _placed(config, local)
     client = _connect(address)
     job = submit_module(

@@ -38,7 +38,8 @@ def fill(
 
     With probability `column_substitution` (or where `bindings_pool`, the bindings seen with this database, is empty)
     the columns are drawn anew and the joins derived from the keys; else one of the bindings keeps its columns and gets
-    new values, except where the label's question does not say the value ("major cities": population > 150000). None where this draw gave nothing: no fitting columns, no values, no way to join.
+    new values, except where the label's question does not say the value ("major cities": population > 150000).
+    None where this draw gave nothing: no fitting columns, no values, no way to join.
     """
     graph, compiled = key_graph(schema), compile_template(template.sql)
     if not bindings_pool or rng.random() < column_substitution:

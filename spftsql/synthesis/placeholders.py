@@ -30,9 +30,7 @@ def hide_values(sql: str, dialect: str, question: str | None = None) -> Hidden:
     counts: dict[str, int] = {}
     for literal in list(tree.find_all(exp.Literal)):
         comparison = literal.find_ancestor(*_COMPARISONS)
-        if comparison is None or literal.find_ancestor(exp.Select) is not comparison.find_ancestor(
-            exp.Select
-        ):
+        if comparison is None or literal.find_ancestor(exp.Select) is not comparison.find_ancestor(exp.Select):
             continue
         value = literal.this.strip("%") if literal.is_string else literal.this
         if not value or (question is not None and not mentions(question, value)):

@@ -88,9 +88,7 @@ def test_some_values_are_null_and_most_columns_are_not(shop: sqlite3.Connection,
 
 def test_popularity_is_skewed(shop: sqlite3.Connection) -> None:
     cities = [row[0] for row in shop.execute("SELECT COUNT(*) FROM customer GROUP BY city ORDER BY 1 DESC")]
-    sold = [
-        row[0] for row in shop.execute("SELECT COUNT(*) FROM order_line GROUP BY product_id ORDER BY 1 DESC")
-    ]
+    sold = [row[0] for row in shop.execute("SELECT COUNT(*) FROM order_line GROUP BY product_id ORDER BY 1 DESC")]
     assert cities[0] > 5 * cities[len(cities) // 2 + 2]
     assert sum(sold[: len(sold) // 10]) > 0.3 * sum(sold)
 

@@ -15,7 +15,8 @@ from spftsql.errors import UserError
 SCRIPT = """
 CREATE TABLE town (id INTEGER PRIMARY KEY, name TEXT, founded DATE, size INT, "order" TEXT);
 CREATE TABLE shop (id INTEGER PRIMARY KEY, town_id INTEGER REFERENCES town (id), label TEXT, mayor TEXT);
-INSERT INTO town VALUES (1, 'Ulm', '0854-07-22', 126000, 'x'), (2, 'Köln', '0050-01-01', NULL, 'y'), (3, 'Ulm', NULL, 5, 'z');
+INSERT INTO town VALUES (1, 'Ulm', '0854-07-22', 126000, 'x'), (2, 'Köln', '0050-01-01', NULL, 'y');
+INSERT INTO town VALUES (3, 'Ulm', NULL, 5, 'z');
 INSERT INTO shop VALUES (1, 1, 'a', NULL), (2, 1, 'b', NULL);
 """
 
