@@ -48,21 +48,28 @@ def events(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def kill_in_stage(run_dir: Path, settings: Mapping[str, str], stage: str, log: Path, delay: float) -> None:
-    """Runs the loop until `stage` has been at work for `delay` seconds (or is built), then kills the process group."""
+def kill_in_stage(run_dir: Path, settings: Mapping[str, str], stage: str, log: Path, delay: float = 0.0) -> bool:
+    """Runs the loop until `stage` has been at work for `delay` seconds, then kills its process group.
+
+    False, and nothing is run, when an earlier run has got past the stage before its own end came.
+    """
+    if any(e.get("name") == stage and e["outcome"] == "built" for e in events(run_dir)):
+        return False
     seen = len(events(run_dir))
     process = start(run_dir, settings, log)
     try:
         while process.poll() is None:
-            if any(e.get("name") == stage and e.get("outcome") == "started" for e in events(run_dir)[seen:]):
+            if any(e.get("name") == stage and e["outcome"] == "started" for e in events(run_dir)[seen:]):
                 time.sleep(delay)
                 break
-            time.sleep(0.05)
+            time.sleep(0.01)
     finally:
         running = process.poll() is None
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        if running:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
     assert running, f"the loop ended before {stage} began:\n{log.read_text()[-3000:]}"
+    return True
 
 
 def finish(run_dir: Path, settings: Mapping[str, str], log: Path, timeout: float) -> dict[str, Any]:

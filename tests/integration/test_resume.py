@@ -7,8 +7,9 @@ import pytest
 from tests import loops
 
 STAGES = [
-    "base",
     "verify-labels",
+    "verify-gate",
+    "base",
     "train-labels",
     "verify-sql-1",
     "generate-questions-1",
@@ -29,8 +30,9 @@ LOCAL = {"execution": "local", "generation.engine": "transformers"}
 def test_a_loop_killed_in_every_stage_ends_like_one_that_was_not(tmp_path: Path) -> None:
     log = tmp_path / "log"
     whole = loops.finish(tmp_path / "whole", LOCAL, log, timeout=300)
-    for stage in STAGES:
-        loops.kill_in_stage(tmp_path / "killed", LOCAL, stage, log, delay=0.3)
+    killed = {stage for stage in STAGES if loops.kill_in_stage(tmp_path / "killed", LOCAL, stage, log)}
+    assert {s for s in STAGES if not s.startswith("verify")} <= killed  # a verification may be over too soon
+    assert any(stage.startswith("verify") for stage in killed)
     resumed = loops.finish(tmp_path / "killed", LOCAL, log, timeout=300)
 
     built = [e["name"] for e in loops.events(tmp_path / "killed") if e.get("outcome") == "built"]
