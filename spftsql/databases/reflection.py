@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
@@ -43,7 +44,8 @@ def reflect(db_id: str, path: Path, foreign_keys: Sequence[str] = ()) -> Schema:
     """
     address = f"sqlite:///file:{path.resolve()}?mode=ro&immutable=1&uri=true"
     engine = sa.create_engine(address, poolclass=sa.pool.NullPool)
-    with engine.connect() as connection:
+    with engine.connect() as connection, warnings.catch_warnings():
+        warnings.simplefilter("ignore", sa.exc.SAWarning)  # SQLite takes types such as INTEGER(11); so do we
         inspector = sa.inspect(connection)
         names = [n for n in inspector.get_table_names() if not n.startswith("sqlite_")]
         if not names:

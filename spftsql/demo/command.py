@@ -4,37 +4,73 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from rich.console import Console
 
-from spftsql.config import resolve
+from spftsql.config import Config, resolve
 from spftsql.demo.database import DATABASE_NAME
 from spftsql.demo.questions import load_labels, sample_question
 from spftsql.progress import Reporter
 from spftsql.selfplay.run import run
+from spftsql.selfplay.stages import Candidate
 from spftsql.selfplay.table import rich_table
 
 
 def run_demo(overrides: Sequence[str], out: Console) -> None:
     """Runs (or resumes) the demo and prints its table, a question, and the endpoint's answer with its verdict."""
-    from spftsql.endpoint import ask, render_answer, start_endpoint
+    from spftsql.endpoint import ask, render_answer
     from spftsql.session import end_session, ensure_session
 
     begin = time.monotonic()
     config = resolve("demo", ["serve.port=0", *overrides])
     reporter = Reporter()
     reporter.say("The loop on the shop database: labels, VBI-FT, self-play, gate. Run it again and it resumes.")
+    endpoint = _Endpoint(config)
     try:
-        result = run(config, reporter)
+        result = run(config, reporter, expect=endpoint.warm)
         out.print(rich_table(result, "Execution accuracy on held-out questions"))
         ensure_session(config)
         with reporter.task("endpoint"):
-            url = start_endpoint(Path(result.served_path), config.name, result.databases, config)
-        question = sample_question(load_labels(Path(result.databases[DATABASE_NAME]), config.seed)).question
+            url = endpoint.serve(Path(result.served_path))
+        question = sample_question(load_labels(Path(result.databases[DATABASE_NAME]))).question
         answer = ask(url, DATABASE_NAME, question)
         out.print(f"\nThe gate serves [bold]{result.served}[/bold] at {url}. Asked: [bold]{question}[/bold]")
         out.print(render_answer(answer))
     finally:
         end_session()
     out.print(f"{time.monotonic() - begin:.0f} s in all. Everything is in {config.run_dir / config.name}.")
+
+
+class _Endpoint:
+    """The demo's endpoint; started for the likely winner while the last candidates are still being examined."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._threads = ThreadPoolExecutor(1)
+        self._warm: tuple[Path, Future[str]] | None = None
+
+    def warm(self, candidate: Candidate) -> None:
+        """Starts with `candidate` in the background, where Ray runs anyway."""
+        from spftsql.session import ensure_session
+
+        if self._config.execution == "ray":
+            ensure_session(self._config)
+            path = Path(candidate.path)
+            self._warm = path, self._threads.submit(self._start, path)
+
+    def serve(self, model: Path) -> str:
+        """The URL of an endpoint for `model`: the warm one where the guess was right."""
+        if self._warm is not None:
+            path, url = self._warm
+            url.result()
+            if path == model:
+                return url.result()
+        return self._start(model)
+
+    def _start(self, model: Path) -> str:
+        from spftsql.endpoint import start_endpoint
+
+        file = self._config.run_dir.resolve() / self._config.name / f"{DATABASE_NAME}.sqlite"
+        return start_endpoint(model, self._config.name, {DATABASE_NAME: str(file)}, self._config)

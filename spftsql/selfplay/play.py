@@ -75,24 +75,24 @@ def play_iteration(
     stages: Stages,
     iteration: int,
     labels: Sequence[Example],
-    questions: Sequence[Example],
+    answers: Mapping[str, Sequence[Answer]],
     mains: Mapping[Mode, Candidate],
     opponents: Mapping[Mode, Candidate],
 ) -> dict[Mode, Candidate]:
-    """One iteration of every mode: the opponents answer, execution judges, each mode's main model is trained.
+    """One iteration of every mode: its main model is trained on what its opponent answered (by candidate name).
 
     A mode that finds nothing to train on (its opponent never errs) keeps its main model, and an event says so.
     """
     config = stages.config.selfplay
-    distinct = list({candidate.name: candidate for candidate in opponents.values()}.values())
-    answers = stages.answers(f"play-{iteration}", questions, distinct, config.samples, config.temperature)
     trainings: dict[Mode, Training] = {}
     for mode, main in mains.items():
         opponent = opponents[mode]
         rows, left_out = play_rows(mode, answers[opponent.name], stages.sql_row)
-        stages.run.event("pairs", mode=mode, rows=len(rows), left_out=dict(left_out))
+        stages.run.event(
+            "play", mode=mode, iteration=iteration, main=main.name, opponent=opponent.name,
+            opponent_accuracy=round(accuracy(answers[opponent.name]), 4), rows=len(rows), left_out=dict(left_out),
+        )  # fmt: skip
         if not rows:
-            stages.run.event("no-pairs", mode=mode, opponent=opponent.name)
             stages.report.say(f"  {mode}: {opponent.name} made no usable mistakes; {main.name} stays as it is")
             continue
         rows += replay_rows(stages, labels, round(len(rows) * config.replay))
@@ -104,9 +104,5 @@ def play_iteration(
             mode=mode,
             reference=None if mode == "sft" else opponent,
         )
-        stages.run.event(
-            "play", mode=mode, iteration=iteration, main=main.name, opponent=opponent.name,
-            opponent_accuracy=round(accuracy(answers[opponent.name]), 4),
-        )  # fmt: skip
     trained = stages.train(f"play-{iteration}", list(trainings.values())) if trainings else []
     return {**mains, **dict(zip(trainings, trained, strict=True))}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from spftsql.selfplay import vbi
 from spftsql.selfplay.base import base_model
 from spftsql.selfplay.gate import Decision, decide
 from spftsql.selfplay.play import opponent_of, play_iteration, strongest
-from spftsql.selfplay.stages import Answer, Candidate, Stages, Training, accuracy
+from spftsql.selfplay.stages import Answer, Candidate, Exam, Stages, Training, accuracy
 from spftsql.selfplay.table import Result, markdown, method_row
 from spftsql.synthesis.templates import extract_pool
 
@@ -33,17 +33,31 @@ _METHOD = {
 
 @dataclass
 class Players:
-    """The candidates so far, in order of age, with their accuracy on the selection set."""
+    """The questions that candidates answer, and the candidates so far, oldest first, with their answers.
 
+    A candidate answers everything once, right after it was trained: `selection` greedily (its accuracy there chooses
+    main model and opponent), `play` by sampling (what it would write as an opponent), `gate` and `test` greedily.
+    Only the gate reads the answers to `gate`, only the table those to `test`.
+    """
+
+    exams: dict[str, Exam]
     candidates: list[Candidate]
-    scores: dict[str, float]
-    play: tuple[Example, ...] = ()
-    selection: tuple[Example, ...] = ()
+    answers: dict[str, dict[str, list[Answer]]]
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """Accuracy on the selection set, by candidate name."""
+        return {name: accuracy(exams["selection"]) for name, exams in self.answers.items() if "selection" in exams}
+
+    def of(self, exam: str) -> dict[str, list[Answer]]:
+        """Everybody's answers to one exam."""
+        return {name: exams[exam] for name, exams in self.answers.items() if exam in exams}
 
 
-def run(config: Config, report: Reporter) -> Result:
+def run(config: Config, report: Reporter, expect: Callable[[Candidate], None] = lambda candidate: None) -> Result:
     """Runs or resumes the loop that `config` describes and returns its table.
 
+    `expect` is told the likely winner before the last candidates are examined, so that an endpoint can warm up.
     Raises `UserError` for what the user can mend and `Fault` where the machine failed; what was finished is kept.
     """
     directory = Run(config)
@@ -54,51 +68,54 @@ def run(config: Config, report: Reporter) -> Result:
         catalogue = open_catalogue(benchmark.databases)
         files = {name: database.path for name, database in catalogue.items()}
         with open_execution(config, files) as execution:
-            return _loop(Stages(config, directory, execution, catalogue, report), benchmark)
+            return _loop(Stages(config, directory, execution, catalogue, report), benchmark, expect)
     finally:
         directory.close()
 
 
-def _loop(stages: Stages, benchmark: Benchmark) -> Result:
-    labels = usable_labels(stages, "labels", benchmark.train)
-    gate_questions = usable_labels(stages, "gate", benchmark.gate) if benchmark.gate else []
+def _loop(stages: Stages, benchmark: Benchmark, expect: Callable[[Candidate], None]) -> Result:
+    labels, gate_questions = usable_labels(stages, {"labels": benchmark.train, "gate": benchmark.gate})
+    if not labels:
+        raise UserError(f"none of the {len(benchmark.train)} labelled SQL statements runs on its database")
     base = base_model(stages, labels)
     stages.use_prompts(base.path)
 
+    players = Players({"gate": Exam(gate_questions), "test": Exam(benchmark.test)}, [], {})
     first, question_model = first_models(stages, base, labels)
-    players = Players([first], {})
+    players.candidates.append(first)
     control = vbi_rounds(stages, base, labels, players, question_model)
     start = players.candidates[-1]
-    chains = self_play(stages, labels, players)
+    lines = self_play(stages, labels, players, expect)
 
     finals = {"SFT on the labels": first}
     if control is not None:
-        finals["SFT, same steps as VBI-FT"] = control
-        finals["+ VBI-FT"] = start
+        finals |= {"SFT, same steps as VBI-FT": control, "+ VBI-FT": start}
     mode = stages.config.selfplay.mode
-    finals |= {f"+ {_METHOD[m]}": chains[m] for m in chains if m != mode}
-    if mode in chains:
-        finals[f"+ {_METHOD[mode]}"] = chains[mode]
-    challengers = [c for c in (start, chains.get(mode)) if c is not None and c != first]
-    return settle(stages, finals, first, challengers, gate_questions, benchmark.test, control)
+    finals |= {f"+ {_METHOD[m]}": lines[m] for m in lines if m != mode}
+    if mode in lines:
+        finals[f"+ {_METHOD[mode]}"] = lines[mode]
+    challengers = [c for c in (start, lines.get(mode)) if c is not None and c != first]
+    return settle(stages, players, finals, first, challengers, control)
 
 
-def usable_labels(stages: Stages, title: str, examples: Sequence[Example]) -> list[Example]:
-    """The labelled pairs whose SQL parses and runs. The others are reported by index, set aside and counted."""
-    requests = [VerificationRequest(e.id, e.db_id, e.sql, None, "strict") for e in examples]
-    verdicts = stages.verify(title, requests)
-    good = []
-    for index, example in enumerate(examples):
-        verdict = verdicts[example.id]
-        if verdict.status == "ran" and parses(example.sql):
-            good.append(example)
-            continue
-        reason = f"{verdict.status}: {verdict.reason}" if verdict.status != "ran" else "does not parse"
-        stages.run.event("label-set-aside", set=title, index=index, id=example.id, reason=reason)
-        stages.report.say(f"  {title}: pair {index} set aside ({reason})")
-    if not good:
-        raise UserError(f"{title}: none of the {len(examples)} labelled SQL statements runs on its database")
-    return good
+def usable_labels(stages: Stages, sets: Mapping[str, Sequence[Example]]) -> list[list[Example]]:
+    """Of each set the labelled pairs whose SQL parses and runs; the others are reported by index and counted."""
+    policy = stages.config.verification.policy
+    requests = [VerificationRequest(e.id, e.db_id, e.sql, None, policy) for examples in sets.values() for e in examples]
+    verdicts = stages.verify("labels", requests)
+    usable = []
+    for name, examples in sets.items():
+        good = []
+        for index, example in enumerate(examples):
+            verdict = verdicts[example.id]
+            if verdict.status == "ran" and parses(example.sql):
+                good.append(example)
+                continue
+            reason = f"{verdict.status}: {verdict.reason}" if verdict.status != "ran" else "does not parse"
+            stages.run.event("label-set-aside", set=name, index=index, id=example.id, reason=reason)
+            stages.report.say(f"  {name}: pair {index} set aside ({reason})")
+        usable.append(good)
+    return usable
 
 
 def first_models(stages: Stages, base: Candidate, labels: Sequence[Example]) -> tuple[Candidate, Candidate]:
@@ -124,39 +141,54 @@ def vbi_rounds(
     stages.run.event("templates", count=len(pool), problems=len(problems))
     synthetic: list[Example] = []
     weights: dict[str, float] | None = None
-    held_out: frozenset[str] = frozenset()
     control = None
     for round_ in range(1, config.vbi.rounds + 1):
-        open_pool = [template for template in pool if template.id not in held_out]
-        statements = vbi.synthetic_statements(stages, round_, open_pool, weights, [*labels, *synthetic])
+        wanted = config.vbi.train_pairs
+        if round_ == 1:
+            wanted += config.vbi.play_pairs + config.vbi.selection_pairs
+        statements = vbi.synthetic_statements(stages, round_, wanted, pool, weights, [*labels, *synthetic])
         pairs = vbi.phrased(stages, round_, statements, question_model)
         if round_ == 1:
-            held_out = vbi.choose_selection_templates(stages, pairs)
-        sets = vbi.split_pairs(stages, pairs, held_out)
-        players.selection = players.selection or sets.selection
-        players.play = sets.play
-        synthetic += sets.train
+            sets = vbi.split_pairs(stages, pairs)
+            pool = [template for template in pool if template.id not in sets.selection_templates]
+            players.exams |= _synthetic_exams(stages, sets)
+            pairs = list(sets.train)
+        synthetic += pairs[: config.vbi.train_pairs]
 
         before = players.candidates[-1] if config.vbi.start == "previous" else base
         rows = [stages.sql_row(example) for example in [*labels, *synthetic]]
-        optimization = config.vbi.optimization
-        trainings = [
-            Training(f"vbi-{round_}", before, rows, optimization, synthetic_share=config.vbi.share),
-        ]
+        trainings = [Training(f"vbi-{round_}", before, rows, config.vbi.optimization, synthetic_share=config.vbi.share)]
         if round_ == config.vbi.rounds:
             trainings.append(control_training(stages, base, labels, len(rows)))
-        trained = stages.train(f"round-{round_}", trainings)
-        players.candidates.append(trained[0])
-        control = trained[1] if len(trained) > 1 else None
+        candidate, *controls = stages.train(f"round-{round_}", trainings)
+        control = controls[0] if controls else None
+        players.candidates.append(candidate)
+        newcomers = [*players.candidates[:1], candidate] if round_ == 1 else [candidate]
+        debut(stages, players, f"round-{round_}", [*newcomers, *controls])
 
         if round_ < config.vbi.rounds:
-            answers = stages.answers(f"probe-{round_}", sets.play, [trained[0]])[trained[0].name]
+            answers = players.answers[candidate.name]["play"]
             weights = vbi.reweighted(pool, answers)
             rows = [vbi.question_row(stages, example) for example in [*labels, *vbi.confirmed(answers)]]
             (question_model,) = stages.train(
                 f"questions-{round_}", [Training(f"question-{round_}", base, rows, config.question_model)]
             )
+    if not config.vbi.rounds:
+        debut(stages, players, "labels", players.candidates)
     return control
+
+
+def _synthetic_exams(stages: Stages, sets: vbi.SyntheticSets) -> dict[str, Exam]:
+    config = stages.config.selfplay
+    return {"selection": Exam(sets.selection), "play": Exam(sets.play, config.samples, config.temperature)}
+
+
+def debut(stages: Stages, players: Players, title: str, candidates: Sequence[Candidate]) -> None:
+    """New candidates answer all exams, in one start of their engines."""
+    players.answers |= stages.answers(title, candidates, players.exams)
+    for candidate in candidates:
+        if candidate.name in players.scores:
+            stages.run.event("selection", candidate=candidate.name, accuracy=round(players.scores[candidate.name], 4))
 
 
 def control_training(stages: Stages, base: Candidate, labels: Sequence[Example], rows: int) -> Training:
@@ -169,15 +201,16 @@ def control_training(stages: Stages, base: Candidate, labels: Sequence[Example],
     return Training("control", base, [stages.sql_row(example) for example in labels], optimization)
 
 
-def self_play(stages: Stages, labels: Sequence[Example], players: Players) -> dict[Mode, Candidate]:
+def self_play(
+    stages: Stages, labels: Sequence[Example], players: Players, expect: Callable[[Candidate], None]
+) -> dict[Mode, Candidate]:
     """Self-play (algorithm 1): the final candidate of the configured mode and of each baseline mode.
 
     The mode's own candidates join `players`; a baseline starts from the same model and plays its own line.
     """
     config = stages.config.selfplay
-    if not config.iterations or not players.play:
+    if not config.iterations or "play" not in players.exams or not players.exams["play"].questions:
         return {}
-    measure(stages, players)
     begin = strongest(players.candidates, players.scores)
     lines: dict[Mode, Candidate] = dict.fromkeys([*config.baselines, config.mode], begin)
     for iteration in range(1, config.iterations + 1):
@@ -186,70 +219,54 @@ def self_play(stages: Stages, labels: Sequence[Example], players: Players) -> di
         opponents = {
             mode: opponent_of(mode, config.opponent, mains[mode], players.candidates, players.scores) for mode in mains
         }
-        lines = play_iteration(stages, iteration, labels, players.play, mains, opponents)
+        lines = play_iteration(stages, iteration, labels, players.of("play"), mains, opponents)
+        newcomers = [line for line in lines.values() if line.name not in players.answers]
+        if iteration == config.iterations:
+            expect(strongest(players.candidates, players.scores))
+        if newcomers:
+            debut(stages, players, f"play-{iteration}", newcomers)
         if lines[config.mode] not in players.candidates:
             players.candidates.append(lines[config.mode])
-            if iteration < config.iterations:
-                measure(stages, players)
     return lines
-
-
-def measure(stages: Stages, players: Players) -> None:
-    """Accuracy on the selection set of every candidate that has none yet."""
-    new = [candidate for candidate in players.candidates if candidate.name not in players.scores]
-    answers = stages.answers("selection-" + "-".join(c.name for c in new), players.selection, new)
-    for candidate in new:
-        players.scores[candidate.name] = accuracy(answers[candidate.name])
-        stages.run.event("selection", candidate=candidate.name, accuracy=round(players.scores[candidate.name], 4))
 
 
 def settle(
     stages: Stages,
+    players: Players,
     finals: Mapping[str, Candidate],
     incumbent: Candidate,
     challengers: Sequence[Candidate],
-    gate_questions: Sequence[Example],
-    test_questions: Sequence[Example],
     control: Candidate | None,
 ) -> Result:
     """The gate, on its own questions, then the table, on the test questions."""
-    config = stages.config
-    distinct = list({candidate.name: candidate for candidate in finals.values()}.values())
-    answers = stages.answers("final", [*gate_questions, *test_questions], distinct)
-    gate_ids = {example.id for example in gate_questions}
+    config, gate, test = stages.config, players.of("gate"), players.of("test")
     decisions: list[Decision] = []
-    if config.gate.enabled and gate_ids:
+    if config.gate.enabled and players.exams["gate"].questions:
         for challenger in challengers:
-            decision = decide(
-                _within(answers[challenger.name], gate_ids),
-                _within(answers[incumbent.name], gate_ids),
-                config.gate.alpha,
-            )
+            decision = decide(gate[challenger.name], gate[incumbent.name], config.gate.alpha)
             decisions.append(decision)
             stages.run.event("gate", **asdict(decision))
             if decision.outcome == "better":
                 incumbent = challenger
     elif challengers:
-        incumbent = challengers[-1]
-    test_ids = {example.id for example in test_questions}
-    control_answers = _within(answers[control.name], test_ids) if control else None
+        incumbent = strongest(players.candidates, players.scores)
+        stages.run.event("gate", outcome="no gate set; the best on the selection set is served", served=incumbent.name)
+    control_answers = test[control.name] if control else None
     rows = tuple(
         method_row(
-            method, candidate.name, _within(answers[candidate.name], test_ids),
-            None if control is None or candidate == control else control_answers,
+            method,
+            candidate.name,
+            test[candidate.name],
+            None if candidate == control else control_answers,
         )
         for method, candidate in finals.items()
-    )  # fmt: skip
+    )
     files = {name: str(database.path) for name, database in stages.catalogue.items()}
     result = Result(rows, tuple(decisions), incumbent.name, incumbent.path, files)
     stages.run.write("result.json", result.to_json())
     stages.run.write("table.md", markdown(result, f"{config.name} (seed {config.seed})"))
     stages.run.event("finished", served=incumbent.name)
     return result
-
-
-def _within(answers: Sequence[Answer], ids: set[str]) -> list[Answer]:
-    return [answer for answer in answers if answer.example.id in ids]
 
 
 def load_result(run_directory: Path) -> Result:

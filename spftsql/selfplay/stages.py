@@ -58,6 +58,15 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class Exam:
+    """Questions that candidates answer, `samples` times each; temperature 0 is greedy."""
+
+    questions: Sequence[Example]
+    samples: int = 1
+    temperature: float = 0.0
+
+
+@dataclass(frozen=True)
 class Training:
     """One training wanted from `Stages.train`; the fields are those of `TrainJob`."""
 
@@ -89,41 +98,42 @@ class Stages:
         self.prompts = PromptBuilder(self.config.prompt, model, self.config.model.chat_template)
 
     def answers(
-        self,
-        title: str,
-        questions: Sequence[Example],
-        candidates: Sequence[Candidate],
-        samples: int = 1,
-        temperature: float = 0.0,
-    ) -> dict[str, list[Answer]]:
-        """Every candidate's answers to every question, verified against the gold, by candidate name."""
-        schemas = {name: database.schema for name, database in self.catalogue.items()}
-        requests = [
-            self.request(f"{candidate.name}/{e.id}", e.db_id, prompt, candidate, samples, temperature)
-            for candidate in candidates
-            for e in questions
-            for prompt in [self.prompts.text_to_sql(schemas[e.db_id], e.question, e.evidence)]
-        ]
+        self, title: str, candidates: Sequence[Candidate], exams: Mapping[str, Exam]
+    ) -> dict[str, dict[str, list[Answer]]]:
+        """Every candidate's verified answers to every exam, by candidate and exam: one engine start for each model."""
+        asked: dict[str, tuple[Candidate, str, Example]] = {}
+        requests = []
+        for candidate in candidates:
+            for name, exam in exams.items():
+                for example in exam.questions:
+                    identity = f"{candidate.name}/{name}/{example.id}"
+                    schema = self.catalogue[example.db_id].schema
+                    prompt = self.prompts.text_to_sql(schema, example.question, example.evidence)
+                    asked[identity] = candidate, name, example
+                    requests.append(
+                        self.request(identity, example.db_id, prompt, candidate, exam.samples, exam.temperature)
+                    )
         drawn = self.generate(title, requests, candidates)
-        by_request = {f"{c.name}/{e.id}": (c, e) for c in candidates for e in questions}
         checks = [
             VerificationRequest(
                 id=f"{sample.id}/{sample.index}",
                 db_id=sample.db_id,
                 sql=self.prompts.parse_sql(sample.text),
-                gold_sql=by_request[sample.id][1].sql,
+                gold_sql=asked[sample.id][2].sql,
                 policy=self.config.verification.policy,
             )
             for sample in drawn
         ]
         verdicts = self.verify(title, checks)
-        found: dict[str, list[Answer]] = {candidate.name: [] for candidate in candidates}
+        found: dict[str, dict[str, list[Answer]]] = {c.name: {name: [] for name in exams} for c in candidates}
         for sample, check in zip(drawn, checks, strict=True):
-            candidate, example = by_request[sample.id]
-            found[candidate.name].append(Answer(example, candidate.name, sample.text, check.sql, verdicts[check.id]))
-        for name, answers in found.items():
-            mix = Counter(answer.verdict.status for answer in answers)
-            self.run.event("verdicts", stage=title, candidate=name, **mix)
+            candidate, name, example = asked[sample.id]
+            answer = Answer(example, candidate.name, sample.text, check.sql, verdicts[check.id])
+            found[candidate.name][name].append(answer)
+        for candidate_name, by_exam in found.items():
+            for name, answers in by_exam.items():
+                mix = Counter(answer.verdict.status for answer in answers)
+                self.run.event("verdicts", candidate=candidate_name, exam=name, **mix)
         return found
 
     def request(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from spftsql.errors import UserError
 from spftsql.records import Example, Statement, TrainRow, VerificationRequest, content_hash
@@ -25,11 +25,12 @@ _QUESTION_RESERVE = 1.3  # statements that are given to the question model, per 
 
 @dataclass(frozen=True)
 class SyntheticSets:
-    """The synthetic pairs of a round. `selection` holds templates that `train` and `play` never show."""
+    """The synthetic pairs of the first round. `selection` holds templates that `train` and `play` never show."""
 
     train: tuple[Example, ...]
     play: tuple[Example, ...]
     selection: tuple[Example, ...]
+    selection_templates: frozenset[str]
 
 
 def question_row(stages: Stages, example: Example) -> TrainRow:
@@ -44,13 +45,13 @@ def question_row(stages: Stages, example: Example) -> TrainRow:
 def synthetic_statements(
     stages: Stages,
     round_: int,
+    wanted: int,
     pool: Sequence[Template],
     weights: Mapping[str, float] | None,
     known: Sequence[Example],
 ) -> list[Statement]:
-    """SQL that runs and gives a result; what was dropped, and why, is counted in the events."""
+    """SQL for `wanted` pairs that runs and gives a result; what was dropped, and why, is counted in the events."""
     config = stages.config
-    wanted = config.vbi.train_pairs + config.vbi.play_pairs + config.vbi.selection_pairs
     statements = list(
         synthesize(
             pool,
@@ -114,21 +115,26 @@ def phrased(stages: Stages, round_: int, statements: Sequence[Statement], questi
     return pairs
 
 
-def split_pairs(stages: Stages, pairs: Sequence[Example], selection_templates: frozenset[str]) -> SyntheticSets:
-    """Train, play and selection sets: selection by template, play and train by order (pairs come shuffled)."""
+def split_pairs(stages: Stages, pairs: Sequence[Example]) -> SyntheticSets:
+    """The sets of the first round: selection by template, train and play by order (pairs come shuffled).
+
+    The selection and play sets stay as they are; later rounds make training pairs only, without `selection_templates`.
+    """
     config = stages.config.vbi
-    selection = [pair for pair in pairs if pair.template in selection_templates]
-    others = [pair for pair in pairs if pair.template not in selection_templates]
+    templates = _selection_templates(stages, pairs)
+    selection = [pair for pair in pairs if pair.template in templates]
+    others = [pair for pair in pairs if pair.template not in templates]
     train_share = config.train_pairs / (config.train_pairs + config.play_pairs)
     cut = min(config.train_pairs, round(len(others) * train_share))
     return SyntheticSets(
         tuple(others[:cut]),
         tuple(others[cut : cut + config.play_pairs]),
         tuple(selection[: config.selection_pairs]),
+        templates,
     )
 
 
-def choose_selection_templates(stages: Stages, pairs: Sequence[Example]) -> frozenset[str]:
+def _selection_templates(stages: Stages, pairs: Sequence[Example]) -> frozenset[str]:
     """Templates whose pairs make up about the share of the selection set; at least one is left to train on."""
     config = stages.config.vbi
     wanted = config.selection_pairs / (config.train_pairs + config.play_pairs + config.selection_pairs)
@@ -154,8 +160,8 @@ def reweighted(pool: Sequence[Template], answers: Sequence[Answer]) -> dict[str,
 
 
 def confirmed(answers: Sequence[Answer]) -> list[Example]:
-    """The synthetic pairs that the model's own SQL confirms (y⁺ of equation 1)."""
-    return [replace(answer.example, confidence=1.0) for answer in answers if answer.correct]
+    """The synthetic pairs that the model's own SQL confirms (y⁺ of equation 1), each once."""
+    return list({answer.example.id: answer.example for answer in answers if answer.correct}.values())
 
 
 def _canonical(stages: Stages, example: Example) -> str:

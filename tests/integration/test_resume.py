@@ -8,19 +8,16 @@ from tests import loops
 
 STAGES = [
     "verify-labels",
-    "verify-gate",
     "base",
     "train-labels",
     "verify-sql-1",
     "generate-questions-1",
     "train-round-1",
-    "generate-selection-sft-vbi-1",
-    "verify-selection-sft-vbi-1",
+    "generate-round-1",
+    "verify-round-1",
+    "train-play-1",
     "generate-play-1",
     "verify-play-1",
-    "train-play-1",
-    "generate-final",
-    "verify-final",
 ]
 LOCAL = {"execution": "local", "generation.engine": "transformers"}
 
