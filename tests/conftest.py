@@ -1,4 +1,4 @@
-"""What all tests share: a quiet, offline environment, the benchmark data, and one Ray session."""
+"""What all tests share: a quiet, offline environment, the benchmark data, and a Ray session."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def data_root() -> Path:
     return Path(root)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ray_session() -> Iterator[None]:
-    """One local Ray session for all tests that need one; starting it takes seconds.
+    """One local Ray session for the tests of a module; another module may need one of another kind.
 
     Its 8 CPUs are logical: pipelines of several actor pools wait for ever when a pool finds no CPU left.
     """
