@@ -73,7 +73,7 @@ def run(
         if config.execution == "ray":
             end_session()
     _out.print(rich_table(result, f"{config.name}: execution accuracy on the test questions"))
-    _out.print(f"The run is in {config.run_dir / config.name}; the gate serves {result.served}.")
+    _out.print(f"The run is in {config.run_dir / config.name}; the gate serves {result.served}.", soft_wrap=True)
 
 
 @app.command()

@@ -36,11 +36,15 @@ def run_demo(overrides: Sequence[str], out: Console) -> None:
             url = endpoint.serve(Path(result.served_path))
         question = sample_question(load_labels(Path(result.databases[DATABASE_NAME]))).question
         answer = ask(url, DATABASE_NAME, question)
-        out.print(f"\nThe gate serves [bold]{result.served}[/bold] at {url}. Asked: [bold]{question}[/bold]")
+        out.print(
+            f"\nThe gate serves [bold]{result.served}[/bold] at {url}. Asked: [bold]{question}[/bold]", soft_wrap=True
+        )
         out.print(render_answer(answer))
     finally:
         end_session()
-    out.print(f"{time.monotonic() - begin:.0f} s in all. Everything is in {config.run_dir / config.name}.")
+    out.print(
+        f"{time.monotonic() - begin:.0f} s in all. Everything is in {config.run_dir / config.name}.", soft_wrap=True
+    )
 
 
 class _Endpoint:

@@ -89,7 +89,7 @@ def _loop(stages: Stages, benchmark: Benchmark, expect: Callable[[Candidate], No
 
     finals = {"SFT on the labels": first}
     if control is not None:
-        finals |= {"SFT, same steps as VBI-FT": control, "+ VBI-FT": start}
+        finals |= {"SFT, as many steps": control, "+ VBI-FT": start}
     mode = stages.config.selfplay.mode
     finals |= {f"+ {_METHOD[m]}": lines[m] for m in lines if m != mode}
     if mode in lines:

@@ -69,7 +69,7 @@ def markdown(result: Result, title: str) -> str:
     lines = [
         f"### {title}",
         "",
-        "| method | EX | 95 % interval | right / n | p against the control |",
+        "| method | EX | 95 % interval | right / n | p vs control |",
         "|---|---|---|---|---|",
     ]
     for row in result.rows:
@@ -83,7 +83,7 @@ def markdown(result: Result, title: str) -> str:
 def rich_table(result: Result, title: str) -> RichTable:
     """The same table for a terminal."""
     table = RichTable(title=title, title_justify="left")
-    for column in ("method", "EX", "95 % interval", "right / n", "p against the control"):
+    for column in ("method", "EX", "95 % interval", "right / n", "p vs control"):
         table.add_column(column)
     for row in result.rows:
         p = "–" if row.p_control is None else f"{row.p_control:.3g}"

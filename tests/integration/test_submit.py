@@ -17,6 +17,7 @@ import pytest
 
 from spftsql.errors import UserError
 from spftsql.submission import _connect, follow_job, submit, submit_module
+from tests import loops
 
 pytestmark = pytest.mark.integration
 
@@ -92,6 +93,19 @@ def test_a_failing_job_gives_its_exit_code(cluster: str, tmp_path: Path, capsys:
     overrides = [f"run_dir={tmp_path}", f"data.root={tmp_path / 'missing'}"]
     assert submit("geoquery", overrides, cluster, follow=True) == 2
     assert str(tmp_path / "missing") in capsys.readouterr().out
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_the_whole_loop_runs_as_a_job_on_two_cpus_and_a_second_job_resumes_it(
+    cluster: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides = [f"{key}={value}" for key, value in {**loops.SMALL, "run_dir": str(tmp_path)}.items()]
+    assert submit("demo", [*overrides, "training.workers=2"], cluster, follow=True) == 0
+    assert "SPFT-SQL" in capsys.readouterr().out
+    built = [event["name"] for event in loops.events(tmp_path) if event.get("outcome") == "built"]
+    assert submit("demo", [*overrides, "training.workers=2"], cluster, follow=True) == 0
+    assert [event["name"] for event in loops.events(tmp_path) if event.get("outcome") == "built"] == built
 
 
 def test_an_address_where_no_ray_answers_is_one_clear_line() -> None:
