@@ -29,6 +29,21 @@ SMALL = {
     "cluster.dashboard": "false",
 }
 
+# What the small loop does, in this order.
+STAGES = [
+    "verify-labels",
+    "base",
+    "train-labels",
+    "verify-sql-1",
+    "generate-questions-1",
+    "train-round-1",
+    "generate-round-1",
+    "verify-round-1",
+    "train-play-1",
+    "generate-play-1",
+    "verify-play-1",
+]
+
 
 def command(run_dir: Path, settings: Mapping[str, str]) -> list[str]:
     """`spftsql run demo` with the small settings, then `settings`."""

@@ -6,19 +6,6 @@ import pytest
 
 from tests import loops
 
-STAGES = [
-    "verify-labels",
-    "base",
-    "train-labels",
-    "verify-sql-1",
-    "generate-questions-1",
-    "train-round-1",
-    "generate-round-1",
-    "verify-round-1",
-    "train-play-1",
-    "generate-play-1",
-    "verify-play-1",
-]
 LOCAL = {"execution": "local", "generation.engine": "transformers"}
 
 
@@ -27,14 +14,14 @@ LOCAL = {"execution": "local", "generation.engine": "transformers"}
 def test_a_loop_killed_in_every_stage_ends_like_one_that_was_not(tmp_path: Path) -> None:
     log = tmp_path / "log"
     whole = loops.finish(tmp_path / "whole", LOCAL, log, timeout=300)
-    killed = {stage for stage in STAGES if loops.kill_in_stage(tmp_path / "killed", LOCAL, stage, log)}
-    assert {s for s in STAGES if not s.startswith("verify")} <= killed  # a verification may be over too soon
+    killed = {stage for stage in loops.STAGES if loops.kill_in_stage(tmp_path / "killed", LOCAL, stage, log)}
+    assert {s for s in loops.STAGES if not s.startswith("verify")} <= killed  # a verification may be over too soon
     assert any(stage.startswith("verify") for stage in killed)
     resumed = loops.finish(tmp_path / "killed", LOCAL, log, timeout=300)
 
     built = [e["name"] for e in loops.events(tmp_path / "killed") if e.get("outcome") == "built"]
     assert len(built) == len(set(built)), "a finished stage was built again"
-    assert set(STAGES) <= set(built)
+    assert set(loops.STAGES) <= set(built)
     assert [row["n"] for row in resumed["rows"]] == [row["n"] for row in whole["rows"]]
     again = loops.finish(tmp_path / "killed", LOCAL, log, timeout=60)
     assert again == resumed
