@@ -73,6 +73,8 @@ def run(
         if config.execution == "ray":
             end_session()
     _out.print(rich_table(result, f"{config.name}: execution accuracy on the test questions"))
+    for decision in result.decisions:
+        _out.print(decision.sentence(), soft_wrap=True)
     _out.print(f"The run is in {config.run_dir / config.name}; the gate serves {result.served}.", soft_wrap=True)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from spftsql.evaluation.metrics import mcnemar
+from spftsql.evaluation.metrics import mcnemar, questions_to_decide
 from spftsql.selfplay.stages import Answer
 
 Outcome = Literal["better", "worse", "undecided"]
@@ -14,7 +14,10 @@ Outcome = Literal["better", "worse", "undecided"]
 
 @dataclass(frozen=True)
 class Decision:
-    """What the gate found: questions that only one of the two got right, and the exact two-sided p."""
+    """What the gate found: questions that only one of the two got right, and the exact two-sided p.
+
+    `more` estimates how many further questions would decide an undecided test; None where there is no telling.
+    """
 
     challenger: str
     incumbent: str
@@ -23,6 +26,18 @@ class Decision:
     only_incumbent: int
     n: int
     p: float
+    more: int | None
+
+    def sentence(self) -> str:
+        """The decision in words."""
+        text = (
+            f"Gate, {self.challenger} against {self.incumbent}: {self.outcome} ({self.only_challenger} questions right "
+            f"that were wrong, {self.only_incumbent} the other way, n = {self.n}, p = {self.p:.3g})"
+        )
+        if self.outcome != "undecided":
+            return text + "."
+        hint = f"; about {self.more} more questions would decide" if self.more is not None else ""
+        return f"{text}{hint}. {self.incumbent} stays."
 
 
 def decide(challenger: Sequence[Answer], incumbent: Sequence[Answer], alpha: float) -> Decision:
@@ -32,8 +47,16 @@ def decide(challenger: Sequence[Answer], incumbent: Sequence[Answer], alpha: flo
     outcome: Outcome = "undecided"
     if test.p < alpha:
         outcome = "better" if test.only_a > test.only_b else "worse"
+    undecided = outcome == "undecided"
     return Decision(
-        challenger[0].candidate, incumbent[0].candidate, outcome, test.only_a, test.only_b, len(pairs), test.p
+        challenger=challenger[0].candidate,
+        incumbent=incumbent[0].candidate,
+        outcome=outcome,
+        only_challenger=test.only_a,
+        only_incumbent=test.only_b,
+        n=len(pairs),
+        p=test.p,
+        more=questions_to_decide(test.only_a, test.only_b, len(pairs), alpha) if undecided else None,
     )
 
 

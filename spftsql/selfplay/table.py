@@ -76,7 +76,7 @@ def markdown(result: Result, title: str) -> str:
         p = "–" if row.p_control is None else f"{row.p_control:.3g}"
         interval = f"{row.low:.3f} – {row.high:.3f}"
         lines.append(f"| {row.method} | {row.accuracy:.3f} | {interval} | {row.correct} / {row.n} | {p} |")
-    lines += ["", *(_sentence(decision) for decision in result.decisions), f"Served: {result.served}"]
+    lines += ["", *(f"{decision.sentence()}\n" for decision in result.decisions), f"Served: {result.served}"]
     return "\n".join(lines) + "\n"
 
 
@@ -91,11 +91,3 @@ def rich_table(result: Result, title: str) -> RichTable:
         mark = " (served)" if row.candidate == result.served else ""
         table.add_row(row.method + mark, f"{row.accuracy:.3f}", interval, f"{row.correct} / {row.n}", p)
     return table
-
-
-def _sentence(decision: Decision) -> str:
-    return (
-        f"Gate, {decision.challenger} against {decision.incumbent}: {decision.outcome} "
-        f"({decision.only_challenger} questions right that were wrong, {decision.only_incumbent} the other way, "
-        f"n = {decision.n}, p = {decision.p:.3g}).\n"
-    )

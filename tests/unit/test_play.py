@@ -77,6 +77,14 @@ def test_the_gate_has_three_outcomes(new: str, old: str, outcome: str) -> None:
     assert decide(outcomes(new, "new"), outcomes(old, "old"), alpha=0.05).outcome == outcome
 
 
+def test_an_undecided_gate_says_how_many_more_questions_would_decide() -> None:
+    decision = decide(outcomes("1111100000", "new"), outcomes("0000000000", "old"), alpha=0.05)
+    assert decision.more is not None and 0 < decision.more <= 10
+    assert f"about {decision.more} more questions would decide. old stays." in decision.sentence()
+    same = decide(outcomes("1100", "new"), outcomes("1100", "old"), alpha=0.05)
+    assert same.more is None and "would decide" not in same.sentence()
+
+
 def test_the_table_shows_n_interval_and_the_gate() -> None:
     new, old = outcomes("1" * 30 + "0" * 10, "new"), outcomes("1" * 20 + "0" * 20, "old")
     rows = (method_row("control", "old", old, None), method_row("+ VBI-FT", "new", new, old))
