@@ -178,7 +178,7 @@ class SynthesisConfig(Section):
 
 
 class VbiConfig(Section):
-    """Verification-based iterative fine-tuning (method.md 1.2)."""
+    """Verification-based iterative fine-tuning (SPFT-SQL, section 3.1)."""
 
     rounds: int = Field(1, ge=0)
     train_pairs: int = Field(3000, gt=0)  # per round
@@ -190,7 +190,7 @@ class VbiConfig(Section):
 
 
 class SelfPlayConfig(Section):
-    """Error-driven self-play (method.md 1.3). `baselines` are further modes, trained for the table only."""
+    """Error-driven self-play (SPFT-SQL, section 3.2). `baselines` are further modes, trained for the table only."""
 
     mode: Mode = "spft-a"
     baselines: tuple[Mode, ...] = ()

@@ -77,7 +77,7 @@ class ScoreResult:
         return sum(self.correct) / len(self.items)
 
     def to_json(self) -> str:
-        """The result in the form that design.md promises."""
+        """The result as JSON: accuracy, policy, versions, and one item per question."""
         items = [asdict(item) for item in self.items]
         tree = {
             "accuracy": self.accuracy,

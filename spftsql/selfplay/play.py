@@ -1,7 +1,7 @@
 """Error-driven self-play: pairs from an opponent's samples, and the choice of main model and opponent.
 
-SPFT-SQL, section 3.2 and algorithm 1. The modes differ by their y′, their reference and their loss (design.md, "The
-modes"); the losses are in `training/losses.py`.
+SPFT-SQL, section 3.2 and algorithm 1. The modes differ by who writes y′, by their reference and by their loss; the
+losses, with their equations, are in `training/losses.py`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One run of the whole loop, top to bottom: labels, VBI-FT rounds, self-play, gate, table (method.md 1.4)."""
+"""One run of the whole loop, top to bottom: labels, VBI-FT rounds, self-play, gate, table (SPFT-SQL, section 3)."""
 
 from __future__ import annotations
 
