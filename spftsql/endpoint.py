@@ -77,7 +77,7 @@ def start_serve(config: Config) -> str:
     from ray.serve.context import _get_global_client
     from ray.serve.schema import LoggingConfig
 
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)  # of this process; the replicas log to their files
     client = _get_global_client(raise_if_no_controller_running=False)
     if client is None:
         _refuse_taken_port(config)
