@@ -58,7 +58,7 @@ def run(
 
         report = plan(config)
         for line in report.lines:
-            _out.print(line, markup=False)
+            _out.print(line, markup=False, soft_wrap=True)
         if report.problems:
             raise UserError("; ".join(report.problems))
         return

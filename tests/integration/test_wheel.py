@@ -91,7 +91,13 @@ def test_score(environment: Path, tmp_path: Path) -> None:
 
 
 def test_recipes_are_found_by_name(environment: Path, tmp_path: Path) -> None:
-    run(environment, tmp_path, "spftsql", "run", "geoquery", "--dry-run")
+    assert "demo database" in run(environment, tmp_path, "spftsql", "run", "demo", "--dry-run")
+    assert "deepseek" in run(environment, tmp_path, "spftsql", "config", "show", "bird-deepseek-coder-7b")
+
+
+def test_dry_run_of_geoquery(environment: Path, tmp_path: Path, data_root: Path) -> None:
+    data = f"--set=data.root={data_root / 'geoquery'}"
+    assert "279" in run(environment, tmp_path, "spftsql", "run", "geoquery", "--dry-run", data)
 
 
 def test_serve_help(environment: Path, tmp_path: Path) -> None:
