@@ -103,6 +103,8 @@ def score(
     out: Annotated[Path | None, typer.Option("--json", help="Write the verdict of every item here.")] = None,
 ) -> None:
     """Scores a file of predicted SQL by execution."""
+    if out is not None and not out.absolute().parent.is_dir():
+        raise UserError(f"--json {out}: the folder {out.absolute().parent} does not exist")
     from spftsql.evaluation.scoring import render, score_command
     from spftsql.progress import Reporter
 

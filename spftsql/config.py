@@ -326,7 +326,10 @@ def _read(recipe: str, beside: str | None) -> str:
             path = Path(beside).parent / path
         if not path.is_file():
             raise UserError(f"recipe file {recipe} does not exist")
-        return path.read_text(encoding="utf-8")
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"recipe file {recipe} cannot be read as UTF-8 text: {error}") from None
     entry = resources.files("jobs") / "recipes" / f"{recipe}.yaml"
     if not entry.is_file():
         near = difflib.get_close_matches(recipe, recipe_names(), n=1)

@@ -25,7 +25,11 @@ def database_file(url: str) -> Path:
         raise UserError(f"database {url}: only SQLite files can be used by this version (a path or sqlite:///path)")
     if not path.is_file():
         raise UserError(f"database file {path} does not exist")
-    with path.open("rb") as file:
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise UserError(f"database file {path} cannot be read: {error.strerror}") from None
+    with file:
         if file.read(16) not in (b"SQLite format 3\x00", b""):
             raise UserError(f"{path} is not a SQLite database")
     return path

@@ -274,4 +274,7 @@ def load_result(run_directory: Path) -> Result:
     path = run_directory / "result.json"
     if not path.is_file():
         raise UserError(f"{run_directory} holds no finished run (no result.json)")
-    return Result.from_json(path.read_text(encoding="utf-8"))
+    try:
+        return Result.from_json(path.read_text(encoding="utf-8"))
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path} is damaged or of another version: remove it and run the recipe again") from None

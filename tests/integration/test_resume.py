@@ -1,4 +1,4 @@
-"""A run killed in any stage and started again finishes, keeps what was done, and ends as if nothing had happened."""
+"""A run killed in any stage and started again finishes, keeps what was done, and answers as many questions."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ LOCAL = {"execution": "local", "generation.engine": "transformers"}
 
 @pytest.mark.integration
 @pytest.mark.timeout(900)
-def test_a_loop_killed_in_every_stage_ends_like_one_that_was_not(tmp_path: Path) -> None:
+def test_a_loop_killed_in_every_stage_finishes_and_keeps_what_was_done(tmp_path: Path) -> None:
     log = tmp_path / "log"
     whole = loops.finish(tmp_path / "whole", LOCAL, log, timeout=300)
     killed = {stage for stage in loops.STAGES if loops.kill_in_stage(tmp_path / "killed", LOCAL, stage, log)}

@@ -14,6 +14,8 @@ from spftsql.cli import main
 from spftsql.config import ScratchConfig
 from spftsql.training.scratch import build_scratch_model
 
+SCORE = ["score", "--benchmark", "jsonl", "--root", ".", "--predictions", "predictions.sql"]
+
 
 @pytest.fixture
 def database(tmp_path: Path) -> Path:
@@ -22,6 +24,13 @@ def database(tmp_path: Path) -> Path:
     connection.executescript("CREATE TABLE town (name TEXT); INSERT INTO town VALUES ('Ulm'), ('Bonn')")
     connection.close()
     return path
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    scratch = ScratchConfig(hidden_size=64, heads=2, layers=1, intermediate_size=64, vocabulary=400)
+    build_scratch_model(scratch, 128, ["which towns are there"], tmp_path / "model", seed=0)
+    return tmp_path / "model"
 
 
 def recipe(folder: Path, database: Path, train: list[dict[str, str]], model: str = "{scratch: {}}") -> str:
@@ -61,6 +70,9 @@ def run(*arguments: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         (["verify", "--db", "nowhere.sqlite", "--sql", "SELECT 1"], "database file nowhere.sqlite does not exist"),
         (["verify", "--db", "x", "--sql", "SELECT 1", "--policy", "lax"], "unknown policy lax"),
         (["serve", "nowhere"], "neither a finished run"),
+        (["serve", "damaged", "--db", "x=y"], "result.json is damaged or of another version"),
+        (["run", "latin.yaml"], "recipe file latin.yaml cannot be read as UTF-8"),
+        ([*SCORE, "--json", "no/where.json"], "no does not exist"),
         (["ask", "why?", "--url", "http://127.0.0.1:1"], "http://127.0.0.1:1"),
     ],
 )
@@ -69,6 +81,10 @@ def test_one_line_says_what_to_do(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "latin.yaml").write_bytes(b"name: \xff\n")
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "config.yaml").write_text("name: damaged\n")
+    (tmp_path / "damaged" / "result.json").write_text('{"rows": []}')
     code, error = run(*arguments, monkeypatch=monkeypatch, capsys=capsys)
     assert code in (2, 4)
     assert message in error
@@ -106,11 +122,8 @@ def test_labels_that_do_not_parse_or_run_are_reported_by_index_and_set_aside(
 
 
 def test_a_model_without_a_chat_template(
-    tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, database: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = tmp_path / "model"
-    scratch = ScratchConfig(hidden_size=64, heads=2, layers=1, intermediate_size=64, vocabulary=400)
-    build_scratch_model(scratch, 128, ["which towns are there"], model, seed=0)
     (model / "chat_template.jinja").unlink()
     train = [{"db_id": "towns", "question": "which towns", "sql": "SELECT name FROM town"}]
     path = recipe(tmp_path, database, train, model=f"{{path: {model}}}")
@@ -118,16 +131,14 @@ def test_a_model_without_a_chat_template(
     assert code == 2 and "has no chat template: set model.chat_template" in error
     (tmp_path / "template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
     with_template = f"--set=model.chat_template={tmp_path / 'template.jinja'}"
-    code, error = run("run", path, with_template, "--dry-run", monkeypatch=monkeypatch, capsys=capsys)
-    assert "chat template" not in error
+    fitting = ["--set=model.max_length=128", "--set=prompt.max_schema_tokens=64", "--set=generation.max_tokens=32"]
+    code, error = run("run", path, with_template, *fitting, "--dry-run", monkeypatch=monkeypatch, capsys=capsys)
+    assert (code, error) == (0, "")
 
 
 def test_a_port_in_use(
-    tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    database: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = tmp_path / "model"
-    scratch = ScratchConfig(hidden_size=64, heads=2, layers=1, intermediate_size=64, vocabulary=400)
-    build_scratch_model(scratch, 128, ["which towns are there"], model, seed=0)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         arguments = ["serve", str(model), "--db", f"towns={database}", "--port", port]
