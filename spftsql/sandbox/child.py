@@ -1,4 +1,4 @@
-"""The child process: `python -m spftsql.sandbox.child FD PARENT LIMITS`, which alone executes untrusted SQL.
+"""The child process: `python -m spftsql.sandbox.child ENGINE FD PARENT LIMITS`, which alone executes untrusted SQL.
 
 It first gives up what it does not need (memory, CPU time, files, core dumps), asks the kernel to die with its parent,
 and then answers batches of statements until its end of the socket is closed.
@@ -17,13 +17,13 @@ import socket
 import sys
 import time
 from collections import OrderedDict
-from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from spftsql.errors import Fault
 from spftsql.sandbox.channel import Channel
+from spftsql.sandbox.location import Engine, Location
 from spftsql.sandbox.result import Limits
-from spftsql.sandbox.sqlite import ENGINE, SqliteRunner, limit_heap
+from spftsql.sandbox.runner import EngineModule, Runner, engine_module, state_of
 
 _PR_SET_PDEATHSIG = 1
 _OPEN_FILES = 64
@@ -33,51 +33,55 @@ _MAX_REQUEST = 1 << 30
 
 def main() -> None:
     """Serves the parent until it closes the socket."""
-    descriptor, parent, limits = int(sys.argv[1]), int(sys.argv[2]), Limits(**json.loads(sys.argv[3]))
+    engine, descriptor, parent = cast(Engine, sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    limits = Limits(**json.loads(sys.argv[4]))
     channel = Channel(socket.socket(fileno=descriptor), _MAX_REQUEST)
+    module = engine_module(engine)
+    module.limit_process(limits)
     _fence(parent, limits)
-    channel.send(ENGINE)
-    runners = _Runners(limits)
+    runners = _Runners(engine, module, limits)
+    channel.send("ready")
     while True:
         try:
-            database, statements, max_rows = channel.receive()
+            address, statements, max_rows = channel.receive()
         except EOFError:
             return
-        for sql in statements:
-            _bound_cpu_time(limits)
-            channel.send(_answer(runners, database, sql, max_rows))
-
-
-def _answer(runners: _Runners, database: str, sql: str, max_rows: int) -> tuple[Any, ...]:
-    try:
-        run = runners.of(Path(database)).execute(sql, max_rows)
-        return run.status, run.reason, run.columns, run.rows, run.elapsed_ms
-    except Fault as fault:
-        return "fault", str(fault), (), (), 0.0
+        runners.answer(channel, address, statements, max_rows)
 
 
 class _Runners:
     """Open databases, the least recently used closed first, and reopened when their file is another."""
 
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
-        self._open: OrderedDict[Path, tuple[tuple[int, ...], SqliteRunner]] = OrderedDict()
+    def __init__(self, engine: Engine, module: EngineModule, limits: Limits) -> None:
+        self._engine, self._module, self._limits = engine, module, limits
+        self._open: OrderedDict[str, tuple[tuple[int, ...], Runner]] = OrderedDict()
 
-    def of(self, database: Path) -> SqliteRunner:
+    def answer(self, channel: Channel, address: str, statements: tuple[str, ...], max_rows: int) -> None:
+        """Sends the engine's name, then the outcome of each statement; a fault ends the batch."""
         try:
-            now = database.stat()
-        except OSError as error:
-            raise Fault(f"{database} cannot be opened: {error.strerror}") from None
-        identity = (now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns)
-        known = self._open.get(database)
-        if known and known[0] == identity:
-            self._open.move_to_end(database)
+            _bound_cpu_time(self._limits)
+            runner = self._of(address)
+            channel.send(("engine", runner.engine))
+            for sql in statements:
+                _bound_cpu_time(self._limits)
+                run = runner.execute(sql, max_rows)
+                channel.send((run.status, run.reason, run.columns, run.rows, run.elapsed_ms))
+        except Fault as fault:
+            if address in self._open:  # whatever is wrong with it, the next batch opens it anew
+                self._open.pop(address)[1].close()
+            channel.send(("fault", str(fault)))
+
+    def _of(self, address: str) -> Runner:
+        state = state_of(Location(self._engine, address))
+        known = self._open.get(address)
+        if known and known[0] == state:
+            self._open.move_to_end(address)
             return known[1]
         if known or len(self._open) >= _OPEN_DATABASES:
-            _, old = self._open.pop(database) if known else self._open.popitem(last=False)[1]
+            _, old = self._open.pop(address) if known else self._open.popitem(last=False)[1]
             old.close()
-        runner = SqliteRunner(database, self._limits)
-        self._open[database] = identity, runner
+        runner = self._module.open_database(address, self._limits)
+        self._open[address] = state, runner
         return runner
 
 
@@ -95,7 +99,6 @@ def _fence(parent: int, limits: Limits) -> None:
         (resource.RLIMIT_AS, limits.memory_mb * 2**20),
     ):
         resource.setrlimit(limited, (value, value))
-    limit_heap(limits)
     gc.freeze()
 
 

@@ -1,4 +1,4 @@
-"""`Sandbox`: executes batches of untrusted statements in a child process that it replaces when it must."""
+"""`Sandbox`: executes batches of untrusted statements in child processes that it replaces when it must."""
 
 from __future__ import annotations
 
@@ -6,26 +6,30 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from spftsql.config import SandboxConfig
 from spftsql.errors import Fault
-from spftsql.sandbox.process import ChildProcess
-from spftsql.sandbox.result import Execution, Limits, RunStatus
+from spftsql.sandbox.location import Engine, Location, locate
+from spftsql.sandbox.process import ChildProcess, Ending
+from spftsql.sandbox.result import Execution, Limits
 
 _CRASHES = 2  # a statement that brings down so many children by itself is an error
+_OPEN_SECONDS = 30.0  # for a child to take a batch and open its database
 _LOSSES = 3  # children lost from outside, under one statement, before it is a fault
 
 
 class Sandbox:
-    """One persistent child process with the limits of `config`. A context manager; safe to share between threads.
+    """One persistent child process per engine, with the limits of `config`. A context manager; shared by threads in
+    turns.
 
-    The child is started by the first batch and kept. Nothing of the statements runs in this process.
+    A child is started by the first batch for its engine and kept. Nothing of the statements runs in this process.
     """
 
     def __init__(self, config: SandboxConfig) -> None:
         self._limits = Limits(**config.model_dump())
-        self._child: ChildProcess | None = None
+        self._children: dict[Engine, ChildProcess] = {}
+        self._latest: ChildProcess | None = None
         self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -36,26 +40,28 @@ class Sandbox:
 
     @property
     def pid(self) -> int | None:
-        """The process id of the child, when there is one."""
-        return self._child.pid if self._child else None
+        """The process id of the child that was used last, when it lives."""
+        return self._latest.pid if self._latest else None
 
-    def execute(self, database: Path, statements: Sequence[str], max_rows: int | None = None) -> list[Execution]:
+    def execute(self, database: str | Path, statements: Sequence[str], max_rows: int | None = None) -> list[Execution]:
         """Executes the statements one after another and returns their outcomes in the same order.
 
-        `max_rows` (default: the configured limit) is where a result is cut. A statement that brings its child down by
-        itself twice, each time in a fresh child, is an `error` with reason `killed`.
+        `database` is a file or a URL, as `locate` reads it. `max_rows` (default: the configured limit) is where a
+        result is cut. A statement that brings its child down by itself twice, each time in a fresh child, is an
+        `error` with reason `killed`.
 
         Raises:
+            UserError: the URL is of an engine that is not known.
             Fault: the database cannot be read, children cannot be started or are killed from outside again and again.
         """
         limit = self._limits.max_rows if max_rows is None else min(max_rows, self._limits.max_rows)
-        database = database.absolute()
+        location = locate(database)
         done: list[Execution] = []
         with self._lock:
             crashes = losses = 0
             while len(done) < len(statements):
                 before = len(done)
-                ending = self._drive(database, statements[before:], limit, done)
+                ending, engine = self._drive(location, statements[before:], limit, done)
                 if ending is None:
                     break
                 if len(done) > before:
@@ -67,51 +73,64 @@ class Sandbox:
                     raise Fault(f"the sandbox process was killed from outside {_LOSSES} times")
                 if ending in ("late", "cpu"):
                     seconds = self._limits.hard_seconds
-                    done.append(self._without_child("timeout", f"longer than {seconds:g} s, killed", seconds))
+                    reason = f"longer than {seconds:g} s, killed"
+                    done.append(Execution("timeout", reason, (), [], seconds * 1000, engine))
                 elif crashes == _CRASHES:
-                    done.append(self._without_child("error", "killed", 0.0))
+                    done.append(Execution("error", "killed", (), [], 0.0, engine))
                 else:
                     continue
                 crashes = losses = 0
         return done
 
-    def _drive(self, database: Path, statements: Sequence[str], max_rows: int, done: list[Execution]) -> str | None:
-        """Appends outcomes until the batch or the child ends; says how the child ended, None when it lives."""
-        if self._child is None:
-            self._child = ChildProcess(self._limits)
-            self._engine = self._child.engine
-        child = self._child
+    def _drive(
+        self, location: Location, statements: Sequence[str], max_rows: int, done: list[Execution]
+    ) -> tuple[Ending | Literal["late"] | None, str]:
+        """Appends outcomes until the batch or the child ends; how the child ended (None when it lives), and what ran.
+
+        A child that ends before it has opened the database counts as ended from outside: no statement had begun.
+        """
+        child = self._child(location.engine)
+        engine = ""
         try:
-            child.send(database, statements, max_rows, self._deadline())
+            child.send(location.address, statements, max_rows, time.monotonic() + _OPEN_SECONDS)
+            engine = self._opened(child.receive(time.monotonic() + _OPEN_SECONDS), location.engine)
             for _ in statements:
-                status, reason, columns, rows, elapsed = child.receive(self._deadline())
-                if status == "fault":
-                    # The rest of the batch is still being answered: a fresh child is simpler than draining it.
-                    self._discard()
-                    raise Fault(reason)
-                done.append(Execution(status, reason, columns, list(rows), elapsed, child.engine))
-            return None
+                answer = child.receive(time.monotonic() + self._limits.hard_seconds)
+                if answer[0] == "fault":
+                    raise Fault(answer[1])
+                status, reason, columns, rows, elapsed = answer
+                done.append(Execution(status, reason, columns, list(rows), elapsed, engine))
+            return None, engine
         except TimeoutError:
-            ending = "late"
+            ending: Ending | Literal["late"] = "late" if engine else "outside"
         except EOFError:
-            ending = child.ending()
+            ending = child.ending() if engine else "outside"
         except (ValueError, TypeError):  # not a message of ours
             ending = "itself"
-        self._discard()
-        return ending
+        self._discard(location.engine)
+        return ending, engine
 
-    def _deadline(self) -> float:
-        return time.monotonic() + self._limits.hard_seconds
+    def _child(self, engine: Engine) -> ChildProcess:
+        if engine not in self._children:
+            self._children[engine] = ChildProcess(engine, self._limits)
+        self._latest = self._children[engine]
+        return self._latest
 
-    def _without_child(self, status: RunStatus, reason: str, seconds: float) -> Execution:
-        return Execution(status, reason, (), [], seconds * 1000, self._engine)
+    @staticmethod
+    def _opened(answer: tuple[str, str], engine: Engine) -> str:
+        kind, text = answer
+        if kind == "fault":
+            raise Fault(text)
+        return text or engine
 
-    def _discard(self) -> None:
-        if self._child:
-            self._child.kill()
-            self._child = None
+    def _discard(self, engine: Engine) -> None:
+        child = self._children.pop(engine, None)
+        if child:
+            child.kill()
+            self._latest = None if child is self._latest else self._latest
 
     def close(self) -> None:
-        """Ends the child; a later `execute` starts another."""
+        """Ends the children; a later `execute` starts others."""
         with self._lock:
-            self._discard()
+            for engine in list(self._children):
+                self._discard(engine)

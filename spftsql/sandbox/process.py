@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from spftsql.errors import Fault
 from spftsql.sandbox.channel import Channel
+from spftsql.sandbox.location import Engine
 from spftsql.sandbox.result import Limits
 
 Ending = Literal["itself", "outside", "cpu"]
@@ -33,15 +34,15 @@ _SPAWNER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sandbox-spawner
 class ChildProcess:
     """A running child. The constructor raises `Fault` when it does not come up."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, engine: Engine, limits: Limits) -> None:
         ours, theirs = socket.socketpair()
         # Rows travel as MessagePack, at most 9 bytes per number and 5 more than its length (in UTF-8) per text.
         self._channel = Channel(ours, max_frame=(1 << 20) + 16 * limits.max_bytes)
         with theirs, tempfile.TemporaryFile() as errors:
-            self._process = _SPAWNER.submit(_spawn, limits, theirs.fileno(), errors.fileno()).result()
+            self._process = _SPAWNER.submit(_spawn, engine, limits, theirs.fileno(), errors.fileno()).result()
             theirs.close()  # so that the end of the child is the end of the stream
             try:
-                self.engine: str = self._channel.receive(time.monotonic() + _START_SECONDS)
+                self._channel.receive(time.monotonic() + _START_SECONDS)
             except (EOFError, TimeoutError):
                 self.kill()
                 errors.seek(0)
@@ -54,16 +55,16 @@ class ChildProcess:
         """The process id."""
         return self._process.pid
 
-    def send(self, database: Path, statements: Sequence[str], max_rows: int, deadline: float) -> None:
+    def send(self, address: str, statements: Sequence[str], max_rows: int, deadline: float) -> None:
         """Hands over a batch. Raises `EOFError` when the child is gone, or does not take it by the deadline."""
         try:
-            self._channel.send((str(database), list(statements), max_rows), deadline)
+            self._channel.send((address, list(statements), max_rows), deadline)
         except OSError:  # also TimeoutError: an idle child that does not read was stopped by someone
             self._process.kill()
             raise EOFError("the child is gone") from None
 
     def receive(self, deadline: float) -> Any:
-        """The answer to the next statement; `TimeoutError` past the deadline, `EOFError` when the child is gone."""
+        """The next message; `TimeoutError` past the deadline, `EOFError` when the child is gone."""
         return self._channel.receive(deadline)
 
     def ending(self) -> Ending:
@@ -84,8 +85,8 @@ class ChildProcess:
         self._channel.close()
 
 
-def _spawn(limits: Limits, descriptor: int, stderr: int) -> subprocess.Popen[bytes]:
-    arguments = [str(descriptor), str(os.getpid()), json.dumps(asdict(limits))]
+def _spawn(engine: Engine, limits: Limits, descriptor: int, stderr: int) -> subprocess.Popen[bytes]:
+    arguments = [engine, str(descriptor), str(os.getpid()), json.dumps(asdict(limits))]
     environment = {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
     environment |= {"PYTHONPATH": str(_ROOT), "PYTHONNOUSERSITE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     return subprocess.Popen(

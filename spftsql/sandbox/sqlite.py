@@ -57,6 +57,8 @@ class SqliteRunner:
     The constructor opens `database`; it raises `Fault` when that is not possible.
     """
 
+    engine = ENGINE
+
     def __init__(self, database: Path, limits: Limits) -> None:
         self._limits = limits
         self._deadline = float("inf")
@@ -188,9 +190,14 @@ class SqliteRunner:
         self._connection.close(force=True)
 
 
-def limit_heap(limits: Limits) -> None:
+def limit_process(limits: Limits) -> None:
     """Bounds SQLite's own memory in this process to a half of what the process may have."""
     apsw.hard_heap_limit(limits.memory_mb * 2**20 // 2)
+
+
+def open_database(address: str, limits: Limits) -> SqliteRunner:
+    """Opens a file; raises `Fault` as `SqliteRunner`."""
+    return SqliteRunner(Path(address), limits)
 
 
 def _is_blank(sql: str) -> bool:

@@ -1,0 +1,61 @@
+"""What the child asks of an engine: one runner per open database, in a module of its own for each engine."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Protocol
+
+from spftsql.errors import Fault
+from spftsql.sandbox.location import Engine, Location
+from spftsql.sandbox.result import Execution, Limits
+
+_MODULES: dict[Engine, str] = {
+    "sqlite": "spftsql.sandbox.sqlite",
+    "duckdb": "spftsql.sandbox.duckdb",
+    "postgresql": "spftsql.sandbox.postgresql",
+}
+
+
+class Runner(Protocol):
+    """An open database. `engine` is the name and version of what executes, such as `sqlite 3.50.4`."""
+
+    engine: str
+
+    def execute(self, sql: str, max_rows: int) -> Execution:
+        """Runs one statement; raises `Fault` when the database, not the statement, is at fault."""
+        ...
+
+    def close(self) -> None:
+        """Closes it."""
+        ...
+
+
+class EngineModule(Protocol):
+    """What each of these modules offers beside its runner."""
+
+    def limit_process(self, limits: Limits) -> None:
+        """Called once in the child, before its fence goes up: what the engine limits for the whole process."""
+        ...
+
+    def open_database(self, address: str, limits: Limits) -> Runner:
+        """Opens a file's path or a server's URL; raises `Fault` when it cannot be opened."""
+        ...
+
+
+def engine_module(engine: Engine) -> EngineModule:
+    """Imports the module of an engine, and with it the engine's own library."""
+    module: EngineModule = import_module(_MODULES[engine])
+    return module
+
+
+def state_of(location: Location) -> tuple[int, ...]:
+    """Changes when a database's file does; empty for a server. Raises `Fault` when the file is not there."""
+    file: Path | None = location.file
+    if file is None:
+        return ()
+    try:
+        now = file.stat()
+    except OSError as error:
+        raise Fault(f"{location} cannot be opened: {error.strerror}") from None
+    return now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns
