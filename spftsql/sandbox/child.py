@@ -17,7 +17,7 @@ import socket
 import sys
 import time
 from collections import OrderedDict
-from typing import Any, cast
+from typing import cast
 
 from spftsql.errors import Fault
 from spftsql.sandbox.channel import Channel

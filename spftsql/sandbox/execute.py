@@ -20,10 +20,9 @@ _LOSSES = 3  # children lost from outside, under one statement, before it is a f
 
 
 class Sandbox:
-    """One persistent child process per engine, with the limits of `config`. A context manager; shared by threads in
-    turns.
+    """One persistent child process per engine, with the limits of `config`.
 
-    A child is started by the first batch for its engine and kept. Nothing of the statements runs in this process.
+    A context manager; threads that share it take turns. A child is started by the first batch for its engine and kept. Nothing of the statements runs in this process.
     """
 
     def __init__(self, config: SandboxConfig) -> None:
