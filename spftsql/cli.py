@@ -127,7 +127,7 @@ def verify(
     from dataclasses import asdict
 
     from spftsql.config import SandboxConfig
-    from spftsql.databases.reflection import database_file
+    from spftsql.databases.files import database_file
     from spftsql.records import VerificationRequest
     from spftsql.verification.worker import Verifier
 
@@ -149,7 +149,8 @@ def verify(
 @app.command()
 def schema(database: Annotated[str, typer.Argument(help="A database: a file or sqlite:///FILE.")]) -> None:
     """The schema text as the model sees it."""
-    from spftsql.databases.reflection import database_file, reflect
+    from spftsql.databases.files import database_file
+    from spftsql.databases.reflection import reflect
     from spftsql.databases.schema_text import schema_text
 
     path = database_file(database)

@@ -41,7 +41,7 @@ def start_endpoint(model_dir: Path, name: str, databases: Mapping[str, str], con
         raise UserError(f"{model_dir} is not a model directory (it has no config.json)")
     refuse_exposure(config.serve.host, os.environ.get(KEY_VARIABLE))
     _refuse_taken_port(config)
-    from spftsql.databases.reflection import database_file
+    from spftsql.databases.files import database_file
     from spftsql.prompts import PromptBuilder
 
     files = {db: database_file(address).resolve() for db, address in databases.items()}

@@ -15,10 +15,10 @@ import typing
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+if TYPE_CHECKING:  # imported where it is used: commands that write no Parquet start without it
+    import pyarrow as pa
 
 Status = Literal["ran", "equal", "different", "error", "timeout", "truncated", "unverifiable"]
 Policy = Literal["spider", "bird", "strict"]
@@ -137,23 +137,26 @@ class TrainRow:
 Record = Example | Statement | GenerationRequest | Sample | VerificationRequest | Verdict | TrainRow
 R = TypeVar("R", Example, Statement, GenerationRequest, Sample, VerificationRequest, Verdict, TrainRow)
 
-_ARROW: dict[Any, pa.DataType] = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
-
 
 def arrow_schema(record: type[Record]) -> pa.Schema:
     """The Arrow schema of a record type; optional fields are nullable, the others are not."""
+    import pyarrow as pa
+
+    arrow = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
     hints = typing.get_type_hints(record)
     columns = []
     for field in fields(record):
         hint, nullable = hints[field.name], False
         if isinstance(hint, types.UnionType):
             hint, nullable = next(a for a in typing.get_args(hint) if a is not type(None)), True
-        columns.append(pa.field(field.name, _ARROW[hint], nullable=nullable))
+        columns.append(pa.field(field.name, arrow[hint], nullable=nullable))
     return pa.schema(columns)
 
 
 def to_table(rows: Sequence[R], record: type[R]) -> pa.Table:
     """Rows as an Arrow table of `record`'s schema."""
+    import pyarrow as pa
+
     return pa.Table.from_pylist([asdict(row) for row in rows], schema=arrow_schema(record))
 
 
@@ -165,6 +168,8 @@ def from_table(table: pa.Table, record: type[R]) -> list[R]:
 
 def write_records(path: Path, rows: Iterable[R], record: type[R], chunk: int = 20_000) -> int:
     """Writes one Parquet file atomically (temporary file, then rename) and returns the number of rows."""
+    import pyarrow.parquet as pq
+
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     count = 0
@@ -188,6 +193,9 @@ def read_records(path: Path, record: type[R]) -> list[R]:
 
 def iterate_records(path: Path, record: type[R]) -> Iterator[R]:
     """The rows of a Parquet file or directory, one batch in memory at a time."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     for file in sorted(path.glob("*.parquet")) if path.is_dir() else [path]:
         for batch in pq.ParquetFile(file).iter_batches():
             yield from from_table(pa.Table.from_batches([batch]), record)

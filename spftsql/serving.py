@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from spftsql.config import Config, validate
-from spftsql.databases.reflection import database_file
+from spftsql.databases.files import database_file
 from spftsql.errors import UserError
 from spftsql.selfplay.run import load_result
 

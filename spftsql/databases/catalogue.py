@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spftsql.config import DatabaseConfig
-from spftsql.databases.reflection import database_file, file_hash, reflect
+from spftsql.databases.files import database_file, file_hash
+from spftsql.databases.reflection import reflect
 from spftsql.databases.schema import Schema
 from spftsql.errors import UserError
 

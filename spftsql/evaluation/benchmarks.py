@@ -16,7 +16,7 @@ import sqlglot
 
 from spftsql.config import DatabaseConfig, DataConfig
 from spftsql.databases.catalogue import Database, open_catalogue
-from spftsql.databases.reflection import database_file, file_hash
+from spftsql.databases.files import database_file, file_hash
 from spftsql.errors import UserError
 from spftsql.evaluation.hardness import spider_hardness
 from spftsql.evaluation.sources import Part, database_configs, read_questions

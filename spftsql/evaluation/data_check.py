@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from spftsql.databases.reflection import database_file
+from spftsql.databases.files import database_file
 from spftsql.errors import UserError
 from spftsql.evaluation.sources import PUBLISHED, Part, Questions, database_configs, read_questions
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from spftsql import __version__
 from spftsql.config import SandboxConfig
-from spftsql.databases.reflection import database_file, file_hash
+from spftsql.databases.files import database_file, file_hash
 from spftsql.errors import Fault, UserError
 from spftsql.evaluation.hardness import spider_hardness
 from spftsql.evaluation.metrics import AccuracyRow, accuracy_table, wilson

@@ -7,7 +7,8 @@ import pytest
 
 from spftsql.config import DatabaseConfig
 from spftsql.databases.catalogue import open_catalogue
-from spftsql.databases.reflection import database_file, file_hash, reflect
+from spftsql.databases.files import database_file, file_hash
+from spftsql.databases.reflection import reflect
 from spftsql.databases.schema import ForeignKey, Schema
 from spftsql.databases.schema_text import fitting_schema_text, schema_text
 from spftsql.errors import UserError
