@@ -19,7 +19,8 @@ from spftsql.databases.catalogue import Database, open_catalogue
 from spftsql.databases.files import database_file, file_hash
 from spftsql.errors import UserError
 from spftsql.evaluation.hardness import spider_hardness
-from spftsql.evaluation.sources import Part, database_configs, read_questions
+from spftsql.evaluation.locations import database_configs
+from spftsql.evaluation.sources import Part, read_questions
 from spftsql.records import Example, content_hash
 
 PARTS: tuple[Part, ...] = ("train", "gate", "test")

@@ -11,7 +11,8 @@ from typing import Literal
 
 from spftsql.databases.files import database_file
 from spftsql.errors import UserError
-from spftsql.evaluation.sources import PUBLISHED, Part, Questions, database_configs, read_questions
+from spftsql.evaluation.locations import database_configs
+from spftsql.evaluation.sources import PUBLISHED, Part, Questions, read_questions
 
 State = Literal["ok", "partial", "missing", "absent"]
 _NAMES = 8  # missing databases that are named one by one

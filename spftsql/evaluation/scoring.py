@@ -16,9 +16,10 @@ from spftsql.config import SandboxConfig
 from spftsql.databases.files import database_file, file_hash
 from spftsql.errors import Fault, UserError
 from spftsql.evaluation.hardness import spider_hardness
+from spftsql.evaluation.locations import database_configs
 from spftsql.evaluation.metrics import AccuracyRow, accuracy_table, wilson
 from spftsql.evaluation.predictions import read_predictions
-from spftsql.evaluation.sources import PUBLISHED, Question, database_configs, read_questions
+from spftsql.evaluation.sources import PUBLISHED, Question, read_questions
 from spftsql.records import Policy, Verdict, VerificationRequest, content_hash
 
 DEFAULT_POLICY: dict[str, Policy] = {

@@ -1,14 +1,19 @@
-"""Reads benchmarks as they are published: questions with gold SQL, and the database files beside them.
+"""Reads benchmarks as they are published: questions with gold SQL, one *split* at a time.
 
-Layouts (below the root directory; the first that is there is taken):
+Layouts (below the root directory; the first file that is there is taken):
 
-- geoquery: `geography.json` of text2sql-data and one `.sqlite` file. Placeholders are filled into question
-  and SQL, the gold is the first of the listed SQL variants, and questions keep the order of the file.
-- spider: `dev.json`; `train_spider.json` with `train_others.json` where there; `database/DB/DB.sqlite`.
-- bird: `dev.json` or `dev/dev.json`, `train.json` or `train/train.json`,
-  `{dev,train}_databases/DB/DB.sqlite`.
-- jsonl: `train.jsonl`, `gate.jsonl` (optional), `test.jsonl`, rows with db_id, question, sql and optionally
-  evidence and difficulty; `database/DB/DB.sqlite` or `DB.sqlite`.
+- spider: splits `train` (`train_spider.json`, with `train_others.json` where there), `dev` (`dev.json`, or
+  Spider-DK's `Spider-DK.json`, or `spider-realistic.json`; Spider-Syn's files have Spider's names) and `test`
+  (`test.json`). `dev_gold.sql` and `test_gold.sql` are what Spider's own evaluator reads: where they are, they
+  must fit the questions, and their SQL is the gold.
+- bird: splits `train`, `dev` (`dev.json` with `dev.sql`), `mini_dev`, `mini_dev_postgresql`, `mini_dev_mysql`.
+- geoquery: `geography.json` of text2sql-data. Placeholders are filled into question and SQL, the gold is the first
+  of the listed SQL variants, and questions keep the order of the file. Splits `train`, `dev`, `test` of the
+  question split, `query-train`, `query-dev`, `query-test` of the query split.
+- jsonl: a split is the name of a file, `train.jsonl`, `test.jsonl`, …; rows with db_id, question, sql and optionally
+  id, evidence and difficulty.
+
+Where their databases are is said in `spftsql.evaluation.locations`.
 """
 
 from __future__ import annotations
@@ -16,89 +21,146 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from spftsql.config import DatabaseConfig
 from spftsql.errors import UserError
 
 Part = Literal["train", "gate", "test"]
 PUBLISHED = ("geoquery", "spider", "bird", "jsonl")
-
 GEOQUERY_DATABASE = "geography"
-# The SQLite file declares no keys. These are the ones of geography-schema.csv, with their targets.
-GEOQUERY_KEYS = (
-    "border_info.state_name = state.state_name",
-    "border_info.border = state.state_name",
-    "city.state_name = state.state_name",
-    "highlow.state_name = state.state_name",
-    "lake.state_name = state.state_name",
-    "mountain.state_name = state.state_name",
-    "river.traverse = state.state_name",
-    "state.capital = city.city_name",
-)
-_GEOQUERY_PARTS = {"train": "train", "gate": "dev", "test": "test"}
-_DATABASE_FILES = ("database/*/*.sqlite", "*_databases/*/*.sqlite", "*/*_databases/*/*.sqlite", "*.sqlite")
+
+_GEOQUERY_SPLITS = ("test", "dev", "train", "query-test", "query-dev", "query-train")
+_TEXTS = ("question", "SpiderSynQuestion")
+_IDS = ("question_id", "id", "instance_id")
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question as published. `hardness` is the benchmark's own word for it, empty where it has none."""
+    """A question as published. `hardness` is the benchmark's own word for it, and `id` its own name; else empty."""
 
     db_id: str
     question: str
     sql: str
     evidence: str = ""
     hardness: str = ""
+    id: str = ""
 
 
 @dataclass(frozen=True)
 class Questions:
-    """One part of a benchmark, and the files that it was read from."""
+    """One split of a benchmark, and the files that it was read from; `notes` are lines for the person who scores."""
 
     rows: tuple[Question, ...]
     files: tuple[Path, ...]
+    notes: tuple[str, ...] = ()
 
 
-def read_questions(benchmark: str, root: Path, part: Part, split: str = "question") -> Questions:
-    """The questions of one part, in published order; no rows for a gate set that the benchmark does not have.
+@dataclass(frozen=True)
+class _Layout:
+    """Where a split is: the first of `questions` that exists, all of `more` that do, the first of `golds` that does."""
 
-    `split` chooses between GeoQuery's question and query split. Raises `UserError` for a missing or broken
-    file.
+    questions: tuple[str, ...]
+    advice: str
+    more: tuple[str, ...] = ()
+    golds: tuple[str, ...] = ()
+    texts: tuple[str, ...] = _TEXTS
+
+
+_SPIDER = {
+    "dev": _Layout(
+        ("dev.json", "Spider-DK.json", "spider-realistic.json"),
+        "it comes with the download of Spider, Spider-Syn, Spider-DK or Spider-Realistic",
+        golds=("dev_gold.sql",),
+    ),
+    "test": _Layout(("test.json",), "it comes with the Spider download since February 2024", golds=("test_gold.sql",)),
+    "train": _Layout(
+        ("train_spider.json",),
+        "it comes with the Spider download; Spider-Syn's file of that name holds the same questions",
+        more=("train_others.json",),
+        texts=("question", "SpiderQuestion"),
+    ),
+}
+_BIRD = {
+    "dev": _Layout(("dev.json", "dev/dev.json"), "it comes with BIRD's dev download", golds=("dev.sql", "dev/dev.sql")),
+    **{
+        name: _Layout(
+            (f"{stem}.json", f"MINIDEV/{stem}.json"),
+            "it comes with BIRD's mini_dev download",
+            golds=(f"{stem}_gold.sql", f"MINIDEV/{stem}_gold.sql"),
+        )
+        for name, stem in (
+            ("mini_dev", "mini_dev_sqlite"),
+            ("mini_dev_postgresql", "mini_dev_postgresql"),
+            ("mini_dev_mysql", "mini_dev_mysql"),
+        )
+    },
+    "train": _Layout(("train.json", "train/train.json"), "it comes with BIRD's train download"),
+}
+
+
+def splits(benchmark: str, root: Path) -> tuple[str, ...]:
+    """The names of the splits of a benchmark, the one that is scored by default first."""
+    if benchmark == "geoquery":
+        return _GEOQUERY_SPLITS
+    if benchmark == "jsonl":
+        found = sorted(file.stem for file in root.glob("*.jsonl"))
+        return tuple(sorted(found, key=lambda name: name != "test")) or ("test",)
+    layouts = _SPIDER if benchmark == "spider" else _BIRD
+    scored = [name for name in layouts if name != "train"]
+    there = [name for name in scored if any((root / file).is_file() for file in layouts[name].questions)]
+    return tuple(dict.fromkeys([*there, *layouts]))
+
+
+def read_split(benchmark: str, root: Path, split: str | None = None) -> Questions:
+    """The questions of one split, in published order; without `split`, of the first one that is there.
+
+    Raises `UserError` for an unknown benchmark or split, and for a missing or broken file.
     """
+    if benchmark not in PUBLISHED:
+        raise UserError(f"unknown benchmark {benchmark}; known: {', '.join(PUBLISHED)}")
     if not root.is_dir():
         raise UserError(f"{benchmark}: {root} is not a directory; set data.root (or --root) to the benchmark's")
-    return _READERS[benchmark](root, part, split)
+    known = splits(benchmark, root)
+    chosen = split or known[0]
+    if benchmark == "jsonl":
+        return _jsonl(root, chosen)
+    if chosen not in known:
+        raise UserError(f"{benchmark} has no split {chosen}; known: {', '.join(known)}")
+    if benchmark == "geoquery":
+        return _geoquery(root, chosen)
+    if benchmark == "spider":
+        return _published(benchmark, root, _SPIDER[chosen], ("query",))
+    return _published(benchmark, root, _BIRD[chosen], ("SQL",))
 
 
-def database_configs(benchmark: str, root: Path) -> dict[str, DatabaseConfig]:
-    """The databases found below the root, by name.
+def read_questions(
+    benchmark: str, root: Path, part: Part, split: Literal["question", "query"] = "question"
+) -> Questions:
+    """The questions of a part of a run, in published order; no rows for a gate set that the benchmark does not have.
 
-    Raises `UserError` when GeoQuery's is missing or not the only one.
+    The test part of Spider and BIRD is their dev split. `split` chooses between GeoQuery's question and query split.
+    Raises `UserError` for a missing or broken file.
     """
     if benchmark == "geoquery":
-        files = sorted(root.glob("*.sqlite"))
-        if len(files) != 1:
-            raise UserError(f"geoquery: {root} must hold one .sqlite file, the GeoQuery database; found {len(files)}")
-        name = GEOQUERY_DATABASE
-        return {name: DatabaseConfig(name=name, url=str(files[0]), foreign_keys=GEOQUERY_KEYS)}
-    found: dict[str, DatabaseConfig] = {}
-    for pattern in _DATABASE_FILES:
-        for path in sorted(root.glob(pattern)):
-            if path.parent == root or path.stem == path.parent.name:
-                found.setdefault(path.stem, DatabaseConfig(name=path.stem, url=str(path)))
-    return found
+        name = {"train": "train", "gate": "dev", "test": "test"}[part]
+        return read_split(benchmark, root, name if split == "question" else f"query-{name}")
+    if part == "gate" and (benchmark != "jsonl" or (root.is_dir() and not (root / "gate.jsonl").is_file())):
+        return Questions((), ())
+    return read_split(benchmark, root, "dev" if benchmark != "jsonl" and part == "test" else part)
 
 
-def _geoquery(root: Path, part: Part, split: str) -> Questions:
+def _geoquery(root: Path, split: str) -> Questions:
     file = _existing("geoquery", root, ("geography.json",), "it is data/geography.json of text2sql-data")
-    wanted = _GEOQUERY_PARTS[part]
+    key, wanted = "question-split", split
+    if split.startswith("query-"):
+        key, wanted = "query-split", split.removeprefix("query-")
     rows = []
     try:
         for entry in _json_rows(file):
             for sentence in entry["sentences"]:
-                if (sentence["question-split"] if split == "question" else entry["query-split"]) == wanted:
+                if (entry if key == "query-split" else sentence)[key] == wanted:
                     fill = _filler(sentence["variables"])
                     rows.append(Question(GEOQUERY_DATABASE, fill(sentence["text"]), fill(entry["sql"][0])))
     except (KeyError, IndexError, TypeError) as error:
@@ -113,45 +175,43 @@ def _filler(values: Mapping[str, str]) -> Callable[[str], str]:
     return lambda text: names.sub(lambda match: values[match[0]], text)
 
 
-def _spider(root: Path, part: Part, split: str) -> Questions:
-    if part == "gate":
-        return Questions((), ())
-    if part == "test":
-        files = [_existing("spider", root, ("dev.json",), "it comes with the Spider download")]
-        texts = ("question", "SpiderSynQuestion")
-    else:
-        advice = "it comes with the Spider download; Spider-Syn's file of that name holds the same questions"
-        files = [_existing("spider", root, ("train_spider.json",), advice)]
-        files += [file for file in [root / "train_others.json"] if file.is_file()]
-        texts = ("question", "SpiderQuestion")
-    rows = [_question(row, file, i, texts, ("query",)) for file in files for i, row in enumerate(_json_rows(file))]
-    return Questions(tuple(rows), tuple(files))
+def _published(benchmark: str, root: Path, layout: _Layout, sqls: Sequence[str]) -> Questions:
+    """Spider and BIRD: JSON lists of questions, and the file of golds that their evaluators read."""
+    files = [_existing(benchmark, root, layout.questions, layout.advice)]
+    files += [root / name for name in layout.more if (root / name).is_file()]
+    rows = [_question(row, file, i, layout.texts, sqls) for file in files for i, row in enumerate(_json_rows(file))]
+    golds = next((root / name for name in layout.golds if (root / name).is_file()), None)
+    if golds is None:
+        return Questions(tuple(rows), tuple(files))
+    fitted, notes = _with_golds(rows, files[0], golds)
+    return Questions(fitted, (*files, golds), notes)
 
 
-def _bird(root: Path, part: Part, split: str) -> Questions:
-    if part == "gate":
-        return Questions((), ())
-    name = "dev" if part == "test" else "train"
-    file = _existing("bird", root, (f"{name}.json", f"{name}/{name}.json"), f"it comes with BIRD's {name} download")
-    rows = [_question(row, file, i, ("question",), ("SQL",)) for i, row in enumerate(_json_rows(file))]
-    return Questions(tuple(rows), (file,))
+def _with_golds(rows: Sequence[Question], file: Path, golds: Path) -> tuple[tuple[Question, ...], tuple[str, ...]]:
+    """The questions with the SQL of the gold file, after a look that the two belong together."""
+    lines = [line for line in golds.read_text(encoding="utf-8").split("\n") if line.strip()]
+    if len(lines) != len(rows):
+        raise UserError(
+            f"{golds} has {len(lines)} golds for the {len(rows)} questions of {file}: take both from one release"
+        )
+    fitted, other = [], 0
+    for index, (row, line) in enumerate(zip(rows, lines, strict=True)):
+        sql, tab, db_id = line.rpartition("\t")
+        if not tab or db_id.strip() != row.db_id:
+            raise UserError(
+                f"{golds}, line {index + 1} is about {db_id.strip() if tab else 'no database'}, question {index} of "
+                f"{file} about {row.db_id}: the golds are in another order than the questions"
+            )
+        other += sql.split() != row.sql.split()
+        fitted.append(replace(row, sql=sql.strip()))
+    notes = (f"{other} golds of {golds.name} differ from those of {file.name}; {golds.name} is used",) if other else ()
+    return tuple(fitted), notes
 
 
-def _jsonl(root: Path, part: Part, split: str) -> Questions:
-    if part == "gate" and not (root / "gate.jsonl").is_file():
-        return Questions((), ())
-    advice = "one JSON object a line, with db_id, question and sql"
-    file = _existing("jsonl", root, (f"{part}.jsonl",), advice)
+def _jsonl(root: Path, split: str) -> Questions:
+    file = _existing("jsonl", root, (f"{split}.jsonl",), "one JSON object a line, with db_id, question and sql")
     rows = [_question(row, file, i, ("question",), ("sql",)) for i, row in enumerate(_json_lines(file))]
     return Questions(tuple(rows), (file,))
-
-
-_READERS: dict[str, Callable[[Path, Part, str], Questions]] = {
-    "geoquery": _geoquery,
-    "spider": _spider,
-    "bird": _bird,
-    "jsonl": _jsonl,
-}
 
 
 def _existing(benchmark: str, root: Path, names: Sequence[str], advice: str) -> Path:
@@ -169,7 +229,8 @@ def _question(row: Any, file: Path, index: int, texts: Sequence[str], sqls: Sequ
         keys = f"db_id, {' or '.join(texts)}, and {' or '.join(sqls)}"
         raise UserError(f"{file}: row {index} needs non-empty text in {keys}")
     db_id, question, sql = map(str, values)
-    return Question(db_id, question, sql, str(fields.get("evidence") or ""), str(fields.get("difficulty") or ""))
+    name = next((str(fields[key]) for key in _IDS if isinstance(fields.get(key), str | int)), "")
+    return Question(db_id, question, sql, str(fields.get("evidence") or ""), str(fields.get("difficulty") or ""), name)
 
 
 def _json_rows(file: Path) -> list[Any]:
