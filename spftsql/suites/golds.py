@@ -1,0 +1,139 @@
+"""What gold statements say about the values of a database: what its columns are compared with, and with each other.
+
+An instance that knows this can hold the rows on which a query and its neighbours differ: at the literals, just beside
+them, and across columns that are joined, intersected or subtracted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from sqlglot import exp
+
+from spftsql.databases.schema import Schema
+from spftsql.synthesis.canonical import parse
+from spftsql.synthesis.scopes import Output, Reference, Resolved, Scope, resolve
+
+Value = str | int | float
+Name = tuple[str, str]  # table and column, as the schema spells them
+
+_SIGNS: dict[type[exp.Expr], str] = {
+    exp.EQ: "=",
+    exp.NEQ: "!=",
+    exp.LT: "<",
+    exp.LTE: "<=",
+    exp.GT: ">",
+    exp.GTE: ">=",
+    exp.Like: "like",
+    exp.Glob: "like",
+    exp.In: "in",
+    exp.Between: "between",
+}
+_MIRRORED = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """A column compared with literals; `sign` is `=`, `!=`, `<`, `<=`, `>`, `>=`, `like`, `in` or `between`."""
+
+    table: str
+    column: str
+    sign: str
+    values: tuple[Value, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GoldFacts:
+    """The conditions of one statement, and the pairs of columns whose values it equates, in the order of its text."""
+
+    conditions: tuple[Condition, ...]
+    pairs: tuple[tuple[Name, Name], ...]
+
+
+def read_golds(golds: Sequence[str], schema: Schema) -> list[GoldFacts]:
+    """The facts of each statement; empty ones for a statement that sqlglot or the schema does not resolve."""
+    found = []
+    for sql in golds:
+        try:
+            resolved = resolve(parse(sql), schema)
+        except ValueError:
+            found.append(GoldFacts((), ()))
+            continue
+        nodes = {id(reference.node): reference for reference in resolved.references}
+        conditions = dict.fromkeys(c for r in resolved.references if (c := _condition(r)) is not None)
+        found.append(GoldFacts(tuple(conditions), tuple(dict.fromkeys(_pairs(resolved, nodes)))))
+    return found
+
+
+def _name(reference: Reference | None) -> Name | None:
+    """The column of a table that a reference means, also through derived tables; None for anything computed."""
+    if reference is None or reference.source is None:
+        return None
+    if reference.source.table is not None and isinstance(reference.column, str):
+        column = reference.source.table.column(reference.column)
+        return (reference.source.table.name, column.name) if column is not None else None
+    return None
+
+
+def _condition(reference: Reference) -> Condition | None:
+    name = _name(reference)
+    node, parent = reference.node, reference.node.parent
+    while isinstance(parent, exp.Paren | exp.Cast | exp.Lower | exp.Upper):
+        node, parent = parent, parent.parent  # type: ignore[assignment]
+    sign = _SIGNS.get(type(parent)) if parent is not None else None
+    if name is None or parent is None or sign is None:
+        return None
+    if sign == "in":
+        operands = parent.expressions
+    elif sign == "between":
+        operands = [parent.args["low"], parent.args["high"]]
+    elif parent.this is node:
+        operands = [parent.expression]
+    else:
+        operands, sign = [parent.this], _MIRRORED.get(sign, sign)
+    values = [_literal(operand) for operand in operands]
+    known = tuple(value for value in values if value is not None)
+    return Condition(*name, sign, known) if known and len(known) == len(values) else None
+
+
+def _literal(node: exp.Expr) -> Value | None:
+    while isinstance(node, exp.Paren | exp.Cast | exp.Lower | exp.Upper):
+        node = node.this
+    negative = isinstance(node, exp.Neg)
+    if isinstance(node, exp.Neg):
+        node = node.this
+    if not isinstance(node, exp.Literal):
+        return None
+    if node.is_string:
+        return str(node.this)
+    try:
+        number = int(node.this) if node.is_int else float(node.this)
+    except ValueError:
+        return None
+    return -number if negative else number
+
+
+def _pairs(resolved: Resolved, nodes: dict[int, Reference]) -> Iterator[tuple[Name, Name]]:
+    for node in resolved.tree.find_all(exp.EQ, exp.In, exp.SetOperation):
+        if isinstance(node, exp.EQ):
+            sides = [(_name(nodes.get(id(node.this))), _name(nodes.get(id(node.expression))))]
+        elif isinstance(node, exp.In):
+            query = node.args.get("query")
+            outputs = _outputs(query.this, resolved, nodes) if query is not None else []
+            sides = [(_name(nodes.get(id(node.this))), outputs[0])] if outputs else []
+        else:
+            left, right = (_outputs(side, resolved, nodes) for side in (node.this, node.expression))
+            sides = list(zip(left, right, strict=False))
+        for one, other in sides:
+            if one is not None and other is not None and one != other:
+                yield one, other
+
+
+def _outputs(query: exp.Expr, resolved: Resolved, nodes: dict[int, Reference]) -> list[Name | None]:
+    """The plain columns that a query gives, None for the others."""
+    while isinstance(query, exp.SetOperation | exp.Subquery):
+        query = query.this
+    scope: Scope | None = next((scope for scope in resolved.scopes if scope.select is query), None)
+    outputs: list[Output] = scope.outputs if scope is not None else []
+    return [_name(nodes.get(id(output.column))) for output in outputs]

@@ -1,0 +1,321 @@
+"""Perturbed instances of a database: the same schema and habits, other rows.
+
+A row starts as a row of the source. Blocks of its columns are exchanged with those of other rows, some columns get
+values at and beside the literals of golds, keys are made fresh where they must be, and references point at rows that
+exist. How much of each is a `Style`; every instance has another.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from spftsql.suites.golds import Condition, GoldFacts
+from spftsql.suites.source import Cell, Link, Row, Source, SourceTable
+from spftsql.suites.values import fresh, meeting, moved, stored
+
+_TRIES = 12  # attempts to find a row that breaks no key
+_SPREADS: tuple[Spread, ...] = ("even", "skewed", "stairs")
+Spread = Literal["even", "skewed", "stairs"]
+
+
+@dataclass(frozen=True)
+class Style:
+    """How an instance differs from its source.
+
+    `rows`: at most so many in a table. `growth`: rows relative to the source's. `exchange`: share of blocks of columns
+    taken from other rows. `witness`: share of rows made to meet, or just miss, conditions of golds. `repeat`: share of
+    rows that repeat another one but for its keys. `orphans`: share of parents without children. `spread`: how children
+    are spread over parents (`stairs`: no two parents have equally many). `numbers`: kept as they are, without ties as
+    far as possible, or from few values. `nulls`: how much more NULLs than in the source, where it has any.
+    """
+
+    rows: int
+    growth: float
+    exchange: float
+    witness: float
+    repeat: float
+    orphans: float
+    spread: Spread
+    numbers: Literal["kept", "distinct", "few"]
+    nulls: float
+    new_keys: bool
+
+
+def style(index: int, rng: random.Random) -> Style:
+    """The style of the candidate with that number: small ones without ties first, then everything by chance."""
+    rows = (10, 25, 60, 25, 120, 40)[index % 6]
+    return Style(
+        rows=rows,
+        growth=rng.choice((0.7, 1.0, 1.0, 1.6)),
+        exchange=(0.0, 0.5, 1.0, 0.3)[index % 4],
+        witness=(0.5, 0.3, 0.6, 0.15, 0.4)[index % 5],
+        repeat=rng.choice((0.0, 0.0, 0.1)),
+        orphans=rng.choice((0.1, 0.3, 0.5)),
+        spread=("stairs", "skewed", "even")[index % 3],
+        numbers=("distinct", "distinct", "kept", "few")[(index // 2) % 4],
+        nulls=rng.choice((1.0, 1.0, 2.0, 0.0)),
+        new_keys=rng.random() < 0.5,
+    )
+
+
+def make_rows(source: Source, facts: Sequence[GoldFacts], how: Style, rng: random.Random) -> dict[str, list[Row]]:
+    """The rows of every table (by name) of one instance. Deterministic by `rng`'s state."""
+    maker = _Maker(source, facts, how, rng)
+    for table in source.tables:
+        maker.fill(table)
+    maker.close_circles()
+    return {name: [tuple(row) for row in rows] for name, rows in maker.rows.items()}
+
+
+class _Maker:
+    def __init__(self, source: Source, facts: Sequence[GoldFacts], how: Style, rng: random.Random) -> None:
+        self.source, self.how, self.rng = source, how, rng
+        self.rows: dict[str, list[list[Cell]]] = {}
+        self.witnesses: dict[str, list[int]] = {}
+        self.open: list[tuple[SourceTable, Link]] = []
+        self.asked: dict[str, list[list[Condition]]] = {}
+        for fact in facts:
+            by_table: dict[str, list[Condition]] = {}
+            for condition in fact.conditions:
+                by_table.setdefault(condition.table.lower(), []).append(condition)
+            for name, conditions in by_table.items():
+                self.asked.setdefault(name, []).append(conditions)
+        self.shared = _shared(source, facts)
+
+    def fill(self, table: SourceTable) -> None:
+        """Makes the rows of a table whose parents have theirs."""
+        rng, rows = self.rng, list[list[Cell]]()
+        self.rows[table.name], self.witnesses[table.name] = rows, []
+        taken: list[set[tuple[Cell, ...]]] = [set() for _ in table.keys]
+        habits = [i for i, c in enumerate(table.columns) if c.unique and (i,) not in table.keys]
+        used: dict[int, set[Cell]] = {i: set() for i in range(len(table.columns))}
+        links = [link for link in table.links if link.parent in self.rows and link.parent != table.name]
+        self.open += [(table, link) for link in table.links if link not in links]
+        count = self._count(table)
+        parents = {link: self._parents(table, link, count) for link in links}
+        bases = rng.sample(range(len(table.rows)), len(table.rows)) if table.rows else []
+        for number in range(count):
+            for attempt in range(_TRIES):
+                base = bases[number] if number < len(bases) else rng.randrange(len(table.rows))
+                repeated = bool(rows) and rng.random() < self.how.repeat
+                row = list(rng.choice(rows)) if repeated else list(table.rows[base])
+                witness = False
+                if not repeated:
+                    self._exchange(table, row)
+                    witness = self._witness(table, row)
+                    self._numbers(table, row, used)
+                for link in links:
+                    self._refer(table, link, row, parents[link], number, witness, attempt == 0)
+                self._keys(table, row, taken, used, habits, links)
+                self._nulls(table, row)
+                keys = [tuple(row[i] for i in key) for key in table.keys]
+                if all(key not in known for key, known in zip(keys, taken, strict=True)):
+                    break
+            else:
+                continue
+            for key, known in zip(keys, taken, strict=True):
+                known.add(key)
+            for index, cell in enumerate(row):
+                used[index].add(cell)
+            if witness:
+                self.witnesses[table.name].append(len(rows))
+            rows.append(row)
+
+    def close_circles(self) -> None:
+        """Sets references to tables that were made later, or to the own one."""
+        for table, link in self.open:
+            parents = self.rows.get(link.parent, [])
+            for row in self.rows[table.name]:
+                if parents and any(row[i] is not None for i in link.columns):
+                    parent = self.rng.choice(parents)
+                    for own, other in zip(link.columns, link.parent_columns, strict=True):
+                        row[own] = parent[other]
+
+    def _count(self, table: SourceTable) -> int:
+        if not table.rows:
+            return 0
+        total = table.total or len(table.rows)
+        wanted = max(round(total * self.how.growth), min(8, 3 * total), 3)
+        return min(wanted, self.how.rows)
+
+    def _exchange(self, table: SourceTable, row: list[Cell]) -> None:
+        for block in table.blocks:
+            if self.rng.random() < self.how.exchange:
+                other = self.rng.choice(table.rows)
+                for index in block:
+                    row[index] = other[index]
+        for index, column in enumerate(table.columns):
+            pool = self.shared.get((table.name, index))
+            if pool and not column.unique and self.rng.random() < 0.3:
+                row[index] = stored(column, self.rng.choice(pool))
+
+    def _witness(self, table: SourceTable, row: list[Cell]) -> bool:
+        asked = self.asked.get(table.name.lower())
+        if not asked or self.rng.random() >= self.how.witness:
+            return False
+        misses = self.rng.random() < 0.5
+        conditions = self.rng.choice(asked)
+        missed = self.rng.randrange(len(conditions)) if misses else -1
+        for place, condition in enumerate(conditions):
+            index = table.index(condition.column)
+            if index is None:
+                continue
+            value = meeting(condition, table.columns[index], place != missed, self.rng)
+            if value is not None:
+                self._set(table, row, index, value)
+        return True
+
+    def _set(self, table: SourceTable, row: list[Cell], index: int, value: Cell) -> None:
+        """Sets a column; the others of its block come from a row of the source with that value, where there is one."""
+        block = next(block for block in table.blocks if index in block)
+        if len(block) > 1:
+            fitting = [other for other in table.rows if other[index] == value]
+            if not fitting:
+                return  # a value that the source never joins with the rest of the block
+            other = self.rng.choice(fitting)
+            for place in block:
+                row[place] = other[place]
+        row[index] = value
+
+    def _numbers(self, table: SourceTable, row: list[Cell], used: Mapping[int, set[Cell]]) -> None:
+        if self.how.numbers == "kept":
+            return
+        alone = {block[0] for block in table.blocks if len(block) == 1}
+        linked = {index for link in table.links for index in link.columns}
+        keyed = {index for key in table.keys for index in key}
+        for index, column in enumerate(table.columns):
+            if column.kind not in ("integer", "real") or column.closed or index not in alone - linked - keyed:
+                continue
+            if self.how.numbers == "few":
+                if column.values and self.rng.random() < 0.5:
+                    row[index] = column.values[self.rng.randrange(min(3, len(column.values)))]
+                continue
+            for _ in range(4):
+                if row[index] not in used[index] or row[index] is None:
+                    break
+                row[index] = moved(column, row[index], self.rng)
+
+    def _parents(self, table: SourceTable, link: Link, count: int) -> list[int]:
+        """For every child, the position of its parent."""
+        total = len(self.rows[link.parent])
+        order = self.rng.sample(range(total), total)
+        if self.rng.random() < 0.5:
+            marked = set(self.witnesses.get(link.parent, ()))
+            order.sort(key=lambda index: index not in marked)
+        order = order[: max(1, round(total * (1 - self.how.orphans)))]
+        if link.columns in table.keys:
+            return order[:count]
+        chosen: list[int] = []
+        if not order:
+            return chosen
+        spread = self.how.spread
+        if spread == "stairs":
+            for size, parent in enumerate(order, 1):
+                chosen += [parent] * size
+                if len(chosen) >= count:
+                    break
+            chosen += self.rng.choices(order[:1] if len(chosen) < count else order, k=max(0, count - len(chosen)))
+            chosen = chosen[-count:]
+        else:
+            weights = [1.0 if spread == "even" else 1 / (rank + 1) for rank in range(len(order))]
+            chosen = self.rng.choices(order, weights, k=count)
+        self.rng.shuffle(chosen)
+        return chosen
+
+    def _refer(
+        self,
+        table: SourceTable,
+        link: Link,
+        row: list[Cell],
+        parents: Sequence[int],
+        number: int,
+        witness: bool,
+        first: bool,
+    ) -> None:
+        rows = self.rows[link.parent]
+        if not rows or not parents:
+            return
+        block = next(block for block in table.blocks if link.columns[0] in block)
+        if len(block) > 1 and len(link.columns) == 1:
+            # Columns follow from this reference: it stays what it is, if its parent is there.
+            known = {other[link.parent_columns[0]] for other in rows}
+            if row[link.columns[0]] in known:
+                return
+            fitting = [other for other in table.rows if other[link.columns[0]] in known]
+            if fitting:
+                other = self.rng.choice(fitting)
+                for place in block:
+                    row[place] = other[place]
+                return
+        own = link.columns in table.keys
+        if own and number >= len(parents):
+            chosen = self.rng.randrange(len(rows))
+        else:
+            chosen = parents[number % len(parents)] if first else self.rng.choice(parents)
+        marked = self.witnesses.get(link.parent)
+        if witness and marked and not own and self.rng.random() < 0.5:
+            chosen = self.rng.choice(marked)
+        for mine, theirs in zip(link.columns, link.parent_columns, strict=True):
+            row[mine] = stored(table.columns[mine], rows[chosen][theirs])
+
+    def _keys(
+        self,
+        table: SourceTable,
+        row: list[Cell],
+        taken: Sequence[set[tuple[Cell, ...]]],
+        used: Mapping[int, set[Cell]],
+        habits: Sequence[int],
+        links: Sequence[Link],
+    ) -> None:
+        linked = {index for link in links for index in link.columns}
+        single = [key[0] for key in table.keys if len(key) == 1]
+        for index in [*single, *habits]:
+            column = table.columns[index]
+            if index in linked:
+                continue
+            if self.how.new_keys and index in single and column.kind == "integer" and not column.as_text:
+                row[index] = self.rng.randint(1, max(99, int(column.high), 4 * self.how.rows))
+            if row[index] in used[index] or row[index] is None:
+                unused = [value for value in column.values if value not in used[index]]
+                row[index] = self.rng.choice(unused) if unused else fresh(column, used[index], self.rng)
+        for key, known in zip(table.keys, taken, strict=True):
+            loose = [index for index in key if index not in linked]
+            if len(key) > 1 and loose and tuple(row[i] for i in key) in known:
+                index = loose[-1]
+                column = table.columns[index]
+                others = [v for v in column.values if (*(row[i] if i != index else v for i in key),) not in known]
+                row[index] = self.rng.choice(others) if others else fresh(column, used[index], self.rng)
+
+    def _nulls(self, table: SourceTable, row: list[Cell]) -> None:
+        keyed = {index for key in table.keys for index in key}
+        for index, column in enumerate(table.columns):
+            if column.required or index in keyed:
+                continue
+            if row[index] is None and self.how.nulls == 0 and column.values:
+                row[index] = self.rng.choice(column.values)
+            elif column.nulls and self.rng.random() < 0.2 * (self.how.nulls - 1):
+                row[index] = None
+
+
+def _shared(source: Source, facts: Sequence[GoldFacts]) -> dict[tuple[str, int], list[Cell]]:
+    """Values for columns that golds intersect or subtract: those of the other column, so that the two overlap."""
+    found: dict[tuple[str, int], list[Cell]] = {}
+    for one, other in dict.fromkeys(pair for fact in facts for pair in fact.pairs):
+        ends = []
+        for name, column in (one, other):
+            table = source.table(name)
+            index = table.index(column) if table is not None else None
+            if table is not None and index is not None:
+                ends.append((table, index))
+        if len(ends) < 2:
+            continue
+        linked = [index in {i for link in table.links for i in link.columns} for table, index in ends]
+        keyed = [any(index in key for key in table.keys) for table, index in ends]
+        if any(linked) or any(keyed):
+            continue
+        for (table, index), (from_table, from_index) in (ends, ends[::-1]):
+            found.setdefault((table.name, index), []).extend(from_table.columns[from_index].values[:20])
+    return found

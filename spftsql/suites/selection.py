@@ -1,0 +1,131 @@
+"""Choosing instances: which of many candidates separate a gold statement from its mutants.
+
+Every gold gets instances of its own, out of one pool per database. Instances that kill the mutants of one statement are
+often of no use to another (its ties are cut, its result is empty), and a prediction is only ever compared with one
+gold; so for the same number of executions per prediction, lists per gold kill more than one list per database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from spftsql.sandbox.execute import Sandbox
+from spftsql.sandbox.result import Execution
+from spftsql.suites.mutations import Mutant
+from spftsql.verdicts import compare, nondeterminism
+
+_CHUNK = 64  # statements whose results are in memory together
+_DECAY = 0.25  # what killing a mutant once more is worth, compared with the time before
+
+
+@dataclass(frozen=True)
+class Target:
+    """A gold and those of its mutants that run on the original database; `dead` (bits) are different there already."""
+
+    gold: str
+    mutants: tuple[Mutant, ...]
+    dead: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one candidate does for one gold: whether the gold's result has rows, and the mutants it kills (bits)."""
+
+    filled: bool
+    killed: int
+
+
+def on_original(sandbox: Sandbox, database: Path, gold: str, mutants: Sequence[Mutant]) -> Target | None:
+    """Executes a gold and its mutants on the original; None when the gold does not run there or varies.
+
+    Mutants that fail, take too long or give too much there are left out: they are wrong in another way.
+    """
+    if nondeterminism(gold):
+        return None
+    result = sandbox.execute(database, [gold])[0]
+    if result.status != "ran":
+        return None
+    kept: list[Mutant] = []
+    dead = 0
+    statements = [mutant.sql for mutant in mutants]
+    for mutant, (_, outcome) in zip(mutants, _executed(sandbox, database, statements), strict=True):
+        if outcome.status == "ran":
+            dead |= _differs(outcome, result, gold) << len(kept)
+            kept.append(mutant)
+    return Target(gold, tuple(kept), dead)
+
+
+def on_candidate(
+    sandbox: Sandbox, instance: Path, twins: Sequence[Path], targets: Mapping[int, Target]
+) -> dict[int, Outcome]:
+    """What an instance does for each target for which it is usable (by the keys of `targets`).
+
+    It is usable when the gold runs there, within all limits, and gives the same on the twins of the instance (the same
+    rows in other orders): a gold that cuts ties there would call right predictions wrong.
+    """
+    numbers, golds = list(targets), [target.gold for target in targets.values()]
+    results: dict[int, Execution] = {}
+    for place, result in _executed(sandbox, instance, golds):
+        if result.status == "ran":
+            results[numbers[place]] = result
+    for twin in twins:
+        left = list(results)
+        for place, again in _executed(sandbox, twin, [targets[number].gold for number in left]):
+            number = left[place]
+            if again.status != "ran" or _differs(again, results[number], targets[number].gold):
+                del results[number]
+    killed = dict.fromkeys(results, 0)
+    asked = [(number, bit) for number in results for bit in range(len(targets[number].mutants))]
+    statements = [targets[number].mutants[bit].sql for number, bit in asked]
+    for place, outcome in _executed(sandbox, instance, statements):
+        number, bit = asked[place]
+        if outcome.status == "ran" and _differs(outcome, results[number], targets[number].gold):
+            killed[number] |= 1 << bit
+    return {number: Outcome(_is_filled(result), killed[number]) for number, result in results.items()}
+
+
+def choose(target: Target, outcomes: Mapping[int, Outcome], k: int) -> list[int]:
+    """At most `k` candidates (keys of `outcomes`), greedily: those that kill what has been killed least often.
+
+    Candidates on which the gold has no rows come only where no other is left that kills anything.
+    """
+    weight = [_DECAY if target.dead >> bit & 1 else 1.0 for bit in range(len(target.mutants))]
+    chosen: list[int] = []
+    for filled in (True, False):
+        left = {number: outcome for number, outcome in outcomes.items() if outcome.filled == filled}
+        while left and len(chosen) < k:
+            gains = {number: sum(weight[bit] for bit in _bits(outcome.killed)) for number, outcome in left.items()}
+            best = max(gains, key=lambda number: (gains[number], -number))
+            if gains[best] <= 0:
+                break
+            chosen.append(best)
+            for bit in _bits(left.pop(best).killed):
+                weight[bit] *= _DECAY
+    return chosen
+
+
+def _executed(sandbox: Sandbox, database: Path, statements: Sequence[str]) -> Iterator[tuple[int, Execution]]:
+    for start in range(0, len(statements), _CHUNK):
+        results = sandbox.execute(database, statements[start : start + _CHUNK])
+        yield from enumerate(results, start)
+
+
+def _differs(result: Execution, gold_result: Execution, gold: str) -> bool:
+    """By the rule of the policy `spider`, the most lenient one that counts rows."""
+    return not compare(result.rows, gold_result.rows, "spider", "order by" in gold.lower())
+
+
+def _is_filled(result: Execution) -> bool:
+    """Whether there is a row with something in it: not nothing, not one row of NULL and 0."""
+    return any(cell not in (None, 0) for row in result.rows for cell in row)
+
+
+def _bits(number: int) -> Iterator[int]:
+    bit = 0
+    while number:
+        if number & 1:
+            yield bit
+        number >>= 1
+        bit += 1
