@@ -10,6 +10,7 @@ from typing import Literal, Self
 
 from spftsql.config import SandboxConfig
 from spftsql.errors import Fault
+from spftsql.sandbox.folders import Folders
 from spftsql.sandbox.location import Engine, Location, locate
 from spftsql.sandbox.process import ChildProcess, Ending
 from spftsql.sandbox.result import Execution, Limits
@@ -22,12 +23,14 @@ _LOSSES = 3  # children lost from outside, under one statement, before it is a f
 class Sandbox:
     """One persistent child process per engine, with the limits of `config`.
 
-    A context manager; threads that share it take turns. A child is started by the first batch for its engine and kept. Nothing of the statements runs in this process.
+    A context manager; threads that share it take turns. A child is started by the first batch for its engine and kept.
+    Nothing of the statements runs in this process.
     """
 
     def __init__(self, config: SandboxConfig) -> None:
         self._limits = Limits(**config.model_dump())
         self._children: dict[Engine, ChildProcess] = {}
+        self._folders = Folders()
         self._latest: ChildProcess | None = None
         self._lock = threading.Lock()
 
@@ -88,7 +91,7 @@ class Sandbox:
 
         A child that ends before it has opened the database counts as ended from outside: no statement had begun.
         """
-        child = self._child(location.engine)
+        child = self._child(location)
         engine = ""
         try:
             child.send(location.address, statements, max_rows, time.monotonic() + _OPEN_SECONDS)
@@ -109,9 +112,14 @@ class Sandbox:
         self._discard(location.engine)
         return ending, engine
 
-    def _child(self, engine: Engine) -> ChildProcess:
+    def _child(self, location: Location) -> ChildProcess:
+        engine, file = location.engine, location.file
+        folder = self._folders.of(file) if file else None
+        if engine in self._children and not self._children[engine].may_read(folder):
+            self._discard(engine)
         if engine not in self._children:
-            self._children[engine] = ChildProcess(engine, self._limits)
+            readable = self._folders.known if file else None
+            self._children[engine] = ChildProcess(engine, self._limits, readable)
         self._latest = self._children[engine]
         return self._latest
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +23,7 @@ from spftsql.sandbox.result import Limits
 
 Ending = Literal["itself", "outside", "cpu"]
 
+_COMMAND = (sys.executable, "-P", "-m", "spftsql.sandbox.child")
 _START_SECONDS = 60.0
 _ROOT = Path(__file__).resolve().parents[2]
 _KEPT_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL")
@@ -32,23 +33,33 @@ _SPAWNER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sandbox-spawner
 
 
 class ChildProcess:
-    """A running child. The constructor raises `Fault` when it does not come up."""
+    """A running child. The constructor raises `Fault` when it does not come up.
 
-    def __init__(self, engine: Engine, limits: Limits) -> None:
+    `readable` are the files and folders that it may read where the kernel can hold it to them; None: any file.
+    """
+
+    def __init__(self, engine: Engine, limits: Limits, readable: Iterable[str] | None = ()) -> None:
+        self._readable = None if readable is None else frozenset(readable)
+        paths = None if readable is None else sorted(readable)
         ours, theirs = socket.socketpair()
         # Rows travel as MessagePack, at most 9 bytes per number and 5 more than its length (in UTF-8) per text.
         self._channel = Channel(ours, max_frame=(1 << 20) + 16 * limits.max_bytes)
         with theirs, tempfile.TemporaryFile() as errors:
-            self._process = _SPAWNER.submit(_spawn, engine, limits, theirs.fileno(), errors.fileno()).result()
+            self._process = _SPAWNER.submit(_spawn, engine, limits, paths, theirs.fileno(), errors.fileno()).result()
             theirs.close()  # so that the end of the child is the end of the stream
             try:
-                self._channel.receive(time.monotonic() + _START_SECONDS)
+                # For each layer that depends on the kernel why it is not there, or an empty text.
+                self.layers: dict[str, str] = self._channel.receive(time.monotonic() + _START_SECONDS)
             except (EOFError, TimeoutError):
                 self.kill()
                 errors.seek(0)
                 lines = errors.read().decode(errors="replace").strip().splitlines()
                 message = lines[-1] if lines else "no message"
                 raise Fault(f"the sandbox process does not start: {message}") from None
+
+    def may_read(self, folder: str | None) -> bool:
+        """Whether it can open files in `folder`, as far as the kernel holds it to what it was given."""
+        return folder is None or self._readable is None or folder in self._readable or bool(self.layers["Landlock"])
 
     @property
     def pid(self) -> int:
@@ -85,12 +96,14 @@ class ChildProcess:
         self._channel.close()
 
 
-def _spawn(engine: Engine, limits: Limits, descriptor: int, stderr: int) -> subprocess.Popen[bytes]:
-    arguments = [engine, str(descriptor), str(os.getpid()), json.dumps(asdict(limits))]
+def _spawn(
+    engine: Engine, limits: Limits, readable: list[str] | None, descriptor: int, stderr: int
+) -> subprocess.Popen[bytes]:
+    arguments = [engine, str(descriptor), str(os.getpid()), json.dumps(asdict(limits)), json.dumps(readable)]
     environment = {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
     environment |= {"PYTHONPATH": str(_ROOT), "PYTHONNOUSERSITE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     return subprocess.Popen(
-        [sys.executable, "-P", "-m", "spftsql.sandbox.child", *arguments],
+        [*_COMMAND, *arguments],
         pass_fds=[descriptor],
         cwd=tempfile.mkdtemp(prefix="spftsql-sandbox-"),  # the child removes it under its own feet
         env=environment,

@@ -2,7 +2,7 @@
 
 Runs inside the child process. What it does follows SQLite's own advice for untrusted SQL
 (https://sqlite.org/security.html): a read-only, immutable, defensive connection, lowered limits, a heap limit, a
-progress handler, and an authorizer that allows what is listed and nothing else.
+progress handler, and an authorizer that allows what is listed and nothing else. `GUARDS` names each of these.
 """
 
 from __future__ import annotations
@@ -19,32 +19,65 @@ from spftsql.sandbox.result import Cell, Execution, Limits, RunStatus
 
 ENGINE = f"sqlite {apsw.sqlite_lib_version()}"
 
+GUARDS = {
+    "read-only open": "writes to the file, also the rollback of a journal that somebody left",
+    "immutable": "locks, and -wal and -shm files beside the database",
+    "query_only": "writes, below the statement that asks for them",
+    "temp_store": "temporary files of large sorts and joins",
+    "trusted_schema": "functions and virtual tables with side effects inside the database's own views",
+    "DEFENSIVE": "writable_schema, and writes to shadow tables",
+    "triggers": "the database's own triggers",
+    "double-quoted strings": 'a column that does not exist, written "name", taken for a string',
+    "LENGTH": "strings, blobs and rows beyond a million bytes",
+    "SQL_LENGTH": "statements beyond 50,000 bytes",
+    "ATTACHED": "ATTACH and VACUUM INTO",
+    "EXPR_DEPTH": "expressions nested more than 200 deep",
+    "COMPOUND_SELECT": "UNION of more than 50",
+    "VDBE_OP": "programs of more than 250,000 instructions",
+    "FUNCTION_ARG": "calls with more than 100 arguments",
+    "heap limit": "more memory than a half of what the process may have",
+    "progress handler": "statements beyond the soft limit, at an instruction's end",
+    "authorizer": "every action but SELECT, READ, FUNCTION and RECURSIVE",
+    "functions": "functions that are not listed",
+    "tables": "tables of the engine that are not listed",
+    "NUL": "text that SQLite would not read to its end",
+    "stacked": "a second statement",
+    "EXPLAIN": "EXPLAIN, which answers with the engine's own program",
+    "query": "statements that return no columns or may write",
+    "rows": "results of more rows than asked for",
+    "bytes": "results of more bytes than allowed",
+    "journal": "a file whose log or journal holds what an immutable connection does not see",
+}
+
 _FUNCTION_NAMES = """
     abs avg acos acosh asin asinh atan atan2 atanh bm25 ceil ceiling char coalesce concat concat_ws cos cosh
     count cume_dist current_date current_time current_timestamp date datetime degrees dense_rank exp first_value floor
-    glob group_concat hex highlight if ifnull iif instr json json_array json_array_length json_each json_error_position
-    json_extract json_group_array json_group_object json_insert json_object json_patch json_pretty json_quote
-    json_remove json_replace json_set json_tree json_type json_valid julianday lag last_value lead
-    length like likelihood likely ln log log10 log2 lower ltrim match max median min mod nth_value ntile nullif
-    octet_length percent_rank percentile percentile_cont percentile_disc pi pow power quote radians random rank regexp
-    replace round row_number rtrim sign sin sinh snippet soundex sqlite_version sqrt strftime string_agg substr
-    substring subtype sum tan tanh time timediff total trim trunc typeof unhex unicode unistr unixepoch
-    unlikely upper -> ->>
+    glob group_concat hex highlight if ifnull iif instr json json_array json_array_insert json_array_length
+    json_error_position json_extract json_group_array json_group_object json_insert json_object json_patch json_pretty
+    json_quote json_remove json_replace json_set json_type json_valid jsonb jsonb_array jsonb_array_insert
+    jsonb_extract jsonb_group_array jsonb_group_object jsonb_insert jsonb_object jsonb_patch jsonb_remove jsonb_replace
+    jsonb_set julianday lag last_value lead length like likelihood likely ln log log10 log2 lower ltrim match max
+    median min mod nth_value ntile nullif octet_length percent_rank percentile percentile_cont percentile_disc pi pow
+    power quote radians random rank replace round row_number rtrim sign sin sinh snippet sqlite_version sqrt strftime
+    string_agg substr substring subtype sum tan tanh time timediff total trim trunc typeof unhex unicode unistr
+    unistr_quote unixepoch unlikely upper -> ->>
 """
 _FUNCTIONS = frozenset(_FUNCTION_NAMES.split())
-_TABLES_OF_ENGINE = ("sqlite_master", "sqlite_schema", "sqlite_sequence", "json_each", "json_tree")
+_TABLES_OF_ENGINE = frozenset(
+    ["sqlite_master", "sqlite_schema", "sqlite_sequence", "json_each", "json_tree", "jsonb_each", "jsonb_tree"]
+)
+_PRAGMAS = {"query_only": "1", "temp_store": "memory", "trusted_schema": "0"}
 _LIMITS = {
-    apsw.SQLITE_LIMIT_LENGTH: 1_000_000,
-    apsw.SQLITE_LIMIT_SQL_LENGTH: 50_000,
-    apsw.SQLITE_LIMIT_ATTACHED: 0,
-    apsw.SQLITE_LIMIT_EXPR_DEPTH: 200,
-    apsw.SQLITE_LIMIT_COMPOUND_SELECT: 50,
-    apsw.SQLITE_LIMIT_VDBE_OP: 250_000,
-    apsw.SQLITE_LIMIT_FUNCTION_ARG: 100,
-    apsw.SQLITE_LIMIT_TRIGGER_DEPTH: 1,
-    apsw.SQLITE_LIMIT_WORKER_THREADS: 0,
+    "LENGTH": (apsw.SQLITE_LIMIT_LENGTH, 1_000_000),
+    "SQL_LENGTH": (apsw.SQLITE_LIMIT_SQL_LENGTH, 50_000),
+    "ATTACHED": (apsw.SQLITE_LIMIT_ATTACHED, 0),
+    "EXPR_DEPTH": (apsw.SQLITE_LIMIT_EXPR_DEPTH, 200),
+    "COMPOUND_SELECT": (apsw.SQLITE_LIMIT_COMPOUND_SELECT, 50),
+    "VDBE_OP": (apsw.SQLITE_LIMIT_VDBE_OP, 250_000),
+    "FUNCTION_ARG": (apsw.SQLITE_LIMIT_FUNCTION_ARG, 100),
 }
 _PROGRESS_STEPS = 1_000  # VM steps between two looks at the clock: about 0.1 ms
+_HOT_JOURNAL = bytes.fromhex("d9d505f920a163d7")  # the first bytes of a rollback journal that is not finished
 
 
 class _Refused(Exception):
@@ -54,49 +87,65 @@ class _Refused(Exception):
 class SqliteRunner:
     """Executes single SELECT statements on one database file.
 
-    The constructor opens `database`; it raises `Fault` when that is not possible.
+    The constructor opens `database`; it raises `Fault` when that is not possible. `without` names guards to leave out:
+    for the tests, which show what each of them stops.
     """
 
     engine = ENGINE
 
-    def __init__(self, database: Path, limits: Limits) -> None:
+    def __init__(self, database: Path, limits: Limits, without: frozenset[str] = frozenset()) -> None:
         self._limits = limits
-        self._deadline = float("inf")
+        self._guards = frozenset(GUARDS) - without
+        self._deadline = time.monotonic() + limits.soft_seconds
         self._rest = self._denied = ""
         self._columns: tuple[str, ...] = ()
-        log = Path(f"{database}-wal")
-        if log.exists() and log.stat().st_size:
-            # An immutable connection would silently not see what is in the log.
-            raise Fault(f"{database} has an unfinished write-ahead log: close its writers and checkpoint it")
-        flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
+        if "journal" in self._guards and _is_unfinished(database):
+            raise Fault(f"{database} has an unfinished write-ahead log or journal: close its writers and checkpoint it")
+        read_only = "read-only open" in self._guards
+        uri = f"file:{quote(str(database))}?mode={'ro' if read_only else 'rw'}"
+        flags = apsw.SQLITE_OPEN_READONLY if read_only else apsw.SQLITE_OPEN_READWRITE
+        if "immutable" in self._guards:
+            uri += "&immutable=1"
         try:
-            self._connection = apsw.Connection(f"file:{quote(str(database))}?mode=ro&immutable=1", flags=flags)
-            self._tables = self._guard()
+            self._connection = apsw.Connection(uri, flags=flags | apsw.SQLITE_OPEN_URI)
+            self._guard()
         except apsw.Error as error:
             raise Fault(f"{database} cannot be opened: {error}") from None
 
-    def _guard(self) -> frozenset[str]:
-        connection = self._connection
-        for pragma in ("query_only=1", "temp_store=memory", "trusted_schema=0", "cell_size_check=1"):
-            connection.execute(f"PRAGMA {pragma}").fetchall()
-        self._modules = frozenset(name for (name,) in connection.execute("SELECT name FROM pragma_module_list"))
-        names = connection.execute("SELECT lower(name) FROM sqlite_master WHERE type IN ('table', 'view')")
-        tables = frozenset(name for (name,) in names) | frozenset(_TABLES_OF_ENGINE)
-        for option, value in (
-            (apsw.SQLITE_DBCONFIG_DEFENSIVE, 1),
-            (apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0),
-            (apsw.SQLITE_DBCONFIG_ENABLE_LOAD_EXTENSION, 0),
-            (apsw.SQLITE_DBCONFIG_ENABLE_FTS3_TOKENIZER, 0),
-            (apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER, 0),
-            (apsw.SQLITE_DBCONFIG_DQS_DML, int(self._limits.double_quoted_strings)),
-        ):
-            connection.config(option, value)
-        for limit, value in _LIMITS.items():
+    def _guard(self) -> None:
+        connection, guards = self._connection, self._guards
+        if "progress handler" in guards:
+            connection.set_progress_handler(self._late, _PROGRESS_STEPS)
+        for pragma in guards & _PRAGMAS.keys():
+            connection.execute(f"PRAGMA {pragma}={_PRAGMAS[pragma]}").fetchall()
+        if "DEFENSIVE" in guards:
+            connection.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 1)
+        if "triggers" in guards:
+            connection.config(apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER, 0)
+        if "double-quoted strings" in guards:
+            connection.config(apsw.SQLITE_DBCONFIG_DQS_DML, int(self._limits.double_quoted_strings))
+        names = connection.execute("SELECT CAST(name AS BLOB) FROM sqlite_master WHERE type IN ('table', 'view')")
+        own = frozenset(name.decode(errors="replace").lower() for (name,) in names)
+        self._tables = own | _TABLES_OF_ENGINE
+        self._connect_virtual_tables()
+        # The list grows as modules are used; these come with their first use.
+        modules = connection.execute("SELECT name FROM pragma_module_list")
+        self._modules = frozenset(name for (name,) in modules) | {"carray"}
+        for limit, value in (_LIMITS[name] for name in guards & _LIMITS.keys()):
             connection.limit(limit, value)
-        connection.set_progress_handler(self._late, _PROGRESS_STEPS)
         connection.exec_trace = self._trace
-        connection.authorizer = self._authorize
-        return tables
+        if "authorizer" in guards:
+            connection.authorizer = self._authorize
+
+    def _connect_virtual_tables(self) -> None:
+        """Some (rtree) prepare their writes when first used, which the authorizer, not yet there, would not allow."""
+        virtual = self._connection.execute("SELECT CAST(name AS BLOB) FROM sqlite_master WHERE rootpage = 0").fetchall()
+        for (name,) in virtual:
+            quoted = name.decode(errors="replace").replace('"', '""')
+            try:
+                self._connection.execute(f'SELECT 1 FROM "{quoted}" LIMIT 0').fetchall()
+            except apsw.Error:
+                continue  # a statement that uses it will say what is wrong with it
 
     def execute(self, sql: str, max_rows: int) -> Execution:
         """Runs one statement. Raises `Fault` when the database file, not the statement, is at fault."""
@@ -111,12 +160,12 @@ class SqliteRunner:
     def _run(self, sql: str, rows: list[tuple[Cell, ...]], max_rows: int) -> tuple[RunStatus, str]:
         cursor: apsw.Cursor | None = None
         try:
-            if "\0" in sql:
+            if "\0" in sql and "NUL" in self._guards:
                 raise _Refused("a NUL character")
             cursor = self._connection.cursor()
             if self._fetch(cursor.execute(sql), rows, max_rows):
                 return "truncated", "too many rows or bytes"
-            if not self._columns:
+            if not self._columns and "query" in self._guards:
                 raise _Refused("no statement")
             return "ran", ""
         except _Refused as refusal:
@@ -141,13 +190,14 @@ class SqliteRunner:
 
     def _fetch(self, cursor: apsw.Cursor, rows: list[tuple[Cell, ...]], max_rows: int) -> bool:
         """Appends rows; True when the result was cut."""
-        left = self._limits.max_bytes
+        left: float = self._limits.max_bytes if "bytes" in self._guards else float("inf")
+        most: float = max_rows if "rows" in self._guards else float("inf")
         for row in cursor:
             left -= 8 * len(row)
             for cell in row:
                 if type(cell) is str or type(cell) is bytes:
                     left -= len(cell)
-            if left < 0 or len(rows) >= max_rows:
+            if left < 0 or len(rows) >= most:
                 return True
             rows.append(row)
         return False
@@ -160,12 +210,12 @@ class SqliteRunner:
         self._rest = self._rest[len(sql) :]
         if _is_blank(sql):
             return True
-        if self._columns or not _is_blank(self._rest):
+        if "stacked" in self._guards and (self._columns or not _is_blank(self._rest)):
             raise _Refused("more than one statement")
-        if cursor.is_explain:
+        if "EXPLAIN" in self._guards and cursor.is_explain:
             raise _Refused("EXPLAIN")
         columns = tuple(column[0] for column in cursor.get_description())
-        if not columns or not cursor.is_readonly:
+        if "query" in self._guards and (not columns or not cursor.is_readonly):
             raise _Refused("not a query")
         self._columns = columns
         return True
@@ -175,15 +225,22 @@ class SqliteRunner:
             return apsw.SQLITE_OK
         if operation == apsw.SQLITE_READ and self._readable((one or "").lower(), column=two):
             return apsw.SQLITE_OK
-        if operation == apsw.SQLITE_FUNCTION and (two or "").lower() in _FUNCTIONS:
+        if operation == apsw.SQLITE_FUNCTION and self._callable((two or "").lower()):
             return apsw.SQLITE_OK
+        if operation == apsw.SQLITE_PRAGMA and one == "data_version" and two is None and self._columns:
+            return apsw.SQLITE_OK  # FTS5 asks this while a query runs; a statement's own PRAGMA is asked before
         action = str(apsw.mapping_authorizer_function[operation]).removeprefix("SQLITE_")
         self._denied = " ".join(part for part in (action, one, two) if part)
         return apsw.SQLITE_DENY
 
     def _readable(self, table: str, column: str | None) -> bool:
+        if table in self._tables or "tables" not in self._guards:
+            return True
         # Without a column the "table" may be a common table expression, which only the engine's own tables are not.
-        return table in self._tables or (not column and table not in self._modules)
+        return not column and table not in self._modules and not table.startswith(("pragma_", "sqlite_"))
+
+    def _callable(self, function: str) -> bool:
+        return function in _FUNCTIONS or "functions" not in self._guards
 
     def close(self) -> None:
         """Closes the connection."""
@@ -198,6 +255,17 @@ def limit_process(limits: Limits) -> None:
 def open_database(address: str, limits: Limits) -> SqliteRunner:
     """Opens a file; raises `Fault` as `SqliteRunner`."""
     return SqliteRunner(Path(address), limits)
+
+
+def _is_unfinished(database: Path) -> bool:
+    """Whether a writer left (or is writing) a log or journal; an immutable connection would silently not look at it."""
+    log, journal = Path(f"{database}-wal"), Path(f"{database}-journal")
+    try:
+        with journal.open("rb") as file:
+            hot = file.read(len(_HOT_JOURNAL)) == _HOT_JOURNAL
+    except OSError:
+        hot = False
+    return hot or (log.exists() and log.stat().st_size > 0)
 
 
 def _is_blank(sql: str) -> bool:
