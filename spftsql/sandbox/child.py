@@ -1,4 +1,4 @@
-"""The child process `python -m spftsql.sandbox.child ENGINE FD PARENT LIMITS PATHS`, which alone executes untrusted SQL.
+"""The child process `python -m spftsql.sandbox.child ENGINE FD PARENT LIMITS PATHS` alone executes untrusted SQL.
 
 It first gives up what it does not need (see `fence`), and then answers batches of statements until its end of the
 socket is closed.

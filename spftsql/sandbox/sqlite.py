@@ -124,9 +124,7 @@ class SqliteRunner:
             connection.config(apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER, 0)
         if "double-quoted strings" in guards:
             connection.config(apsw.SQLITE_DBCONFIG_DQS_DML, int(self._limits.double_quoted_strings))
-        names = connection.execute("SELECT CAST(name AS BLOB) FROM sqlite_master WHERE type IN ('table', 'view')")
-        own = frozenset(name.decode(errors="replace").lower() for (name,) in names)
-        self._tables = own | _TABLES_OF_ENGINE
+        self._tables = _TABLES_OF_ENGINE.union(map(str.lower, self._names("type IN ('table', 'view')")))
         self._connect_virtual_tables()
         # The list grows as modules are used; these come with their first use.
         modules = connection.execute("SELECT name FROM pragma_module_list")
@@ -139,13 +137,19 @@ class SqliteRunner:
 
     def _connect_virtual_tables(self) -> None:
         """Some (rtree) prepare their writes when first used, which the authorizer, not yet there, would not allow."""
-        virtual = self._connection.execute("SELECT CAST(name AS BLOB) FROM sqlite_master WHERE rootpage = 0").fetchall()
-        for (name,) in virtual:
-            quoted = name.decode(errors="replace").replace('"', '""')
+        for name in self._names("type = 'table' AND rootpage = 0"):
+            quoted = name.replace('"', '""')
             try:
                 self._connection.execute(f'SELECT 1 FROM "{quoted}" LIMIT 0').fetchall()
             except apsw.Error:
                 continue  # a statement that uses it will say what is wrong with it
+
+    def _names(self, condition: str) -> list[str]:
+        # As bytes, because names that are not UTF-8 must not hide the others.
+        rows: list[Any] = self._connection.execute(
+            f"SELECT CAST(name AS BLOB) FROM sqlite_master WHERE {condition}"
+        ).fetchall()
+        return [name.decode(errors="replace") for (name,) in rows]
 
     def execute(self, sql: str, max_rows: int) -> Execution:
         """Runs one statement. Raises `Fault` when the database file, not the statement, is at fault."""
@@ -259,6 +263,7 @@ def open_database(address: str, limits: Limits) -> SqliteRunner:
 
 def _is_unfinished(database: Path) -> bool:
     """Whether a writer left (or is writing) a log or journal; an immutable connection would silently not look at it."""
+    database = database.resolve()  # where SQLite looks for them too
     log, journal = Path(f"{database}-wal"), Path(f"{database}-journal")
     try:
         with journal.open("rb") as file:
