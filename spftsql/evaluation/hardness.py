@@ -37,6 +37,11 @@ def spider_hardness(sql: str, dialect: str = "sqlite") -> Hardness:
     return _level(_clauses(tree, conditions), nesting, _extras(tree))
 
 
+def negated(condition: exp.Expr) -> bool:
+    """Whether a comparison has a NOT: before it (`NOT a IN …`), or in it (`a NOT LIKE …`)."""
+    return isinstance(condition, exp.Not) or bool(condition.args.get("negate"))
+
+
 def _level(clauses: int, nesting: int, extras: int) -> Hardness:
     if nesting == 0:
         if clauses <= 1 and extras == 0:
@@ -94,13 +99,13 @@ def _extras(select: exp.Select) -> int:
     conditions = _atoms(where.this) if where else []
     aggregates = sum(_is_aggregate(column) for column in select.expressions)
     # Spider's evaluator takes a condition's NOT for an aggregate, and every HAVING connective too.
-    aggregates += sum(isinstance(condition, exp.Not) for condition in conditions)
+    aggregates += sum(map(negated, conditions))
     if order:
         aggregates += sum(len(list(term.find_all(exp.AggFunc))) for term in order.expressions)
     having = select.args.get("having")
     if having:
         atoms = _atoms(having.this)
-        aggregates += len(atoms) - 1 + sum(isinstance(atom, exp.Not) for atom in atoms)
+        aggregates += len(atoms) - 1 + sum(map(negated, atoms))
     return sum(count > 1 for count in (aggregates, len(select.expressions), len(conditions), len(grouped)))
 
 

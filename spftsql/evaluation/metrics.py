@@ -59,6 +59,23 @@ def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> McNemar:
     return McNemar(only_a, only_b, _binomial_p(only_a, only_b))
 
 
+def paired_difference(a: Sequence[bool], b: Sequence[bool], confidence: float = 0.95) -> tuple[float, float, float]:
+    """Accuracy of b minus accuracy of a on the same questions, with its interval: (difference, low, high).
+
+    The interval is Wald's with the adjustment of Bonett and Price (2012): one question is added to each of the two
+    kinds of disagreement. (0, -1, 1) when nothing was observed. Raises `ValueError` when the lengths differ.
+    """
+    pairs = list(zip(a, b, strict=True))
+    if not pairs:
+        return 0.0, -1.0, 1.0
+    n = len(pairs)
+    only_a, only_b = sum(x and not y for x, y in pairs), sum(y and not x for x, y in pairs)
+    loss, gain = (only_a + 1) / (n + 2), (only_b + 1) / (n + 2)
+    margin = _quantile(1 - confidence) * math.sqrt((loss + gain - (gain - loss) ** 2) / (n + 2))
+    centre = gain - loss
+    return (only_b - only_a) / n, max(-1.0, centre - margin), min(1.0, centre + margin)
+
+
 def questions_to_decide(only_a: int, only_b: int, n: int, alpha: float = 0.05) -> int | None:
     """About how many more questions would bring the McNemar test to `alpha`, if the rates seen on `n` hold.
 

@@ -110,7 +110,7 @@ def score_command(
     test = read_questions(benchmark, root, "test")
     if not test.rows:
         raise UserError(f"{benchmark}: no test questions in {root}")
-    answers = read_predictions(predictions, [question.db_id for question in test.rows])
+    answers = read_predictions(predictions, test.rows).statements
     used = {question.db_id for question in test.rows}
     databases = {
         name: database_file(config.url) for name, config in database_configs(benchmark, root).items() if name in used
