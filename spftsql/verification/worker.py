@@ -1,11 +1,14 @@
-"""`Verifier`: statements in, verdicts out, by way of one sandbox process. Knows nothing of Ray."""
+"""`Verifier`: statements in, verdicts out, by way of sandbox processes. Knows nothing of Ray."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+import itertools
+import threading
+import uuid
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
-from pathlib import Path
-from typing import Self, cast
+from typing import Any, Self, cast
 
 from spftsql.config import SandboxConfig
 from spftsql.errors import Fault, UserError
@@ -13,25 +16,66 @@ from spftsql.records import Policy, Status, Verdict, VerificationRequest
 from spftsql.sandbox.execute import Sandbox
 from spftsql.sandbox.result import Execution
 from spftsql.verdicts import digest, verdict_of
-from spftsql.verification.cache import ResultCache
+from spftsql.verification.cache import ResultCache, engine_version, repeatable, result_key
+from spftsql.verification.node_cache import NodeCache
+from spftsql.verification.replicas import ExecutorFactory, Place, Replicas, Source, sources_of
 
 _CHUNK = 16  # statements whose results are in memory together
-_CACHED_CELLS = 2_000_000
+_CACHE_BYTES = 64 << 20
 _PATIENCE = 3  # statements in a row that may fail for our reasons before the rest is given up
+_WORTH_KEEPING_MS = 1.0  # statements that are no gold and faster are executed again for less than keeping them costs
 
 _Question = tuple[str | None, str]  # gold statement and policy
+_Outcomes = dict[str, Execution | Fault]
+
+
+class _Part:
+    """The part of one call that is about one database: what is known of its content, for as long as the call takes.
+
+    Results of a content that has no name (a server's, whose content can change at any time) are kept for the call.
+    """
+
+    def __init__(self, replicas: Replicas, call: str) -> None:
+        self.replicas = replicas
+        self._identity = replicas.identity()
+        self.content, self.durable = self._identity or (call, False)
+        self.failed_golds: dict[bytes, Execution] = {}  # not `repeatable`, and too dear to try with every prediction
+
+    def has_changed(self) -> bool:
+        """Whether the database has another content than when the call began, as far as one can see."""
+        return self._identity is not None and self.replicas.identity() != self._identity
 
 
 class Verifier:
-    """Verifies statements on named databases (name to SQLite file) with one child process.
+    """Verifies statements on named databases, with one child process per engine.
 
-    A context manager; `close` ends the child. May be shared between threads, which then take turns.
+    A context manager; `close` ends the children. May be shared between threads, which then take turns.
     """
 
-    def __init__(self, databases: Mapping[str, Path], config: SandboxConfig) -> None:
-        self._databases = dict(databases)
-        self._sandbox = Sandbox(config)
-        self._golds = ResultCache(_CACHED_CELLS)
+    def __init__(
+        self,
+        databases: Mapping[str, Place | Sequence[Place] | Source],
+        config: SandboxConfig,
+        *,
+        results: ResultCache | None = None,
+        node_cache: NodeCache | None = None,
+        index: int = 0,
+        sandbox: ExecutorFactory = Sandbox,
+    ) -> None:
+        """`databases` are files or URLs by name, several where a database has replicas. Nothing is opened yet.
+
+        `results` and `node_cache` may be shared with other verifiers. Verifiers of different `index` prefer different
+        replicas. `sandbox` makes what executes the statements. Raises `UserError` for an address that cannot be used.
+        """
+        self._sources = sources_of(databases)
+        self._config, self._index = config, index
+        self._results = results or ResultCache(_CACHE_BYTES)
+        self._node_cache = node_cache
+        self._sandbox = sandbox(config)
+        self._replicas: dict[Source, Replicas] = {}
+        self._counts: Counter[str] = Counter()
+        self._name, self._calls = uuid.uuid4().hex, itertools.count()
+        self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
         return self
@@ -40,36 +84,72 @@ class Verifier:
         self.close()
 
     def close(self) -> None:
-        """Ends the child process."""
+        """Ends the child processes."""
         self._sandbox.close()
 
-    def verify(self, requests: Sequence[VerificationRequest]) -> list[Verdict]:
-        """One verdict per request, in the same order.
+    def verify(
+        self, requests: Sequence[VerificationRequest], sources: Mapping[str, Source] | None = None
+    ) -> list[Verdict]:
+        """One verdict per request, in the same order; `sources` replace the databases of the constructor.
 
-        Identical requests are executed once, and a gold statement once as long as its result is kept. What fails for
-        our reasons, after the sandbox's own retries, has `fault` set and status `unverifiable`; nothing is raised.
+        Identical statements are executed once, and not at all while their result is kept. What fails for our reasons,
+        on every replica and after the sandbox's own retries, has `fault` set and status `unverifiable`; nothing is
+        raised.
         """
         verdicts: dict[Hashable, Verdict] = {}
         by_database: dict[str, dict[str, list[_Question]]] = {}
         for request in requests:
             questions = by_database.setdefault(request.db_id, {}).setdefault(request.sql, [])
             questions.append((request.gold_sql, request.policy))
+        known = self._sources if sources is None else sources
         for db_id, asked in by_database.items():
+            part = _Part(self._of(known[db_id]), f"call {self._name} {next(self._calls)}") if db_id in known else None
             for chunk in _chunks(list(asked), _CHUNK):
                 questions_of = {sql: dict.fromkeys(asked[sql]) for sql in chunk}
-                for sql, question, verdict in self._judge(db_id, questions_of):
+                for sql, question, verdict in self._judge(db_id, part, questions_of):
                     verdicts[db_id, sql, question] = verdict
+        self._count(requests=len(requests))
         return [replace(verdicts[r.db_id, r.sql, (r.gold_sql, r.policy)], id=r.id) for r in requests]
 
-    def run(self, db_id: str, sql: str, max_rows: int | None = None) -> Execution:
-        """Executes one statement for its rows. Raises `UserError` for an unknown database, `Fault` as the sandbox."""
-        if db_id not in self._databases:
-            raise UserError(f"no database is named {db_id}; known: {', '.join(sorted(self._databases))}")
-        return self._sandbox.execute(self._databases[db_id], [sql], max_rows)[0]
+    def run(
+        self, db_id: str, sql: str, max_rows: int | None = None, sources: Mapping[str, Source] | None = None
+    ) -> Execution:
+        """Executes one statement for its rows. Raises `UserError` for an unknown database, `Fault` as the replicas."""
+        known = self._sources if sources is None else sources
+        if db_id not in known:
+            raise UserError(f"no database is named {db_id}; known: {', '.join(sorted(known))}")
+        self._count(executed=1)
+        return self._of(known[db_id]).execute(self._sandbox, [sql], max_rows)[0]
 
-    def _judge(self, db_id: str, asked: Mapping[str, Iterable[_Question]]) -> Iterator[tuple[str, _Question, Verdict]]:
+    def stats(self) -> dict[str, Any]:
+        """Counts so far: `requests`, statements `executed`, results `kept` that were used again, `faults` of ours.
+
+        `replicas` are the states of every database's replicas, by their address.
+        """
+        states: dict[str, Any] = {}
+        for replicas in list(self._replicas.values()):
+            states |= replicas.states()
+        names = ("requests", "executed", "kept", "faults")
+        return {name: self._counts[name] for name in names} | {"replicas": states}
+
+    def _count(self, **counts: int) -> None:
+        with self._lock:
+            self._counts.update(counts)
+
+    def _of(self, source: Source) -> Replicas:
+        with self._lock:
+            if source not in self._replicas:
+                self._replicas[source] = Replicas(source, self._index, self._node_cache)
+            return self._replicas[source]
+
+    def _judge(
+        self, db_id: str, part: _Part | None, asked: Mapping[str, Iterable[_Question]]
+    ) -> Iterator[tuple[str, _Question, Verdict]]:
         golds = {gold for questions in asked.values() for gold, _ in questions if gold is not None}
-        results = self._results(db_id, golds, asked)
+        if part is None:
+            results: _Outcomes = dict.fromkeys([*golds, *asked], Fault(f"no database is named {db_id}"))
+        else:
+            results = self._outcomes(part, golds, asked)
         for sql, questions in asked.items():
             result = results[sql]
             bare = _bare_verdict(db_id, result)
@@ -77,30 +157,41 @@ class Verifier:
                 gold, policy = question
                 yield sql, question, _with_gold(bare, sql, result, gold, results, cast(Policy, policy))
 
-    def _results(self, db_id: str, golds: Iterable[str], others: Iterable[str]) -> dict[str, Execution | Fault]:
-        """What every statement gives; golds are looked up first and kept."""
-        if db_id not in self._databases:
-            fault = Fault(f"no database is named {db_id}")
-            return dict.fromkeys([*golds, *others], fault)
-        database = self._databases[db_id]
-        state = _state(database)
-        results: dict[str, Execution | Fault] = {}
-        for gold in golds:
-            if (kept := self._golds.get((database, state, gold))) is not None:
-                results[gold] = kept
-        wanted = [sql for sql in dict.fromkeys([*golds, *others]) if sql not in results]
-        results |= zip(wanted, self._execute(database, wanted), strict=True)
-        for gold in golds:
-            result = results[gold]
-            if not isinstance(result, Fault):
-                self._golds.put((database, state, gold), result)
-        return results
+    def _outcomes(self, part: _Part, golds: Set[str], others: Iterable[str]) -> _Outcomes:
+        """What every statement gives: kept results first, then one execution for each that is not kept."""
+        replicas, engine = part.replicas, engine_version(part.replicas.engine) or part.replicas.engine
+        statements = list(dict.fromkeys([*golds, *others]))
+        keys = {sql: result_key(part.content, sql, self._config, engine) for sql in statements}
+        found: dict[bytes, Execution | Fault] = dict(self._results.get_many(set(keys.values())))
+        found |= {key: part.failed_golds[key] for key in keys.values() if key in part.failed_golds}
+        wanted = {key: sql for sql, key in reversed(keys.items()) if key not in found}  # a gold before its equals
+        executed = dict(zip(wanted, self._execute(replicas, list(wanted.values())), strict=True))
+        self._count(executed=len(wanted), kept=len(statements) - len(wanted))
+        if executed and part.has_changed():
+            return dict.fromkeys(statements, Fault("the database changed while statements were executed on it"))
+        worth: dict[bytes, Execution] = {}
+        for key, result in executed.items():
+            if isinstance(result, Fault) or not result.engine.startswith(engine):
+                continue
+            sql = wanted[key]
+            if sql not in golds and result.elapsed_ms < _WORTH_KEEPING_MS:
+                continue
+            if repeatable(sql, result, replicas.engine):
+                worth[key] = result
+            elif sql in golds and not result.rows:
+                part.failed_golds[key] = result
+        self._results.put_many(worth, part.durable)
+        found |= executed
+        return {sql: found[key] for sql, key in keys.items()}
 
-    def _execute(self, database: Path, statements: Sequence[str]) -> list[Execution | Fault]:
+    def _execute(self, replicas: Replicas, statements: Sequence[str]) -> list[Execution | Fault]:
         """Executes a batch; after a fault one by one, so that only what is really at fault is lost."""
+        if not statements:
+            return []
         try:
-            return list(self._sandbox.execute(database, statements))
+            return list(replicas.execute(self._sandbox, statements))
         except Fault as fault:
+            self._count(faults=1)
             if len(statements) == 1:
                 return [fault]
         results: list[Execution | Fault] = []
@@ -109,7 +200,7 @@ class Verifier:
             if len(recent) == _PATIENCE and all(isinstance(result, Fault) for result in recent):
                 results.append(recent[-1])
             else:
-                results += self._execute(database, [sql])
+                results += self._execute(replicas, [sql])
         return results
 
 
@@ -147,15 +238,6 @@ def _with_gold(
     status: Status
     status, reason = verdict_of(result, gold_result, gold, policy, sql)
     return replace(bare, status=status, reason=reason)
-
-
-def _state(database: Path) -> tuple[int, ...]:
-    """Changes when the file does, so that results of another content are not used."""
-    try:
-        now = database.stat()
-    except OSError:
-        return ()
-    return now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns
 
 
 def _chunks(items: Sequence[str], size: int) -> Iterator[Sequence[str]]:

@@ -14,9 +14,7 @@ import pytest
 from spftsql.config import Config, SandboxConfig, VerificationConfig, validate
 from spftsql.errors import Fault, UserError
 from spftsql.records import Verdict, VerificationRequest, read_records, write_records
-from spftsql.sandbox.result import Execution
 from spftsql.verification.batches import batches_by_database
-from spftsql.verification.cache import ResultCache
 from spftsql.verification.local import verify_dataset
 from spftsql.verification.worker import Verifier
 
@@ -108,16 +106,6 @@ def test_gold_of_a_changed_file_is_executed_again(tmp_path: Path) -> None:
             connection.close()
             verdicts += verifier.verify([request("SELECT 1", "SELECT x FROM t")])
     assert [v.status for v in verdicts] == ["equal", "different"]
-
-
-def test_cache_is_bounded() -> None:
-    cache = ResultCache(max_cells=100)
-    result = Execution("ran", "", ("a",), [(i,) for i in range(30)], 0.0, "sqlite")
-    for key in "abc":
-        cache.put(key, result)
-        assert cache.get("a") is result
-    assert cache.get("b") is None
-    assert cache.get("c") is result
 
 
 def test_faults_are_no_verdicts(databases: dict[str, Path], tmp_path: Path) -> None:

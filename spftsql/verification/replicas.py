@@ -1,0 +1,245 @@
+"""The replicas of one database: which is asked, what happens when one fails, and that all have the same content.
+
+A replica that fails rests, each time in a row for longer, while the others do its work; it is tried again when its
+rest is over, or at once when no other is left. Statements get a `Fault` only when every replica has failed.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol
+
+from spftsql.config import SandboxConfig
+from spftsql.databases.files import file_hash
+from spftsql.errors import Fault, UserError
+from spftsql.sandbox.location import Engine, Location, locate
+from spftsql.sandbox.result import Execution
+from spftsql.sandbox.runner import state_of
+from spftsql.verification.node_cache import NodeCache
+
+_FIRST_REST_S = 1.0
+_LONGEST_REST_S = 30.0
+
+Place = str | Path
+
+
+class Executor(Protocol):
+    """What executes statements on a database: `spftsql.sandbox.execute.Sandbox`, or a stand-in."""
+
+    def execute(self, database: Place, statements: Sequence[str], max_rows: int | None = None) -> list[Execution]:
+        """The outcomes in the same order; raises `Fault`."""
+        ...
+
+    def close(self) -> None:
+        """Ends what it has started."""
+        ...
+
+
+ExecutorFactory = Callable[[SandboxConfig], Executor]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a database is: files or URLs of its replicas, and the hash of the content that they all must have.
+
+    `content` None stands for "whatever is there": a single file is then followed when it changes, and of several the
+    first one that can be read says what the content is.
+    """
+
+    addresses: tuple[str, ...]
+    content: str | None = None
+
+
+def source_of(name: str, places: Place | Sequence[Place] | Source) -> Source:
+    """A `Source` from what may stand for one.
+
+    Raises `UserError` when there is no address, an address that cannot be used, or replicas of different engines.
+    """
+    if isinstance(places, Source):
+        source = places
+    else:
+        several = [places] if isinstance(places, str | Path) else places
+        source = Source(tuple(str(place) for place in several))
+    engines = {locate(address).engine for address in source.addresses}
+    if len(engines) != 1:
+        what = f"its replicas are of different engines ({', '.join(sorted(engines))})" if engines else "no address"
+        raise UserError(f"database {name}: {what}")
+    return source
+
+
+def content_of(file: Path) -> str:
+    """The hash of a file's bytes, read once as long as the file's state stays. Raises `Fault` when it is unreadable."""
+    return _content_at(file, state_of(locate(file)))
+
+
+@lru_cache(maxsize=10_000)
+def _content_at(file: Path, state: tuple[int, ...]) -> str:
+    try:
+        return file_hash(file)
+    except OSError as error:
+        raise Fault(f"{file} cannot be read: {error.strerror}") from None
+
+
+def common_content(name: str, addresses: Sequence[Place]) -> str | None:
+    """The hash of the files' bytes; None for servers, whose content is not compared, and where no file is there.
+
+    Raises `UserError` when two files differ. A file that is missing is a replica that is down.
+    """
+    first: tuple[Path, str] | None = None
+    for address in addresses:
+        file = locate(address).file
+        if file is None:
+            continue
+        try:
+            content = content_of(file)
+        except Fault:
+            continue
+        if first is None:
+            first = file, content
+        elif first[1] != content:
+            raise UserError(
+                f"database {name}: its replicas {first[0]} and {file} have different content; make them copies"
+            )
+    return first[1] if first else None
+
+
+@dataclass
+class Replica:
+    """One replica as its users know it. Times are seconds of the clock of `Replicas`."""
+
+    location: Location
+    faults: int = 0
+    failures: int = 0  # in a row
+    rests_until: float = 0.0
+    checked: tuple[int, ...] | None = None  # the file's state when its content was looked at
+
+
+class Replicas:
+    """The replicas of one database, as one worker uses them. May be shared between threads."""
+
+    def __init__(
+        self,
+        source: Source,
+        index: int = 0,
+        node_cache: NodeCache | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Workers of different `index` prefer different replicas. Nothing is opened yet."""
+        self._replicas = [Replica(locate(address)) for address in source.addresses]
+        start = index % len(self._replicas)
+        self._replicas = self._replicas[start:] + self._replicas[:start]
+        self._content, self._node_cache, self._clock = source.content, node_cache, clock
+        self._lock = threading.Lock()
+
+    def identity(self) -> tuple[str, bool] | None:
+        """What names the content in keys of results, and whether it means the same to other processes.
+
+        None when results must not be kept: for a server, and while no replica is there.
+        """
+        location = self._replicas[0].location
+        if location.file is None:
+            return None
+        if self._content is not None:
+            return self._content, True
+        if len(self._replicas) > 1:
+            return None
+        try:
+            return f"{location.address} {state_of(location)}", False
+        except Fault:
+            return None
+
+    @property
+    def engine(self) -> Engine:
+        """The engine of them all."""
+        return self._replicas[0].location.engine
+
+    def execute(self, executor: Executor, statements: Sequence[str], max_rows: int | None = None) -> list[Execution]:
+        """The outcomes of the statements, all by the same replica: the first in turn that does not fail.
+
+        Raises `Fault` when every replica has failed.
+        """
+        reasons = []
+        for replica in self._turn():
+            try:
+                results = self._execute(replica, executor, statements, max_rows)
+            except Fault as fault:
+                self._failed(replica)
+                reasons.append(str(fault))
+            else:
+                replica.failures, replica.rests_until = 0, 0.0
+                return results
+        many = f"all {len(reasons)} replicas failed: " if len(reasons) > 1 else ""
+        raise Fault(many + "; ".join(reasons))
+
+    def states(self) -> dict[str, dict[str, object]]:
+        """Of each replica by its address: whether it is `up`, and its `faults` so far."""
+        now = self._clock()
+        return {
+            str(replica.location): {"up": replica.rests_until <= now, "faults": replica.faults}
+            for replica in self._replicas
+        }
+
+    def _turn(self) -> list[Replica]:
+        """Those that do not rest, the preferred one first; then the others, the one that rests shortest first."""
+        now = self._clock()
+        return sorted(self._replicas, key=lambda replica: max(replica.rests_until - now, 0.0))
+
+    def _failed(self, replica: Replica) -> None:
+        with self._lock:
+            replica.faults += 1
+            replica.failures += 1
+            rest = min(_FIRST_REST_S * 2.0 ** (replica.failures - 1), _LONGEST_REST_S)
+            replica.rests_until = self._clock() + rest
+
+    def _execute(
+        self, replica: Replica, executor: Executor, statements: Sequence[str], max_rows: int | None
+    ) -> list[Execution]:
+        location, state = self._ready(replica)
+        results = executor.execute(_address(location), statements, max_rows)
+        if state != state_of(location):
+            replica.checked = None
+            raise Fault(f"{location} changed while statements were executed on it")
+        return results
+
+    def _ready(self, replica: Replica) -> tuple[Location, tuple[int, ...]]:
+        """What is opened for this replica, and its state; raises `Fault` when it is not the content it should be."""
+        location = replica.location
+        if location.file is None:
+            return location, ()
+        if self._node_cache is not None and self._content is not None:
+            copy = self._node_cache.copy_of(location.file, self._content)
+            if copy is not None:
+                location = Location(location.engine, str(copy))
+                return location, state_of(location)
+        state = state_of(location)
+        if replica.checked != state:
+            self._check(location)
+            replica.checked = state
+        return location, state
+
+    def _check(self, location: Location) -> None:
+        """Raises `Fault` when the file's content is not that of the database."""
+        if self._content is None and len(self._replicas) == 1:
+            return
+        assert location.file is not None
+        content = content_of(location.file)
+        with self._lock:
+            if self._content is None:
+                self._content = content
+        if content != self._content:
+            raise Fault(f"{location} is not what it was: its content changed under the run, or differs from the others")
+
+
+def _address(location: Location) -> str:
+    """What `locate` reads as this location again, whatever the file's name ends in."""
+    return location.address if location.file is None else f"{location.engine}:///{location.address}"
+
+
+def sources_of(databases: Mapping[str, Place | Sequence[Place] | Source]) -> dict[str, Source]:
+    """`source_of` for every database."""
+    return {name: source_of(name, places) for name, places in databases.items()}
