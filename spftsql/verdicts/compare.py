@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from spftsql.records import Policy
 from spftsql.sandbox.result import Cell
@@ -13,10 +13,14 @@ from spftsql.verdicts.permutation import equal_under_permutation
 Row = tuple[Cell, ...]
 
 RELATIVE_TOLERANCE = 1e-9
+ABSOLUTE_TOLERANCE = 1e-12  # what is left where a sum of floats cancels out
 _EXACT_BELOW = 2.0**53  # whole floats below are exact integers
+_MATCHED_ROWS = 500  # alike rows up to which all partners are tried; building the graph takes their square
 
 
-def compare(prediction: Sequence[Row], gold: Sequence[Row], policy: Policy, ordered: bool) -> bool:
+def compare(
+    prediction: Sequence[Row], gold: Sequence[Row], policy: Policy, ordered: bool, ties: Sequence[int] = ()
+) -> bool:
     """Whether the two results are equal. In every policy 1 = 1.0, '1' is not 1, and NULL = NULL.
 
     `spider`: the rule of the test-suite evaluator (taoyds/test-suite-sql-eval). Two empty results are equal; otherwise
@@ -26,34 +30,96 @@ def compare(prediction: Sequence[Row], gold: Sequence[Row], policy: Policy, orde
     `bird`: the rows are equal as sets; `ordered` is ignored. No tolerance.
 
     `strict`: the rows are equal as bags, or as lists when `ordered`, with the columns in their places. Numbers of
-    which one at least is not whole may differ by 1e-9 of the larger one; whole numbers may not differ.
+    which one at least is not whole may differ by 1e-9 of the larger one or by 1e-12; whole numbers may not differ.
+    Near numbers may be near to different others, so bags are equal when some pairing of their rows, not just any,
+    makes all pairs equal. `ties` are the ends of the gold's groups of rows that its ORDER BY does not tell apart
+    (2, 3 for two rows and one row): within a group the order is free. Without `ties` every row is a group.
     """
     if policy == "spider":
         return equal_under_permutation(prediction, gold, ordered)
     if policy == "bird":
         return set(prediction) == set(gold)
     if policy == "strict":
-        return _strictly_equal(prediction, gold, ordered)
+        if len(prediction) != len(gold):
+            return False
+        if not ordered:
+            return _same_bag(prediction, gold)
+        if not ties or prediction == gold:
+            return prediction == gold or all(map(_same_row, prediction, gold))
+        return all(_same_bag(prediction[a:b], gold[a:b]) for a, b in zip((0, *ties), ties, strict=False))
     raise ValueError(f"unknown policy {policy!r}")
 
 
-def _strictly_equal(prediction: Sequence[Row], gold: Sequence[Row], ordered: bool) -> bool:
-    if len(prediction) != len(gold):
-        return False
-    if ordered:
-        return all(map(_same_row, prediction, gold))
-    ours, theirs = Counter(prediction), Counter(gold)
+def _same_bag(one: Sequence[Row], other: Sequence[Row]) -> bool:
+    """Whether the rows, as many here as there, can be paired so that all pairs are equal within the tolerance."""
+    if len(one) == 1:
+        return _same_row(one[0], other[0])
+    ours, theirs = Counter(one), Counter(other)
     if ours == theirs:
         return True
     left, right = list((ours - theirs).elements()), list((theirs - ours).elements())
-    clusters = _clusters(left, right)
-    left.sort(key=lambda row: _sort_key(row, clusters))
-    right.sort(key=lambda row: _sort_key(row, clusters))
-    return all(map(_same_row, left, right))
+    if not (_has_fraction(left) or _has_fraction(right)):
+        return False
+    return _paired(left, right, thorough=False) or _paired(one, other, thorough=True)
+
+
+def _has_fraction(rows: Iterable[Row]) -> bool:
+    return any(type(cell) is float and not _is_whole(cell) for row in rows for cell in row)
+
+
+def _paired(left: Iterable[Row], right: Iterable[Row], thorough: bool) -> bool:
+    """Pairs only rows whose cells are the same but for numbers that are near each other, directly or in a chain.
+
+    Among such rows the pairs follow the order of the numbers, which is right for one column of measurements. When that
+    fails and `thorough`, a matching is looked for.
+    """
+    left, right = list(left), list(right)
+    chains = _chains(cell for rows in (left, right) for row in rows for cell in row if isinstance(cell, int | float))
+    alike: dict[tuple[object, ...], tuple[list[Row], list[Row]]] = {}
+    for side, rows in enumerate((left, right)):
+        for row in rows:
+            key = tuple((chains[cell],) if isinstance(cell, int | float) else cell for cell in row)
+            alike.setdefault(key, ([], []))[side].append(row)
+    if any(len(ours) != len(theirs) for ours, theirs in alike.values()):
+        return False
+    for ours, theirs in alike.values():
+        ours.sort(key=_numbers)
+        theirs.sort(key=_numbers)
+        if all(map(_same_row, ours, theirs)):
+            continue
+        if not thorough or len(ours) > _MATCHED_ROWS or not _matched(ours, theirs):
+            return False
+    return True
+
+
+def _chains(cells: Iterable[int | float]) -> dict[int | float, int]:
+    """Gives the numbers of one chain, each near enough to the next, the same rank."""
+    ranks: dict[int | float, int] = {}
+    rank, last = 0, -math.inf
+    for number in sorted(set(cells)):
+        rank += not _near(last, number)
+        ranks[number], last = rank, number
+    return ranks
+
+
+def _numbers(row: Row) -> tuple[int | float, ...]:
+    return tuple(cell for cell in row if isinstance(cell, int | float))
+
+
+def _matched(ours: Sequence[Row], theirs: Sequence[Row]) -> bool:
+    """Whether a perfect matching of equal rows exists (Hopcroft and Karp)."""
+    import networkx as nx
+
+    graph = nx.Graph()
+    graph.add_nodes_from(range(len(ours)))
+    graph.add_edges_from(
+        (i, -1 - j) for i, one in enumerate(ours) for j, other in enumerate(theirs) if _same_row(one, other)
+    )
+    return len(nx.bipartite.hopcroft_karp_matching(graph, range(len(ours)))) == 2 * len(ours)
 
 
 def _same_row(one: Row, other: Row) -> bool:
-    return len(one) == len(other) and all(map(_same_cell, one, other))
+    return one == other or (len(one) == len(other) and all(map(_same_cell, one, other)))
 
 
 def _same_cell(one: Cell, other: Cell) -> bool:
@@ -61,29 +127,12 @@ def _same_cell(one: Cell, other: Cell) -> bool:
         return True
     if not isinstance(one, int | float) or not isinstance(other, int | float):
         return False
-    if _is_whole(one) and _is_whole(other):
-        return False
-    return math.isclose(one, other, rel_tol=RELATIVE_TOLERANCE, abs_tol=0.0)
+    return not (_is_whole(one) and _is_whole(other)) and _near(one, other)
+
+
+def _near(one: int | float, other: int | float) -> bool:
+    return math.isclose(one, other, rel_tol=RELATIVE_TOLERANCE, abs_tol=ABSOLUTE_TOLERANCE)
 
 
 def _is_whole(number: int | float) -> bool:
     return isinstance(number, int) or (number.is_integer() and abs(number) < _EXACT_BELOW)
-
-
-def _clusters(*results: Sequence[Row]) -> dict[int | float, int]:
-    """Gives numbers that may count as equal the same rank, so that rows sort alike on both sides."""
-    numbers = sorted({cell for rows in results for row in rows for cell in row if isinstance(cell, int | float)})
-    ranks: dict[int | float, int] = {}
-    rank = 0
-    for index, number in enumerate(numbers):
-        if index and not _same_cell(numbers[index - 1], number):
-            rank += 1
-        ranks[number] = rank
-    return ranks
-
-
-def _sort_key(row: Row, clusters: dict[int | float, int]) -> tuple[object, ...]:
-    """First what must be exactly equal, then the ranks of the numbers, then the numbers themselves."""
-    exact = tuple("number" if isinstance(cell, int | float) else repr(cell) for cell in row)
-    numbers = tuple(cell for cell in row if isinstance(cell, int | float))
-    return exact, tuple(clusters[number] for number in numbers), numbers

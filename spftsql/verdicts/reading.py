@@ -12,21 +12,71 @@ from functools import lru_cache
 from sqlglot import Token, TokenType, tokenize
 from sqlglot.errors import SqlglotError
 
+from spftsql.sandbox.location import Engine
+
+DIALECTS: dict[Engine, str] = {"sqlite": "sqlite", "postgresql": "postgres", "duckdb": "duckdb"}  # sqlglot's names
+
 _OPEN, _CLOSE = TokenType.L_PAREN, TokenType.R_PAREN
-_MAY_VARY = re.compile(r"random|now|current_|date|time|julianday|unixepoch", re.IGNORECASE)
-_RANDOM = {"RANDOM", "RANDOMBLOB"}
-_CLOCK = {"CURRENT_DATE", "CURRENT_TIME", "CURRENT_TIMESTAMP"}
+_TEXTS = (TokenType.STRING, TokenType.BYTE_STRING, TokenType.HEREDOC_STRING)
+
+# Cheap to look for, and found in every text in which something below is.
+_MAY_VARY: dict[Engine, re.Pattern[str]] = {
+    "sqlite": re.compile(r"random|current_|date|time|julianday|unixepoch", re.IGNORECASE),
+    "postgresql": re.compile(
+        r"random|seed|uuid|now|today|tomorrow|yesterday|current|local|time|age\b|val\b|txid|pg_|inet_|sample",
+        re.IGNORECASE,
+    ),
+    "duckdb": re.compile(
+        r"random|seed|uuid|now|today|current|local|timestamp|age\b|val\b|txid|variable|sample", re.IGNORECASE
+    ),
+}
+# Functions that give another value with every call, transaction, session or server, whatever their arguments.
+_POSTGRESQL_CALLS = """
+    RANDOM RANDOM_NORMAL SETSEED GEN_RANDOM_UUID GEN_RANDOM_BYTES UUID_GENERATE_V1 UUID_GENERATE_V1MC UUID_GENERATE_V4
+    UUIDV4 UUIDV7 NOW CLOCK_TIMESTAMP STATEMENT_TIMESTAMP TRANSACTION_TIMESTAMP TIMEOFDAY NEXTVAL CURRVAL LASTVAL SETVAL
+    TXID_CURRENT TXID_CURRENT_IF_ASSIGNED TXID_CURRENT_SNAPSHOT PG_CURRENT_XACT_ID PG_CURRENT_XACT_ID_IF_ASSIGNED
+    PG_CURRENT_SNAPSHOT PG_BACKEND_PID PG_POSTMASTER_START_TIME PG_CONF_LOAD_TIME PG_IS_IN_RECOVERY PG_CURRENT_WAL_LSN
+    PG_LAST_WAL_RECEIVE_LSN PG_LAST_WAL_REPLAY_LSN PG_LAST_XACT_REPLAY_TIMESTAMP PG_MY_TEMP_SCHEMA INET_CLIENT_ADDR
+    INET_CLIENT_PORT INET_SERVER_ADDR INET_SERVER_PORT
+"""
+_DUCKDB_CALLS = """
+    RANDOM SETSEED UUID GEN_RANDOM_UUID UUIDV4 UUIDV7 NOW TODAY GET_CURRENT_TIME GET_CURRENT_TIMESTAMP
+    TRANSACTION_TIMESTAMP CURRENT_LOCALTIME CURRENT_LOCALTIMESTAMP TXID_CURRENT NEXTVAL CURRVAL GETVARIABLE
+"""
+_CALLS: dict[Engine, frozenset[str]] = {
+    "sqlite": frozenset(["RANDOM", "RANDOMBLOB"]),
+    "postgresql": frozenset(_POSTGRESQL_CALLS.split()),
+    "duckdb": frozenset(_DUCKDB_CALLS.split()),
+}
+_CLOCK = frozenset(["CURRENT_DATE", "CURRENT_TIME", "CURRENT_TIMESTAMP"])
+_WORDS: dict[Engine, frozenset[str]] = {
+    "sqlite": _CLOCK,
+    "postgresql": _CLOCK | {"LOCALTIME", "LOCALTIMESTAMP", "TABLESAMPLE"},
+    "duckdb": _CLOCK | {"LOCALTIME", "LOCALTIMESTAMP", "TABLESAMPLE"},
+}
 # Date functions, with how many arguments they need before they stop asking the clock.
-_DATES = {"DATE": 1, "TIME": 1, "DATETIME": 1, "JULIANDAY": 1, "UNIXEPOCH": 1, "STRFTIME": 2, "TIMEDIFF": 2}
+_DATES: dict[Engine, dict[str, int]] = {
+    "sqlite": {"DATE": 1, "TIME": 1, "DATETIME": 1, "JULIANDAY": 1, "UNIXEPOCH": 1, "STRFTIME": 2, "TIMEDIFF": 2},
+    "postgresql": {"AGE": 2},
+    "duckdb": {"AGE": 2},
+}
+# PostgreSQL takes these for the clock wherever a date is wanted, and only the columns' types say where that is.
+_CLOCK_LITERALS = frozenset(["now", "today", "tomorrow", "yesterday"])
+
+
+def engine_of(name: str) -> Engine:
+    """The engine of an outcome, from its name and version (`sqlite 3.50.4`); SQLite when it has none of the names."""
+    kind = name.partition(" ")[0]
+    return next((engine for engine in DIALECTS if engine == kind), "sqlite")
 
 
 @lru_cache(maxsize=10_000)
-def ordered_at_top_level(sql: str) -> bool:
+def ordered_at_top_level(sql: str, engine: Engine = "sqlite") -> bool:
     """Whether the statement as a whole has an ORDER BY: not in a subquery, a window or an aggregate."""
     if "order" not in sql.lower():
         return False
     depth = 0
-    for token in _tokens(sql):
+    for token in _tokens(sql, engine):
         depth += (token.token_type == _OPEN) - (token.token_type == _CLOSE)
         if depth == 0 and token.token_type == TokenType.ORDER_BY:
             return True
@@ -34,24 +84,29 @@ def ordered_at_top_level(sql: str) -> bool:
 
 
 @lru_cache(maxsize=10_000)
-def nondeterminism(sql: str) -> str | None:
-    """The first function or keyword that makes the result depend on chance or on the clock; None without one.
+def nondeterminism(sql: str, engine: Engine = "sqlite") -> str | None:
+    """The first function, keyword or literal that makes the result depend on chance or the clock; None without one.
 
-    What is not seen: LIMIT over ties, arbitrary columns beside an aggregate, sums of floats in another order. On one
-    unchanged file SQLite repeats these, but another correct statement may give another result.
+    What the data decides is not seen here: LIMIT over ties, arbitrary columns beside an aggregate (see `probes`).
     """
-    if not _MAY_VARY.search(sql):
+    if not _MAY_VARY[engine].search(sql):
         return None
-    tokens = _tokens(sql)
+    calls, words, dates = _CALLS[engine], _WORDS[engine], _DATES[engine]
+    tokens = _tokens(sql, engine)
     for index, token in enumerate(tokens):
+        if token.token_type in _TEXTS:
+            if engine == "postgresql" and token.text.strip().lower() in _CLOCK_LITERALS:
+                return f"'{token.text.strip().lower()}'"
+            continue
         name = token.text.upper()
-        if token.token_type in (TokenType.STRING, TokenType.IDENTIFIER):
-            continue
-        if name in _CLOCK:
+        called = index + 1 < len(tokens) and tokens[index + 1].token_type == _OPEN
+        if token.token_type == TokenType.IDENTIFIER and not called:
+            continue  # a quoted name is no keyword, but it may be a function's
+        if name in words and (index == 0 or tokens[index - 1].token_type != TokenType.DOT):
             return name.lower()
-        if index + 1 == len(tokens) or tokens[index + 1].token_type != _OPEN:
-            continue
-        if name in _RANDOM or (name in _DATES and _asks_clock(tokens, index + 1, _DATES[name])):
+        if name == "USING" and index + 1 < len(tokens) and tokens[index + 1].text.upper() == "SAMPLE":
+            return "using sample"
+        if called and (name in calls or (name in dates and _asks_clock(tokens, index + 1, dates[name]))):
             return f"{name.lower()}()"
     return None
 
@@ -72,9 +127,8 @@ def _asks_clock(tokens: list[Token], opening: int, needed: int) -> bool:
     return arguments < needed
 
 
-@lru_cache(maxsize=10_000)
-def _tokens(sql: str) -> list[Token]:
+def _tokens(sql: str, engine: Engine) -> list[Token]:
     try:
-        return tokenize(sql, read="sqlite")
+        return tokenize(sql, read=DIALECTS[engine])
     except SqlglotError:
         return []
