@@ -37,6 +37,7 @@ class Table:
     name: str
     columns: tuple[Column, ...]
     rows: int = 0
+    comment: str = ""
 
     def column(self, name: str) -> Column | None:
         """The column of that name, case ignored."""
@@ -88,6 +89,7 @@ class Schema:
                 table["name"],
                 tuple(Column(**{**column, "samples": tuple(column["samples"])}) for column in table["columns"]),
                 table["rows"],
+                table.get("comment", ""),
             )
             for table in tree["tables"]
         )

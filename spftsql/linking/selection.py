@@ -1,0 +1,113 @@
+"""Chooses columns by score within a budget, together with the keys that join their tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from spftsql.databases.schema import ForeignKey, Schema
+from spftsql.linking.schema_words import Floats, SchemaWords
+
+_BRIDGED = -2.0  # logit from which a column's table is joined to the kept ones through a further table
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What it costs to keep things: each table, each column, each foreign key (in the order of `SchemaWords.links`)."""
+
+    tables: Sequence[float]
+    columns: Sequence[float]
+    links: Sequence[float]
+
+
+def select(words: SchemaWords, scores: Floats, costs: Costs, budget: float) -> list[int]:
+    """The numbers of the kept columns, in the order of the schema: best first, as long as the budget lasts.
+
+    A table comes with its primary key and with the foreign keys to the tables already there; one that no key joins to
+    them comes with the table between, where there is one.
+    """
+    choice = _Choice(words, costs, budget)
+    for column in np.lexsort((np.arange(len(scores)), -scores)).tolist():
+        if column not in choice.columns:
+            _ = choice.add(choice.with_keys(column, bridge=scores[column] >= _BRIDGED)) or choice.add({column})
+    return sorted(choice.columns)
+
+
+def restricted(schema: Schema, words: SchemaWords, kept: Sequence[int]) -> Schema:
+    """`schema` with the kept columns alone; tables and keys that lost theirs are gone."""
+    tables = []
+    names = {(words.columns[n][0].name.lower(), words.columns[n][1].name.lower()) for n in kept}
+    for table in schema.tables:
+        columns = tuple(column for column in table.columns if (table.name.lower(), column.name.lower()) in names)
+        if columns:
+            tables.append(replace(table, columns=columns))
+
+    def whole(key: ForeignKey) -> bool:
+        ends = (key.table, key.column), (key.target, key.target_column)
+        return all((table.lower(), column.lower()) in names for table, column in ends)
+
+    return replace(schema, tables=tuple(tables), foreign_keys=tuple(filter(whole, schema.foreign_keys)))
+
+
+class _Choice:
+    """What is kept so far, and what is left of the budget."""
+
+    def __init__(self, words: SchemaWords, costs: Costs, budget: float) -> None:
+        self.columns: set[int] = set()
+        self._tables: list[int] = []
+        self._at = words.table_of.tolist()
+        self._costs, self._left = costs, budget
+        self._links = words.links
+        self._primary: dict[int, set[int]] = {}
+        self._near: dict[int, list[tuple[int, int, int]]] = {}  # table: (other table, own column, its column)
+        self._of_column: dict[int, list[int]] = {}
+        for number, (_, column) in enumerate(words.columns):
+            if column.primary_key:
+                self._primary.setdefault(self._at[number], set()).add(number)
+        for number, (left, right) in enumerate(words.links):
+            for own, other in ((left, right), (right, left)):
+                self._near.setdefault(self._at[own], []).append((self._at[other], own, other))
+                self._of_column.setdefault(own, []).append(number)
+
+    def with_keys(self, column: int, bridge: bool) -> set[int]:
+        """The column, and where its table is new: that one's primary key and the keys that join it to the others."""
+        table = self._at[column]
+        if table in self._tables:
+            return {column}
+        wanted = {column} | self._primary.get(table, set())
+        direct = [{own, other} for there, own, other in self._near.get(table, ()) if there in self._tables]
+        return wanted.union(*direct) if direct or not bridge else wanted | self._bridge(table)
+
+    def add(self, columns: set[int]) -> bool:
+        """Keeps the columns if the budget allows it."""
+        new = columns - self.columns
+        tables = dict.fromkeys(self._at[column] for column in sorted(new))
+        fresh = [table for table in tables if table not in self._tables]
+        both = self.columns | new
+        links = {
+            number for column in new for number in self._of_column.get(column, ()) if set(self._links[number]) <= both
+        }
+        cost = (
+            sum(self._costs.columns[column] for column in new)
+            + sum(self._costs.tables[table] for table in fresh)
+            + sum(self._costs.links[number] for number in links)
+        )
+        if cost > self._left:
+            return False
+        self._left -= cost
+        self.columns |= new
+        self._tables += fresh
+        return True
+
+    def _bridge(self, table: int) -> set[int]:
+        """The key columns by which one further table joins `table` to the best of the kept ones it can."""
+        kept = {there: place for place, there in reversed(list(enumerate(self._tables)))}
+        paths = [
+            (kept[end], middle, {own, into, out_of, other})
+            for middle, own, into in self._near.get(table, ())
+            for end, out_of, other in self._near.get(middle, ())
+            if end in kept and middle != table
+        ]
+        return min(paths, key=lambda path: path[:2])[2] if paths else set()
