@@ -7,6 +7,7 @@ progress handler, and an authorizer that allows what is listed and nothing else.
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ GUARDS = {
     "immutable": "locks, and -wal and -shm files beside the database",
     "query_only": "writes, below the statement that asks for them",
     "temp_store": "temporary files of large sorts and joins",
+    "cell_size_check": "answers from a damaged page",
     "trusted_schema": "functions and virtual tables with side effects inside the database's own views",
     "DEFENSIVE": "writable_schema, and writes to shadow tables",
     "triggers": "the database's own triggers",
@@ -66,7 +68,7 @@ _FUNCTIONS = frozenset(_FUNCTION_NAMES.split())
 _TABLES_OF_ENGINE = frozenset(
     ["sqlite_master", "sqlite_schema", "sqlite_sequence", "json_each", "json_tree", "jsonb_each", "jsonb_tree"]
 )
-_PRAGMAS = {"query_only": "1", "temp_store": "memory", "trusted_schema": "0"}
+_PRAGMAS = {"query_only": "1", "temp_store": "memory", "trusted_schema": "0", "cell_size_check": "1"}
 _LIMITS = {
     "LENGTH": (apsw.SQLITE_LIMIT_LENGTH, 1_000_000),
     "SQL_LENGTH": (apsw.SQLITE_LIMIT_SQL_LENGTH, 50_000),
@@ -77,6 +79,7 @@ _LIMITS = {
     "FUNCTION_ARG": (apsw.SQLITE_LIMIT_FUNCTION_ARG, 100),
 }
 _PROGRESS_STEPS = 1_000  # VM steps between two looks at the clock: about 0.1 ms
+_OF_GUARDS = re.compile("^unsafe use of |may not be modified$")  # trusted_schema, DEFENSIVE
 _HOT_JOURNAL = bytes.fromhex("d9d505f920a163d7")  # the first bytes of a rollback journal that is not finished
 
 
@@ -185,7 +188,7 @@ class SqliteRunner:
         except (apsw.IOError, apsw.CorruptError, apsw.NotADBError, apsw.CantOpenError) as error:
             raise Fault(f"the database file cannot be read: {error}") from None
         except apsw.Error as error:
-            failure = "error", f"refused: {self._denied}" if self._denied else _one_line(error)
+            failure = "error", _reason(error, self._denied)
         finally:
             if cursor is not None:
                 cursor.close(force=True)
@@ -290,5 +293,9 @@ def _is_blank(sql: str) -> bool:
     return True
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:500]
+def _reason(error: Exception, denied: str) -> str:
+    """The error's message; `refused: …` where one of the guards and not the statement itself is behind it."""
+    if denied:
+        return f"refused: {denied}"
+    message = " ".join(str(error).split())[:500]
+    return f"refused: {message}" if _OF_GUARDS.search(message) else message

@@ -1,0 +1,45 @@
+"""A sandbox whose child leaves out some guards: `python -m tests.unguarded NAMES …` is that child.
+
+Only tests can do this: nothing that a user can set reaches the `without` of the runner and of the fence.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Set
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from spftsql.config import SandboxConfig
+from spftsql.sandbox import child, fence, process, sqlite
+from spftsql.sandbox.execute import Sandbox
+
+
+@contextmanager
+def sandbox_without(guards: Set[str], config: SandboxConfig) -> Iterator[Sandbox]:
+    """A sandbox for SQLite without the named guards (of `sqlite.GUARDS` and `fence.GUARDS`)."""
+    unknown = guards - sqlite.GUARDS.keys() - fence.GUARDS.keys()
+    assert not unknown, unknown
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(process, "_COMMAND", (sys.executable, "-P", "-m", "tests.unguarded", json.dumps(sorted(guards))))
+        with Sandbox(config) as sandbox:
+            yield sandbox
+
+
+def main() -> None:
+    guards = frozenset(json.loads(sys.argv.pop(1)))
+    child.raise_fence = partial(fence.raise_fence, without=guards)
+    sqlite.open_database = lambda address, limits: sqlite.SqliteRunner(Path(address), limits, guards)
+    if "heap limit" in guards:
+        sqlite.limit_process = lambda limits: None
+    if "CPU" in guards:
+        child.bound_cpu_time = lambda limits: None
+    child.main()
+
+
+if __name__ == "__main__":
+    main()
