@@ -6,7 +6,6 @@ import asyncio
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from spftsql.generation.engine import EngineDied, open_engine
 from spftsql.generation.vllm_engine import environment
 from spftsql.records import GenerationRequest, Sample, Verdict, VerificationRequest
 from spftsql.sandbox.result import Execution
-from spftsql.verification.pool import APP as VERIFIER_APP
+from spftsql.verification.pool import PoolClient
 
 _BATCH_WAIT_S = 0.002  # long enough to join requests that arrive together, too short to be felt
 _LOAD_ATTEMPTS = 2
@@ -73,8 +72,8 @@ class ModelServer:
 class RayBackend:
     """The model's and the verifier's deployments as the service's backend; their failures become faults."""
 
-    def __init__(self, model: DeploymentHandle[Any], verifier: DeploymentHandle[Any]) -> None:
-        """Takes the two handles."""
+    def __init__(self, model: DeploymentHandle[Any], verifier: PoolClient) -> None:
+        """Takes the model's handle and the pool."""
         self._model, self._verifier = model, verifier
 
     async def generate(self, request: GenerationRequest) -> list[Sample]:
@@ -87,19 +86,11 @@ class RayBackend:
 
     async def verify(self, requests: Sequence[VerificationRequest]) -> list[Verdict]:
         """See `Backend`."""
-        try:
-            rows = await self._verifier.verify.remote([asdict(request) for request in requests])
-        except (RayError, RayServeException) as error:
-            raise Fault(f"the verifier pool failed: {_first_line(error)}") from None
-        return [Verdict(**row) for row in rows]
+        return await self._verifier.verify(requests)
 
     async def run(self, db_id: str, sql: str, max_rows: int) -> Execution:
         """See `Backend`."""
-        try:
-            execution: Execution = await self._verifier.run.remote(db_id, sql, max_rows)
-        except (RayError, RayServeException) as error:
-            raise Fault(f"the verifier pool failed: {_first_line(error)}") from None
-        return execution
+        return await self._verifier.run(db_id, sql, max_rows)
 
 
 @serve.ingress()
@@ -116,7 +107,7 @@ class Endpoint:
         model: DeploymentHandle[Any],
     ) -> None:
         """Takes the model's handle from the application, and the verifier pool's from the Serve instance."""
-        backend = RayBackend(model, serve.get_app_handle(VERIFIER_APP))
+        backend = RayBackend(model, PoolClient({name: db.path for name, db in catalogue.items()}, config.sandbox))
         self._service = Service(model_dir, model_name, catalogue, config, backend)
         self._digest = digest
 

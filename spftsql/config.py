@@ -29,10 +29,15 @@ class Section(BaseModel):
 
 
 class DatabaseConfig(Section):
-    """One database: `url` is a file or `sqlite:///…`; `foreign_keys` adds keys that it does not declare."""
+    """One database: `url` is a file or `sqlite:///…`; `foreign_keys` adds keys that it does not declare.
+
+    `replicas` are further places of the same content on the same engine: files on other mounts, or other servers. SQL
+    is executed on all of them in turn, and on the others while one fails.
+    """
 
     name: str
     url: str
+    replicas: tuple[str, ...] = ()
     foreign_keys: tuple[str, ...] = ()  # "table.column = table.column"
 
 
@@ -118,11 +123,21 @@ class SandboxConfig(Section):
 
 
 class VerificationConfig(Section):
-    """The pool of verifier workers (a Ray Serve deployment); `cpus` is per worker."""
+    """The pool of verifier workers (a Ray Serve deployment); `cpus` is per worker.
+
+    `node_cache` is where every machine keeps results of statements, and copies of database files by their content, for
+    its workers and for later runs. `auto`: the cache folder (`SPFTSQL_CACHE`), with copies only of files that are on a
+    mount of another machine, because on a local disk a copy saves nothing. A directory: copies of all files, which then
+    cannot change under a run. `null`: nothing is kept on disk.
+    """
 
     workers: int = Field(2, gt=0)
     cpus: float = Field(0.25, ge=0)
     batch_size: int = Field(64, gt=0)
+    node_cache: Literal["auto"] | Path | None = "auto"
+    copies_mb: int = Field(20_000, gt=0)  # of databases, in the node cache
+    results_mb: int = Field(1_000, gt=0)  # in the node cache
+    memory_mb: int = Field(64, gt=0)  # results that a worker has in memory
     policy: Literal["spider", "bird", "strict"] = "strict"
 
 

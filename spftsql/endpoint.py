@@ -44,7 +44,8 @@ def start_endpoint(model_dir: Path, name: str, databases: Mapping[str, str], con
     from spftsql.databases.files import database_file
     from spftsql.prompts import PromptBuilder
 
-    files = {db: database_file(address).resolve() for db, address in databases.items()}
+    for address in databases.values():
+        database_file(address)
     PromptBuilder(config.prompt, model_dir, config.model.chat_template)  # refuses a model without a chat template
     from serve.app import build_app
 
@@ -55,7 +56,7 @@ def start_endpoint(model_dir: Path, name: str, databases: Mapping[str, str], con
 
     from spftsql.verification.pool import start_pool
 
-    start_pool(files, config)
+    start_pool(config)
     try:
         serve.run(application, name=APP, route_prefix="/")
     except RuntimeError as error:

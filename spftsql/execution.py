@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Protocol, cast
 
 from spftsql.config import Config
+from spftsql.databases.places import Databases
 from spftsql.progress import Advance
 
 if TYPE_CHECKING:
@@ -36,8 +37,8 @@ class Execution(Protocol):
 class LocalExecution:
     """Everything in this process; SQL runs in child processes all the same."""
 
-    def __init__(self, config: Config, databases: Mapping[str, Path]) -> None:
-        """Takes the files behind the database names that rows carry."""
+    def __init__(self, config: Config, databases: Databases) -> None:
+        """Takes the places behind the database names that rows carry."""
         self._config, self._databases = config, databases
 
     def generate(self, source: Path, target: Path, progress: Advance) -> None:
@@ -62,8 +63,8 @@ class LocalExecution:
 class RayExecution:
     """The stages on Ray."""
 
-    def __init__(self, config: Config, databases: Mapping[str, Path]) -> None:
-        """Takes the files behind the database names that rows carry. Starts nothing yet."""
+    def __init__(self, config: Config, databases: Databases) -> None:
+        """Takes the places behind the database names that rows carry. Starts nothing yet."""
         self._config, self._databases = config, databases
 
     def generate(self, source: Path, target: Path, progress: Advance) -> None:
@@ -94,7 +95,7 @@ class RayExecution:
 
 
 @contextmanager
-def open_execution(config: Config, databases: Mapping[str, Path]) -> Iterator[Execution]:
+def open_execution(config: Config, databases: Databases) -> Iterator[Execution]:
     """The execution that the configuration names; a Ray session of our own is left running for `serve`."""
     # `accelerate` imports DeepSpeed wherever it is installed; here it costs seconds, and only workers need it.
     sys.modules.setdefault("deepspeed", cast(ModuleType, None))

@@ -66,8 +66,8 @@ def run(config: Config, report: Reporter, expect: Callable[[Candidate], None] = 
         for note in benchmark.notes:
             report.say(f"  {note}")
         catalogue = open_catalogue(benchmark.databases)
-        files = {name: database.path for name, database in catalogue.items()}
-        with open_execution(config, files) as execution:
+        sources = {name: database.source for name, database in catalogue.items()}
+        with open_execution(config, sources) as execution:
             return _loop(Stages(config, directory, execution, catalogue, report), benchmark, expect)
     finally:
         directory.close()

@@ -23,10 +23,11 @@ import apsw
 import msgpack  # type: ignore[import-untyped]
 from filelock import FileLock
 
-from spftsql.config import SandboxConfig
+from spftsql.config import SandboxConfig, VerificationConfig
 from spftsql.sandbox.location import Engine
 from spftsql.sandbox.result import Execution
 from spftsql.verdicts.reading import nondeterminism
+from spftsql.verification.node_cache import node_folder
 
 _CHECKSUM_BYTES = 8
 _LARGEST = 4 << 20  # bytes of one result; larger ones are cheaper to have again than to keep
@@ -325,6 +326,11 @@ class ResultCache:
         if durable and self._store is not None:
             self._store.put_encoded(values)
 
+    def close(self) -> None:
+        """Closes the store; results in memory stay."""
+        if self._store is not None:
+            self._store.close()
+
     def _remember(self, values: Mapping[bytes, bytes]) -> None:
         with self._lock:
             for key, value in values.items():
@@ -333,3 +339,10 @@ class ResultCache:
             while self._bytes > self._max_bytes:
                 _, oldest = self._values.popitem(last=False)
                 self._bytes -= len(oldest)
+
+
+def open_results(config: VerificationConfig) -> ResultCache:
+    """The results that `verification` lets a process keep, with those of the machine behind them."""
+    folder = node_folder(config.node_cache, "results")
+    store = ResultStore(folder / "results.sqlite", config.results_mb << 20) if folder else None
+    return ResultCache(config.memory_mb << 20, store)

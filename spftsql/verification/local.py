@@ -1,40 +1,79 @@
-"""The verification stage in one process: threads, each of which drives a child process of its own."""
+"""The verification stage in one process: threads, each of which drives child processes of its own."""
 
 from __future__ import annotations
 
 import queue
-from collections.abc import Mapping
+import threading
+import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 from spftsql.config import Config
+from spftsql.databases.places import Databases
+from spftsql.errors import Fault
 from spftsql.records import Verdict, VerificationRequest, read_records, write_records
 from spftsql.verification.batches import batches_by_database
+from spftsql.verification.cache import open_results
+from spftsql.verification.node_cache import open_node_cache
 from spftsql.verification.worker import Verifier
 
+_PAUSES_S = (1, 2, 4, 8)  # before rows that failed for our reasons are tried again
 
-def verify_dataset(source: Path, target: Path, databases: Mapping[str, Path], config: Config) -> None:
+
+def verify_dataset(source: Path, target: Path, databases: Databases, config: Config) -> None:
     """Reads `VerificationRequest` rows from `source` and writes one `Verdict` each, in their order, to `target`.
 
-    `target` is a directory with one Parquet file. A row that fails for our reasons has `fault` set.
+    `target` is a directory with one Parquet file. A row that fails for our reasons, again and again, has `fault` set.
+    Raises `Fault` when the file cannot be written.
     """
     requests = read_records(source, VerificationRequest)
+    results, node_cache = open_results(config.verification), open_node_cache(config.verification)
+    with closing(results), closing(node_cache) if node_cache else nullcontext():
+        verifiers = [
+            Verifier(databases, config.sandbox, results=results, node_cache=node_cache, index=index)
+            for index in range(config.verification.workers)
+        ]
+        try:
+            verdicts = _verified(requests, verifiers, config.verification.batch_size)
+            for pause in _PAUSES_S:
+                faulty = [request for request in requests if verdicts[request.id].fault]
+                if not faulty:
+                    break
+                time.sleep(pause)
+                verdicts |= _verified(faulty, verifiers, config.verification.batch_size)
+        finally:
+            for verifier in verifiers:
+                verifier.close()
+    try:
+        write_records(target / "verdicts.parquet", [verdicts[request.id] for request in requests], Verdict)
+    except OSError as error:
+        raise Fault(f"the verdicts cannot be written to {target}: {error.strerror or error}") from None
+
+
+def _verified(
+    requests: Sequence[VerificationRequest], verifiers: Sequence[Verifier], batch_size: int
+) -> dict[str, Verdict]:
+    """The verdict of every request by its id; each verifier has a thread."""
     batches: queue.SimpleQueue[list[VerificationRequest]] = queue.SimpleQueue()
-    for batch in batches_by_database(requests, config.verification.batch_size):
+    for batch in batches_by_database(requests, batch_size):
         batches.put(batch)
+    stop = threading.Event()
 
-    def work() -> list[Verdict]:
+    def work(verifier: Verifier) -> list[Verdict]:
         verdicts: list[Verdict] = []
-        with Verifier(databases, config.sandbox) as verifier:
-            while True:
-                try:
-                    batch = batches.get_nowait()
-                except queue.Empty:
-                    return verdicts
-                verdicts += verifier.verify(batch)
+        while not stop.is_set():
+            try:
+                batch = batches.get_nowait()
+            except queue.Empty:
+                break
+            verdicts += verifier.verify(batch)
+        return verdicts
 
-    workers = config.verification.workers
-    with ThreadPoolExecutor(max_workers=workers) as threads:
-        parts = [future.result() for future in [threads.submit(work) for _ in range(workers)]]
-    by_id = {verdict.id: verdict for part in parts for verdict in part}
-    write_records(target / "verdicts.parquet", [by_id[request.id] for request in requests], Verdict)
+    with ThreadPoolExecutor(max_workers=len(verifiers)) as threads:
+        try:
+            parts = list(threads.map(work, verifiers))
+        finally:
+            stop.set()  # Ctrl-C: no thread takes another batch
+    return {verdict.id: verdict for part in parts for verdict in part}

@@ -16,9 +16,11 @@ import tempfile
 import threading
 from collections import OrderedDict
 from pathlib import Path
+from typing import Literal
 
 from spftsql.cache import cache_folder
-from spftsql.errors import Fault
+from spftsql.config import VerificationConfig
+from spftsql.errors import Fault, UserError
 
 _PIECE = 1 << 20
 _HASH_DIGITS = 16
@@ -86,8 +88,6 @@ class NodeCache:
     def _acquire(self, original: Path, copy: Path, content: str) -> int:
         """A descriptor with a shared lock on a copy that is whole. The kernel lets go of it when a process dies."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if self._folder.stat().st_uid != os.getuid():
-            raise PermissionError(f"{self._folder} belongs to another user")
         descriptor = os.open(self._folder / f"{content}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             while True:
@@ -151,10 +151,32 @@ class NodeCache:
             raise OSError(f"{wanted} bytes do not fit into the {self._max_bytes} of the cache")
 
 
-def default_folder() -> Path:
-    """Where copies are kept if nothing else is said: the cache folder, or where that is remote, one for temporaries."""
-    folder = cache_folder("databases")
-    return Path(tempfile.gettempdir(), f"spftsql-{os.getuid()}", "databases") if is_remote(folder) else folder
+def open_node_cache(config: VerificationConfig) -> NodeCache | None:
+    """The copies that `verification.node_cache` asks for."""
+    folder = node_folder(config.node_cache, "databases")
+    only_remote = config.node_cache == "auto"
+    return NodeCache(folder, config.copies_mb << 20, only_remote) if folder else None
+
+
+def node_folder(setting: Literal["auto"] | Path | None, name: str) -> Path | None:
+    """The folder `name` of what `verification.node_cache` says; None where nothing can be kept on this machine's disk.
+
+    The cache folder may be the same for several machines: then it is one for temporary files.
+    """
+    if setting is None:
+        return None
+    if setting != "auto":
+        return setting / name
+    with contextlib.suppress(UserError):
+        if not is_remote(folder := cache_folder(name)):
+            return folder
+    folder = Path(tempfile.gettempdir(), f"spftsql-{os.getuid()}-{name}")
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        ours = folder.lstat().st_uid == os.getuid() and not folder.is_symlink()  # anybody may write to its parent
+    except OSError:
+        return None
+    return folder if ours and not is_remote(folder) else None
 
 
 def is_remote(path: Path) -> bool:

@@ -1,93 +1,248 @@
-"""The verifier pool: a Ray Serve deployment without an HTTP route, one `Verifier` (and child process) per replica."""
+"""The verifier pool: a Ray Serve deployment without an HTTP route, one `PoolWorker` per replica.
+
+A worker has no databases of its own: every call says where its database is and which limits hold. So one pool serves
+any number of runs and the endpoint at once, and is replaced only when its code or its settings change.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import os
+import socket
+import time
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from functools import lru_cache
+from importlib import resources
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, cast
 
-from spftsql.config import Config, SandboxConfig
+from spftsql.config import Config, SandboxConfig, VerificationConfig
+from spftsql.databases.places import Databases, Source, sources_of
 from spftsql.endpoint import start_serve
-from spftsql.errors import Fault
-from spftsql.records import VerificationRequest, content_hash
+from spftsql.errors import Fault, UserError
+from spftsql.records import Verdict, VerificationRequest, content_hash
+from spftsql.sandbox.execute import Sandbox
 from spftsql.sandbox.result import Execution
+from spftsql.verification.cache import open_results
+from spftsql.verification.node_cache import open_node_cache
+from spftsql.verification.replicas import ExecutorFactory
 from spftsql.verification.worker import Verifier
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
 
-APP = "verifier"
-_START_SECONDS = 60.0
+APP = DEPLOYMENT = "verifier"
+ONGOING = 2  # calls that a worker takes at a time: one that executes, one whose rows are on their way
+_START_S = 60.0
+_LIMITS_KEPT = 2  # sets of limits for which a worker keeps child processes; the endpoint's and a run's, say
+_DRAIN_S = 300.0  # for a worker that is taken away to answer the calls that it has; then others are asked again
+_STUCK_S = 900.0  # a call that takes longer waits for something that does not come, such as a network mount
+_CODE = ("spftsql.verification", "spftsql.sandbox", "spftsql.verdicts")
+
+# Rows travel as plain tuples in the order of their fields: pickling dataclasses costs ten times as much.
+Row = tuple[Any, ...]
+_request_row = attrgetter(*(field.name for field in fields(VerificationRequest)))
+_verdict_row = attrgetter(*(field.name for field in fields(Verdict)))
 
 
 class PoolWorker:
     """What a replica does. The databases' files must be readable where it runs."""
 
-    def __init__(self, databases: Mapping[str, str], sandbox: Mapping[str, Any]) -> None:
-        """Takes plain values, because they travel to the replica: files by name, and a `SandboxConfig`'s fields."""
-        self._databases = {name: Path(file) for name, file in databases.items()}
-        self._sandbox = dict(sandbox)
-        self._verifier = Verifier(self._databases, SandboxConfig(**sandbox))
+    def __init__(
+        self, settings: Mapping[str, Any], index: int | None = None, sandbox: ExecutorFactory = Sandbox
+    ) -> None:
+        """Takes a `VerificationConfig`'s fields, and what makes the executor of statements.
 
-    async def verify(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """`VerificationRequest` rows in, `Verdict` rows out, in the same order."""
-        requests = [VerificationRequest(**row) for row in rows]
-        verdicts = await asyncio.to_thread(self._verifier.verify, requests)
-        return [asdict(verdict) for verdict in verdicts]
+        Workers of different `index` (default: the rank that Serve gives) prefer different replicas of a database.
+        """
+        config = VerificationConfig(**settings)
+        self._index = _rank() if index is None else index
+        self._sandbox, self._version = sandbox, pool_version(settings, sandbox)
+        self._results, self._node_cache = open_results(config), open_node_cache(config)
+        self._verifiers: OrderedDict[str, Verifier] = OrderedDict()
+        self._ongoing: dict[object, float] = {}  # the start of every call
+        self._busy_s = 0.0
 
-    async def run(self, db_id: str, sql: str, max_rows: int) -> Execution:
+    async def verify(self, limits: str, sources: Mapping[str, Row], rows: Sequence[Row]) -> list[Row]:
+        """`VerificationRequest` rows in, `Verdict` rows out, in the same order.
+
+        `limits` is a `SandboxConfig` as JSON, `sources` are the fields of a `Source` for every database of the rows.
+        """
+        requests = [VerificationRequest(*row) for row in rows]
+        places = {name: Source(*source) for name, source in sources.items()}
+        verdicts = await self._do(self._verifier(limits).verify, requests, places)
+        return [_verdict_row(verdict) for verdict in verdicts]
+
+    async def run(self, limits: str, source: Row, sql: str, max_rows: int) -> Execution:
         """Executes one statement for its rows; raises as `Verifier.run`."""
-        return await asyncio.to_thread(self._verifier.run, db_id, sql, max_rows)
+        place = {"": Source(*source)}
+        return cast(Execution, await self._do(self._verifier(limits).run, "", sql, max_rows, place))
 
-    async def describe(self) -> dict[str, Any]:
-        """The databases (files by name) and a hash of the limits, so that a pool is reused where it fits."""
-        files = {name: str(file) for name, file in self._databases.items()}
-        return {"databases": files, "limits": content_hash(self._sandbox)}
+    async def describe(self) -> str:
+        """Its version, so that a pool is used again where it fits."""
+        return self._version
+
+    async def stats(self) -> dict[str, Any]:
+        """Who it is, how busy it is and was, and what its verifiers count (`Verifier.stats`)."""
+        stats: dict[str, Any] = {
+            "pid": os.getpid(),
+            "node": socket.gethostname(),
+            "ongoing": len(self._ongoing),
+            "busy_seconds": round(self._busy_s, 3),
+            "requests": 0,
+            "executed": 0,
+            "kept": 0,
+            "faults": 0,
+            "replicas": {},
+        }
+        for verifier in list(self._verifiers.values()):
+            for name, count in verifier.stats().items():
+                stats[name] = stats[name] | count if name == "replicas" else stats[name] + count
+        return stats
 
     async def check_health(self) -> None:
-        """Raises `Fault` when a database's file is gone, upon which Serve replaces the replica."""
-        gone = [str(file) for file in self._databases.values() if not file.is_file()]
-        if gone:
-            raise Fault(f"{gone[0]} is gone")
+        """Raises `Fault` when a call has hung for long, upon which Serve replaces the replica."""
+        longest = max((time.monotonic() - start for start in self._ongoing.values()), default=0.0)
+        if longest > _STUCK_S:
+            raise Fault(f"a call has been at work for {longest:.0f} s")
+
+    async def _do(self, work: Any, *arguments: Any) -> Any:
+        call, start = object(), time.monotonic()
+        self._ongoing[call] = start
+        try:
+            return await asyncio.to_thread(work, *arguments)
+        finally:
+            del self._ongoing[call]
+            self._busy_s += time.monotonic() - start
+
+    def _verifier(self, limits: str) -> Verifier:
+        if limits not in self._verifiers:
+            config = SandboxConfig.model_validate_json(limits)
+            self._verifiers[limits] = Verifier(
+                {},
+                config,
+                results=self._results,
+                node_cache=self._node_cache,
+                index=self._index,
+                sandbox=self._sandbox,
+            )
+        self._verifiers.move_to_end(limits)
+        while len(self._verifiers) > _LIMITS_KEPT:
+            _, unused = self._verifiers.popitem(last=False)
+            unused.close()  # one that is at work after all starts its child again
+        return self._verifiers[limits]
 
     def __del__(self) -> None:
         """Called by Serve when it takes the replica down."""
-        self._verifier.close()
+        for verifier in getattr(self, "_verifiers", {}).values():
+            verifier.close()
 
 
-def start_pool(databases: Mapping[str, Path], config: Config) -> DeploymentHandle[Any]:
+class PoolClient:
+    """The pool as one caller uses it: with its own databases and limits. Must be used in one event loop."""
+
+    def __init__(self, databases: Databases, limits: SandboxConfig) -> None:
+        """The pool must run in this process's Ray session."""
+        from ray import serve
+
+        self._handle: DeploymentHandle[Any] = serve.get_app_handle(APP)
+        self._limits = limits.model_dump_json()
+        self._sources = {name: (s.addresses, s.content) for name, s in sources_of(databases).items()}
+
+    async def verify(self, requests: Sequence[VerificationRequest]) -> list[Verdict]:
+        """One verdict per request, in the same order; raises `Fault` when the pool, not a database, fails."""
+        sources = {r.db_id: self._sources[r.db_id] for r in requests if r.db_id in self._sources}
+        rows = [_request_row(request) for request in requests]
+        answer = await self._called("verify", self._limits, sources, rows)
+        return [Verdict(*row) for row in answer]
+
+    async def run(self, db_id: str, sql: str, max_rows: int) -> Execution:
+        """The rows of one statement. Raises `UserError` for an unknown database, `Fault` when it cannot be executed."""
+        if db_id not in self._sources:
+            raise UserError(f"no database is named {db_id}; known: {', '.join(sorted(self._sources))}")
+        return cast(Execution, await self._called("run", self._limits, self._sources[db_id], sql, max_rows))
+
+    async def _called(self, method: str, *arguments: Any) -> Any:
+        from ray.exceptions import RayError
+        from ray.serve.exceptions import RayServeException
+
+        try:
+            return await getattr(self._handle, method).remote(*arguments)
+        except (RayError, RayServeException) as error:
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise Fault(f"the verifier pool failed: {lines[-1][:300]}") from None
+
+
+def start_pool(config: Config, sandbox: ExecutorFactory = Sandbox) -> DeploymentHandle[Any]:
     """Starts the pool in this process's Ray session and returns its handle when it answers.
 
-    A running pool that has these databases and limits is reused, another one is replaced. Its size can be changed
-    later through Serve's external scaler. Raises `Fault` when the pool does not come up.
+    A running pool of the same code and settings is used as it is, another one is replaced. Its size can be changed
+    while it runs (`spftsql.scaling`). `sandbox` makes what executes the statements. Raises `Fault` when the pool does
+    not come up.
     """
     from ray import serve
 
     start_serve(config)
-    files = {name: str(Path(file).resolve()) for name, file in databases.items()}
-    limits = config.sandbox.model_dump()
-    handle = _running(files, limits)
+    settings = config.verification.model_dump(mode="json", exclude={"workers", "batch_size", "policy"})
+    handle = _running(pool_version(settings, sandbox))
     if handle is not None:
         return handle
     deployment = serve.deployment(
-        name=APP,
+        name=DEPLOYMENT,
         num_replicas=config.verification.workers,
         ray_actor_options={"num_cpus": config.verification.cpus},
-        max_ongoing_requests=8,  # with 2 the router waits between tries and a third of the throughput is lost
+        max_ongoing_requests=ONGOING,
         logging_config={"log_level": "WARNING", "enable_access_log": False},
         health_check_period_s=2.0,
         health_check_timeout_s=30.0,
-        graceful_shutdown_timeout_s=2 * config.sandbox.hard_seconds,
+        graceful_shutdown_wait_loop_s=0.2,
+        graceful_shutdown_timeout_s=_DRAIN_S,
     )(PoolWorker)
     try:
-        return serve.run(deployment.bind(files, limits), name=APP, route_prefix=None, external_scaler_enabled=True)
+        return serve.run(
+            deployment.bind(settings, sandbox=sandbox), name=APP, route_prefix=None, external_scaler_enabled=True
+        )
     except RuntimeError as error:
         raise Fault(f"the verifier pool could not be started: {' '.join(str(error).split())[:500]}") from None
 
 
-def _running(files: Mapping[str, str], limits: Mapping[str, Any]) -> DeploymentHandle[Any] | None:
+def pool_stats(timeout_s: float = 10.0) -> list[dict[str, Any]]:
+    """What every worker of the running pool says of itself (`PoolWorker.stats`); those that do not answer are left out.
+
+    Raises `Fault` when there is no pool in this process's Ray session.
+    """
+    from ray import serve
+    from ray.serve.exceptions import RayServeException
+
+    try:
+        answers = serve.get_app_handle(APP).broadcast("stats").results(timeout_s=timeout_s, return_exceptions=True)
+    except RayServeException as error:
+        raise Fault(f"no verifier pool runs: {str(error).splitlines()[0]}") from None
+    return [answer for answer in answers if isinstance(answer, dict)]
+
+
+def stop_pool() -> None:
+    """Takes the pool down, if there is one."""
+    from ray import serve
+
+    if APP in serve.status().applications:
+        serve.delete(APP)
+
+
+def pool_version(settings: Mapping[str, Any], sandbox: ExecutorFactory) -> str:
+    """What a pool must have in common with its users: the code of verification, its settings, what executes."""
+    return content_hash(_code(), dict(settings), getattr(sandbox, "__qualname__", repr(sandbox)))
+
+
+@lru_cache(maxsize=1)
+def _code() -> str:
+    files = (entry for package in _CODE for entry in resources.files(package).iterdir() if entry.name.endswith(".py"))
+    return content_hash(sorted((entry.name, entry.read_text(encoding="utf-8")) for entry in files))
+
+
+def _running(version: str) -> DeploymentHandle[Any] | None:
     from ray import serve
     from ray.exceptions import RayError
     from ray.serve.exceptions import RayServeException
@@ -97,16 +252,17 @@ def _running(files: Mapping[str, str], limits: Mapping[str, Any]) -> DeploymentH
         return None
     try:
         handle: DeploymentHandle[Any] = serve.get_app_handle(APP)
-        there = handle.describe.remote().result(timeout_s=_START_SECONDS)
+        there = handle.describe.remote().result(timeout_s=_START_S)
     except (RayError, RayServeException, TimeoutError):
         return None
-    fits = there["databases"].items() >= files.items() and there["limits"] == content_hash(dict(limits))
-    return handle if fits else None
+    return handle if there == version else None
 
 
-def stop_pool() -> None:
-    """Takes the pool down, if there is one."""
+def _rank() -> int:
     from ray import serve
+    from ray.serve.exceptions import RayServeException
 
-    if APP in serve.status().applications:
-        serve.delete(APP)
+    try:
+        return serve.get_replica_context().rank.rank
+    except RayServeException:
+        return 0

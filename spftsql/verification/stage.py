@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,57 +12,78 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from spftsql.config import Config
+from spftsql.databases.places import Databases, sources_of
+from spftsql.errors import Fault
 from spftsql.records import Verdict, VerificationRequest, from_table, to_table
 from spftsql.verification.batches import batches_by_database
-from spftsql.verification.pool import APP, start_pool
+from spftsql.verification.pool import PoolClient, start_pool
 
 _CPUS = 0.1  # the pool's workers do the work; on a small machine nothing may wait for a whole CPU
-_ATTEMPTS = 6  # calls of one batch; the pauses between them (1, 2, 4 … s) outlast the replacement of a replica
-_IN_FLIGHT = 64  # batches handed to the pool at a time by one stage actor
+_ATTEMPTS = 6  # for every row; the pauses between them (1, 2, 4 … s) outlast the replacement of a worker
+_IN_FLIGHT = 256  # batches handed to the pool at a time, for up to half as many workers
+_TABLE = 64  # batches in a table of the stage
+_TABLES = 4  # at work together
 
 
 class PoolCaller:
-    """The stage's actor: sends its rows to the pool in batches of one database, and again where a worker is lost."""
+    """The stage's actor: sends its rows to the pool in batches of one database, and again what fails for our reasons.
 
-    def __init__(self, batch_size: int) -> None:
-        from ray import serve
+    A batch waits until fewer than 256 others are on their way, and then in Serve for a worker that is free.
+    """
 
-        self._handle = serve.get_app_handle(APP)
-        self._batch_size = batch_size
+    def __init__(self, databases: Databases, config: Config) -> None:
+        self._client = PoolClient(databases, config.sandbox)
+        self._databases = set(databases)
+        self._batch_size = config.verification.batch_size
         self._slots = asyncio.Semaphore(_IN_FLIGHT)
+        self._hopeless: set[str] = set()  # databases of which a batch failed to the last attempt
 
     async def __call__(self, table: pa.Table) -> AsyncIterator[pa.Table]:
-        """Requests in, verdicts out: one for every row, with `fault` set where the pool could not be had."""
+        """Requests in, verdicts out: one for every row, with `fault` set where it could not be had."""
         batches = batches_by_database(from_table(table, VerificationRequest), self._batch_size)
         for verdicts in await asyncio.gather(*map(self._verify, batches)):
             yield to_table(verdicts, Verdict)
 
     async def _verify(self, batch: list[VerificationRequest]) -> list[Verdict]:
-        from ray.exceptions import RayError
-        from ray.serve.exceptions import RayServeException
-
-        rows = [asdict(request) for request in batch]
+        name = batch[0].db_id
+        if name not in self._databases:
+            return _faults(batch, f"no database is named {name}")
+        verdicts: dict[str, Verdict] = {}
+        left = batch
         for attempt in range(_ATTEMPTS):
             if attempt:
                 await asyncio.sleep(2 ** (attempt - 1))
             try:
                 async with self._slots:
-                    answer: list[dict[str, Any]] = await self._handle.verify.remote(rows)
-                return [Verdict(**row) for row in answer]
-            except (RayError, RayServeException) as error:
-                reason = f"the verifier pool failed: {str(error).strip().splitlines()[-1][:300]}"
-        return [Verdict(r.id, r.db_id, "unverifiable", "fault", 0.0, 0, False, "", "", fault=reason) for r in batch]
+                    answer = await self._client.verify(left)
+            except Fault as fault:
+                answer = _faults(left, str(fault))
+            verdicts |= {verdict.id: verdict for verdict in answer}
+            left = [request for request in left if verdicts[request.id].fault]
+            if not left:
+                self._hopeless.discard(name)
+                break
+            if name in self._hopeless:
+                break
+        else:
+            self._hopeless.add(name)
+        return [verdicts[request.id] for request in batch]
 
 
-def verify_dataset_ray(source: Path, target: Path, databases: Mapping[str, Path], config: Config) -> None:
+def _faults(batch: list[VerificationRequest], reason: str) -> list[Verdict]:
+    return [Verdict(r.id, r.db_id, "unverifiable", "fault", 0.0, 0, False, "", "", fault=reason) for r in batch]
+
+
+def verify_dataset_ray(source: Path, target: Path, databases: Databases, config: Config) -> None:
     """Reads `VerificationRequest` rows from `source` and writes one `Verdict` each into the directory `target`.
 
     Starts the pool where none runs, and leaves it running. The rows come out in no particular order. `target` is
-    replaced, and appears only when it is complete.
+    replaced, and appears only when it is complete. Raises `Fault` when it cannot be written, or Ray fails.
     """
     import ray
 
-    start_pool(databases, config)
+    sources = sources_of(databases)
+    start_pool(config)
     unfinished = target.with_name(f".{target.name}.unfinished")
     for folder in (unfinished, target):
         shutil.rmtree(folder, ignore_errors=True)
@@ -78,14 +98,17 @@ def verify_dataset_ray(source: Path, target: Path, databases: Mapping[str, Path]
             .map_batches(_read, batch_size=1, batch_format="pyarrow", **small)
             .map_batches(
                 PoolCaller,
-                fn_constructor_args=(config.verification.batch_size,),
-                batch_size=16 * config.verification.batch_size,
+                fn_constructor_args=(sources, config),
+                batch_size=_TABLE * config.verification.batch_size,
                 batch_format="pyarrow",
-                compute=ray.data.ActorPoolStrategy(size=1),
+                compute=ray.data.ActorPoolStrategy(size=1, max_concurrent_calls_per_actor=_TABLES),
                 **small,
             )
             .write_parquet(str(unfinished), ray_remote_args=small)
         )
+    except (ray.exceptions.RayError, OSError) as error:
+        reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
+        raise Fault(f"the verification stage failed: {reason.strip()[:500]}") from None
     finally:
         context.enable_progress_bars = bars
     unfinished.rename(target)

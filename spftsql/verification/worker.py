@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any, Self, cast
 
 from spftsql.config import SandboxConfig
+from spftsql.databases.places import Databases, Source, sources_of
 from spftsql.errors import Fault, UserError
 from spftsql.records import Policy, Status, Verdict, VerificationRequest
 from spftsql.sandbox.execute import Sandbox
@@ -18,7 +19,7 @@ from spftsql.sandbox.result import Execution
 from spftsql.verdicts import digest, verdict_of
 from spftsql.verification.cache import ResultCache, engine_version, repeatable, result_key
 from spftsql.verification.node_cache import NodeCache
-from spftsql.verification.replicas import ExecutorFactory, Place, Replicas, Source, sources_of
+from spftsql.verification.replicas import ExecutorFactory, Replicas
 
 _CHUNK = 16  # statements whose results are in memory together
 _CACHE_BYTES = 64 << 20
@@ -54,7 +55,7 @@ class Verifier:
 
     def __init__(
         self,
-        databases: Mapping[str, Place | Sequence[Place] | Source],
+        databases: Databases,
         config: SandboxConfig,
         *,
         results: ResultCache | None = None,
