@@ -30,6 +30,8 @@ _SIGNS: dict[type[exp.Expr], str] = {
     exp.In: "in",
     exp.Between: "between",
 }
+# A condition on one of these is met by values for which the column itself meets it.
+_WRAPPERS = (exp.Paren, exp.Cast, exp.Lower, exp.Upper, exp.Min, exp.Max, exp.Sum, exp.Avg)
 _MIRRORED = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
 
 
@@ -45,10 +47,16 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class GoldFacts:
-    """The conditions of one statement, and the pairs of columns whose values it equates, in the order of its text."""
+    """What one statement says, in the order of its text.
 
-    conditions: tuple[Condition, ...]
-    pairs: tuple[tuple[Name, Name], ...]
+    `conditions` on columns, also on their MIN, MAX, SUM and AVG; `pairs` of columns whose values it equates; `repeated`
+    columns, which it takes to hold a value more than once (it groups the rows of one table by them, or intersects
+    them with themselves).
+    """
+
+    conditions: tuple[Condition, ...] = ()
+    pairs: tuple[tuple[Name, Name], ...] = ()
+    repeated: tuple[Name, ...] = ()
 
 
 def read_golds(golds: Sequence[str], schema: Schema) -> list[GoldFacts]:
@@ -58,11 +66,13 @@ def read_golds(golds: Sequence[str], schema: Schema) -> list[GoldFacts]:
         try:
             resolved = resolve(parse(sql), schema)
         except ValueError:
-            found.append(GoldFacts((), ()))
+            found.append(GoldFacts())
             continue
         nodes = {id(reference.node): reference for reference in resolved.references}
         conditions = dict.fromkeys(c for r in resolved.references if (c := _condition(r)) is not None)
-        found.append(GoldFacts(tuple(conditions), tuple(dict.fromkeys(_pairs(resolved, nodes)))))
+        pairs = dict.fromkeys(_pairs(resolved, nodes))
+        repeated = dict.fromkeys([*_grouped(resolved, nodes), *_intersected(resolved, nodes)])
+        found.append(GoldFacts(tuple(conditions), tuple(pairs), tuple(repeated)))
     return found
 
 
@@ -79,7 +89,7 @@ def _name(reference: Reference | None) -> Name | None:
 def _condition(reference: Reference) -> Condition | None:
     name = _name(reference)
     node, parent = reference.node, reference.node.parent
-    while isinstance(parent, exp.Paren | exp.Cast | exp.Lower | exp.Upper):
+    while isinstance(parent, _WRAPPERS):
         node, parent = parent, parent.parent  # type: ignore[assignment]
     sign = _SIGNS.get(type(parent)) if parent is not None else None
     if name is None or parent is None or sign is None:
@@ -128,6 +138,27 @@ def _pairs(resolved: Resolved, nodes: dict[int, Reference]) -> Iterator[tuple[Na
         for one, other in sides:
             if one is not None and other is not None and one != other:
                 yield one, other
+
+
+def _grouped(resolved: Resolved, nodes: dict[int, Reference]) -> Iterator[Name]:
+    """Columns by which one table alone is grouped."""
+    for scope in resolved.scopes:
+        group = scope.select.args.get("group")
+        if group is not None and len(scope.sources) == 1 and len(group.expressions) == 1:
+            name = _name(nodes.get(id(group.expressions[0])))
+            if name is not None:
+                yield name
+
+
+def _intersected(resolved: Resolved, nodes: dict[int, Reference]) -> Iterator[Name]:
+    """A column of which one table alone is asked for the values that two of its rows may share."""
+    for node in resolved.tree.find_all(exp.Intersect):
+        sides = [_outputs(side, resolved, nodes) for side in (node.this, node.expression)]
+        plain = all(
+            isinstance(side, exp.Select) and not side.args.get("joins") for side in (node.this, node.expression)
+        )
+        if plain and len(sides[0]) == 1 and sides[0] == sides[1] and sides[0][0] is not None:
+            yield sides[0][0]
 
 
 def _outputs(query: exp.Expr, resolved: Resolved, nodes: dict[int, Reference]) -> list[Name | None]:

@@ -84,6 +84,8 @@ class _Maker:
             for name, conditions in by_table.items():
                 self.asked.setdefault(name, []).append(conditions)
         self.shared = _shared(source, facts)
+        self.few: dict[tuple[str, int], list[Cell]] = {}
+        self.coined: dict[tuple[str, int, Cell], dict[int, Cell]] = {}
 
     def fill(self, table: SourceTable) -> None:
         """Makes the rows of a table whose parents have theirs."""
@@ -143,7 +145,8 @@ class _Maker:
 
     def _exchange(self, table: SourceTable, row: list[Cell]) -> None:
         for block in table.blocks:
-            if self.rng.random() < self.how.exchange:
+            # What is unique is as good as any other: all of it is used once before any of it is used again.
+            if not any(table.columns[index].unique for index in block) and self.rng.random() < self.how.exchange:
                 other = self.rng.choice(table.rows)
                 for index in block:
                     row[index] = other[index]
@@ -159,26 +162,50 @@ class _Maker:
         misses = self.rng.random() < 0.5
         conditions = self.rng.choice(asked)
         missed = self.rng.randrange(len(conditions)) if misses else -1
+        wanted: dict[int, Cell] = {}
         for place, condition in enumerate(conditions):
             index = table.index(condition.column)
-            if index is None:
-                continue
-            value = meeting(condition, table.columns[index], place != missed, self.rng)
-            if value is not None:
-                self._set(table, row, index, value)
+            if index is not None:
+                value = meeting(condition, table.columns[index], place != missed, self.rng)
+                if value is not None:
+                    wanted[index] = value
+        for block in table.blocks:
+            self._set(table, row, block, {index: wanted[index] for index in block if index in wanted})
         return True
 
-    def _set(self, table: SourceTable, row: list[Cell], index: int, value: Cell) -> None:
-        """Sets a column; the others of its block come from a row of the source with that value, where there is one."""
-        block = next(block for block in table.blocks if index in block)
-        if len(block) > 1:
-            fitting = [other for other in table.rows if other[index] == value]
-            if not fitting:
-                return  # a value that the source never joins with the rest of the block
+    def _set(self, table: SourceTable, row: list[Cell], block: Sequence[int], wanted: Mapping[int, Cell]) -> None:
+        """Sets columns of a block; its others come from a row of the source with these values, where there is one."""
+        fitting = []
+        if len(block) > 1 and wanted:
+            fitting = [other for other in table.rows if all(other[i] == value for i, value in wanted.items())]
+        if fitting:
             other = self.rng.choice(fitting)
-            for place in block:
-                row[place] = other[place]
-        row[index] = value
+            row[:] = [other[i] if i in block else cell for i, cell in enumerate(row)]
+        elif any(table.columns[i].unique for i in block) or len(block) == 1:
+            for index, value in wanted.items():
+                row[index] = value
+        elif wanted:
+            index, value = next(iter(wanted.items()))
+            for place, cell in self._coined(table, block, index, value).items():
+                row[place] = cell
+
+    def _coined(self, table: SourceTable, block: Sequence[int], index: int, value: Cell) -> dict[int, Cell]:
+        """A block around a value that the source does not have; always the same one around the same value.
+
+        The words in it are new too, so that what follows from them still does.
+        """
+        key = table.name, index, value
+        if key not in self.coined:
+            other = self.rng.choice(table.rows)
+            words: dict[int, Cell] = {}
+            for i in block:
+                cell = other[i]
+                words[i] = f"{cell}2" if isinstance(cell, str) and table.columns[i].kind == "text" else cell
+            self.coined[key] = {**words, index: value}
+        return self.coined[key]
+
+    def _some(self, values: Sequence[Cell]) -> list[Cell]:
+        return self.rng.sample(values, min(len(values), self.rng.randint(1, 3)))
 
     def _numbers(self, table: SourceTable, row: list[Cell], used: Mapping[int, set[Cell]]) -> None:
         if self.how.numbers == "kept":
@@ -190,8 +217,9 @@ class _Maker:
             if column.kind not in ("integer", "real") or column.closed or index not in alone - linked - keyed:
                 continue
             if self.how.numbers == "few":
-                if column.values and self.rng.random() < 0.5:
-                    row[index] = column.values[self.rng.randrange(min(3, len(column.values)))]
+                if column.values:
+                    few = self.few.setdefault((table.name, index), self._some(column.values))
+                    row[index] = self.rng.choice(few)
                 continue
             for _ in range(4):
                 if row[index] not in used[index] or row[index] is None:
@@ -241,14 +269,16 @@ class _Maker:
         block = next(block for block in table.blocks if link.columns[0] in block)
         if len(block) > 1 and len(link.columns) == 1:
             # Columns follow from this reference: it stays what it is, if its parent is there.
-            known = {other[link.parent_columns[0]] for other in rows}
-            if row[link.columns[0]] in known:
-                return
+            known = {other[link.parent_columns[0]]: other for other in rows}
             fitting = [other for other in table.rows if other[link.columns[0]] in known]
-            if fitting:
+            if row[link.columns[0]] not in known and fitting:
                 other = self.rng.choice(fitting)
                 for place in block:
                     row[place] = other[place]
+            if row[link.columns[0]] in known:
+                parent = known[row[link.columns[0]]]
+                for mine, theirs in link.copies:
+                    row[mine] = parent[theirs]
                 return
         own = link.columns in table.keys
         if own and number >= len(parents):
@@ -258,8 +288,9 @@ class _Maker:
         marked = self.witnesses.get(link.parent)
         if witness and marked and not own and self.rng.random() < 0.5:
             chosen = self.rng.choice(marked)
-        for mine, theirs in zip(link.columns, link.parent_columns, strict=True):
-            row[mine] = stored(table.columns[mine], rows[chosen][theirs])
+        parent = rows[chosen]
+        for mine, theirs in (*zip(link.columns, link.parent_columns, strict=True), *link.copies):
+            row[mine] = stored(table.columns[mine], parent[theirs])
 
     def _keys(
         self,
@@ -272,22 +303,36 @@ class _Maker:
     ) -> None:
         linked = {index for link in links for index in link.columns}
         single = [key[0] for key in table.keys if len(key) == 1]
-        for index in [*single, *habits]:
+        loose = [index for index in [*single, *habits] if index not in linked]
+        for index in single:
             column = table.columns[index]
-            if index in linked:
-                continue
-            if self.how.new_keys and index in single and column.kind == "integer" and not column.as_text:
+            if self.how.new_keys and index in loose and column.kind == "integer" and not column.as_text:
                 row[index] = self.rng.randint(1, max(99, int(column.high), 4 * self.how.rows))
-            if row[index] in used[index] or row[index] is None:
-                unused = [value for value in column.values if value not in used[index]]
-                row[index] = self.rng.choice(unused) if unused else fresh(column, used[index], self.rng)
+        for block in table.blocks:
+            unique = [index for index in block if index in loose]
+            if any(row[index] in used[index] or row[index] is None for index in unique):
+                self._rename(table, row, unique, used)
         for key, known in zip(table.keys, taken, strict=True):
-            loose = [index for index in key if index not in linked]
-            if len(key) > 1 and loose and tuple(row[i] for i in key) in known:
-                index = loose[-1]
+            free = [index for index in key if index not in linked]
+            if len(key) > 1 and free and tuple(row[i] for i in key) in known:
+                index = free[-1]
                 column = table.columns[index]
                 others = [v for v in column.values if (*(row[i] if i != index else v for i in key),) not in known]
                 row[index] = self.rng.choice(others) if others else fresh(column, used[index], self.rng)
+
+    def _rename(
+        self, table: SourceTable, row: list[Cell], unique: Sequence[int], used: Mapping[int, set[Cell]]
+    ) -> None:
+        """Gives a row unique values that are not in use: those of a row of the source, as long as there are any."""
+        start = self.rng.randrange(len(table.rows))
+        for place in range(len(table.rows)):
+            other = table.rows[(start + place) % len(table.rows)]
+            if all(other[index] is not None and other[index] not in used[index] for index in unique):
+                for index in unique:
+                    row[index] = other[index]
+                return
+        for index in unique:
+            row[index] = fresh(table.columns[index], used[index], self.rng)
 
     def _nulls(self, table: SourceTable, row: list[Cell]) -> None:
         keyed = {index for key in table.keys for index in key}

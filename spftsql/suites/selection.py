@@ -13,8 +13,9 @@ from pathlib import Path
 
 from spftsql.sandbox.execute import Sandbox
 from spftsql.sandbox.result import Execution
+from spftsql.suites.determinism import cuts, nulls_elsewhere
 from spftsql.suites.mutations import Mutant
-from spftsql.verdicts import compare, nondeterminism
+from spftsql.verdicts import compare, nondeterminism, probes, stability
 
 _CHUNK = 64  # statements whose results are in memory together
 _DECAY = 0.25  # what killing a mutant once more is worth, compared with the time before
@@ -57,33 +58,53 @@ def on_original(sandbox: Sandbox, database: Path, gold: str, mutants: Sequence[M
     return Target(gold, tuple(kept), dead)
 
 
-def on_candidate(
-    sandbox: Sandbox, instance: Path, twins: Sequence[Path], targets: Mapping[int, Target]
-) -> dict[int, Outcome]:
+def on_candidate(sandbox: Sandbox, instance: Path, twin: Path, targets: Mapping[int, Target]) -> dict[int, Outcome]:
     """What an instance does for each target for which it is usable (by the keys of `targets`).
 
-    It is usable when the gold runs there, within all limits, and gives the same on the twins of the instance (the same
-    rows in other orders): a gold that cuts ties there would call right predictions wrong.
+    It is usable when the gold runs there, within all limits, and its result rests on nothing but what it asks for: not
+    on ties, on where NULLs are sorted, or on the order of the rows in the file (`twin` has another). Otherwise right
+    predictions would be called wrong.
     """
     numbers, golds = list(targets), [target.gold for target in targets.values()]
-    results: dict[int, Execution] = {}
-    for place, result in _executed(sandbox, instance, golds):
-        if result.status == "ran":
-            results[numbers[place]] = result
-    for twin in twins:
-        left = list(results)
-        for place, again in _executed(sandbox, twin, [targets[number].gold for number in left]):
-            number = left[place]
-            if again.status != "ran" or _differs(again, results[number], targets[number].gold):
-                del results[number]
-    killed = dict.fromkeys(results, 0)
-    asked = [(number, bit) for number in results for bit in range(len(targets[number].mutants))]
+    found = {numbers[place]: result for place, result in _executed(sandbox, instance, golds) if result.status == "ran"}
+    found = _settled(sandbox, instance, targets, found)
+    for number, again in zip(list(found), _run(sandbox, twin, [targets[n].gold for n in found]), strict=True):
+        if again.status != "ran" or _differs(again, found[number], targets[number].gold):
+            del found[number]
+    killed = dict.fromkeys(found, 0)
+    asked = [(number, bit) for number in found for bit in range(len(targets[number].mutants))]
     statements = [targets[number].mutants[bit].sql for number, bit in asked]
     for place, outcome in _executed(sandbox, instance, statements):
         number, bit = asked[place]
-        if outcome.status == "ran" and _differs(outcome, results[number], targets[number].gold):
+        if outcome.status == "ran" and _differs(outcome, found[number], targets[number].gold):
             killed[number] |= 1 << bit
-    return {number: Outcome(_is_filled(result), killed[number]) for number, result in results.items()}
+    return {number: Outcome(_is_filled(result), killed[number]) for number, result in found.items()}
+
+
+def _settled(
+    sandbox: Sandbox, instance: Path, targets: Mapping[int, Target], found: Mapping[int, Execution]
+) -> dict[int, Execution]:
+    """Those results of golds (by target) that no other reading of the same statement changes."""
+    asked = {n: probes(targets[n].gold, len(result.columns), len(result.rows)) for n, result in found.items()}
+    cut = {n: cuts(targets[n].gold) for n in found}
+    flipped = {n: nulls_elsewhere(targets[n].gold) for n in found}
+    statements = [sql for n in found for probe in asked[n] for pair in probe.pairs for sql in pair]
+    statements += [query.sql for n in found for query in cut[n]]
+    statements += [sql for sql in flipped.values() if sql is not None]
+    statements = list(dict.fromkeys(statements))
+    results = dict(zip(statements, _run(sandbox, instance, statements), strict=True))
+    settled = {}
+    for number, result in found.items():
+        gold, other = targets[number].gold, flipped[number]
+        stable = stability(result, asked[number], results)
+        open_order = "order by" in gold.lower() and stable.ties != ()
+        tied = any(
+            results[query.sql].status == "ran" and query.is_tie(results[query.sql].rows) for query in cut[number]
+        )
+        moved = other is not None and results[other].status == "ran" and _differs(results[other], result, gold)
+        if not (stable.varies or open_order or tied or moved):
+            settled[number] = result
+    return settled
 
 
 def choose(target: Target, outcomes: Mapping[int, Outcome], k: int) -> list[int]:
@@ -104,6 +125,10 @@ def choose(target: Target, outcomes: Mapping[int, Outcome], k: int) -> list[int]
             for bit in _bits(left.pop(best).killed):
                 weight[bit] *= _DECAY
     return chosen
+
+
+def _run(sandbox: Sandbox, database: Path, statements: Sequence[str]) -> list[Execution]:
+    return [result for _, result in _executed(sandbox, database, statements)]
 
 
 def _executed(sandbox: Sandbox, database: Path, statements: Sequence[str]) -> Iterator[tuple[int, Execution]]:

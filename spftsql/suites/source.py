@@ -10,7 +10,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
@@ -19,7 +19,7 @@ import apsw
 
 from spftsql.databases.schema import Schema
 from spftsql.errors import UserError
-from spftsql.suites.golds import Condition, GoldFacts, Name
+from spftsql.suites.golds import GoldFacts, Name
 
 Cell = None | int | float | str | bytes
 Row = tuple[Cell, ...]
@@ -59,11 +59,15 @@ class SourceColumn:
 
 @dataclass(frozen=True)
 class Link:
-    """Columns (by position) that refer to those of another table; `declared` as a foreign key, or seen in golds."""
+    """Columns (by position) that refer to those of another table, as a declared foreign key or as golds use them.
+
+    `copies` are further columns that say what a column of the parent says (position here, position there).
+    """
 
     columns: tuple[int, ...]
     parent: str
     parent_columns: tuple[int, ...]
+    copies: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -139,6 +143,7 @@ class _Reader:
         self.connection, self.schema = connection, schema
         self.conditions = list(dict.fromkeys(c for fact in facts for c in fact.conditions))
         self.pairs = list(dict.fromkeys(pair for fact in facts for pair in fact.pairs))
+        self.repeated = {(t.lower(), c.lower()) for fact in facts for t, c in fact.repeated}
         self.seed = seed
 
     def read(self) -> Source:
@@ -152,6 +157,10 @@ class _Reader:
         order = _parents_first(drafts)
         for name in reversed(order):
             drafts[name].rows = self._rows(drafts[name], drafts)
+        for draft in drafts.values():
+            draft.links = [
+                replace(link, copies=_copies(draft, link, drafts[link.parent.lower()])) for link in draft.links
+            ]
         encoding = next(iter(self.connection.execute("PRAGMA encoding")))[0]
         version = next(iter(self.connection.execute("PRAGMA user_version")))[0]
         return Source(
@@ -301,13 +310,14 @@ class _Reader:
             bounds = {"low": min(numbers), "high": max(numbers), "step": _step(values) if kind == "real" else 1}
         elif "year" in name.lower():
             bounds = {"low": 1950, "high": 2020}
-        by_habit = kind in ("text", "date") and total >= _HABIT and distinct == total and not nulls
+        repeated = (draft.name.lower(), name.lower()) in self.repeated
+        by_habit = kind == "text" and total >= _HABIT and distinct == total and not nulls and not repeated
         few = distinct <= 2 if kind in ("integer", "real") else total >= 3 * distinct
         return SourceColumn(
             name=name,
             kind=kind,
             as_text=as_text,
-            unique=(index,) in draft.keys or (by_habit and kind == "text"),
+            unique=(index,) in draft.keys or by_habit,
             required=draft.not_null[index] or (total > 0 and not nulls),
             closed="BOOL" in declared or (total > 0 and few and distinct <= 40),
             nulls=nulls / total if total else 0.0,
@@ -336,6 +346,24 @@ def _parents_first(drafts: Mapping[str, _Draft]) -> list[str]:
     for name in drafts:
         visit(name)
     return list(order)
+
+
+def _copies(draft: _Draft, link: Link, parent: _Draft) -> tuple[tuple[int, int], ...]:
+    """Pairs of columns, here and in the parent, that are the same in all sampled rows, and not by accident."""
+    by_key = {tuple(str(row[i]) for i in link.parent_columns): row for row in parent.rows}
+    joined = [(row, by_key[key]) for row in draft.rows if (key := tuple(str(row[i]) for i in link.columns)) in by_key]
+    found = []
+    for own in range(len(draft.columns)):
+        for other in range(len(parent.columns)):
+            if own in link.columns or other in link.parent_columns or draft is parent:
+                continue
+            if joined and all(row[own] == there[other] for row, there in joined):
+                counts = Counter(there[other] for _, there in joined)
+                alike = sum((count / len(joined)) ** 2 for count in counts.values())
+                parents = {tuple(there[i] for i in link.parent_columns) for _, there in joined}
+                if alike ** len(parents) < _CHANCE:
+                    found.append((own, other))
+    return tuple(found)
 
 
 def _is_number(value: object) -> bool:
@@ -410,7 +438,11 @@ def _invented(draft: _Draft, columns: Sequence[SourceColumn], rng: random.Random
 
 
 def _blocks(draft: _Draft, columns: Sequence[SourceColumn], linked: set[int]) -> tuple[tuple[int, ...], ...]:
-    """Sets of columns to be drawn together: where one follows from the other in the rows, and dates."""
+    """Sets of columns to be drawn together.
+
+    These are columns of which one follows from the other in the rows, dates, and what names an entity in words: a code
+    goes with its name, so that it does not matter by which of them a row is found. Numbers as keys go with nothing.
+    """
     group = list(range(len(columns)))
 
     def join(one: int, other: int) -> None:
@@ -423,8 +455,10 @@ def _blocks(draft: _Draft, columns: Sequence[SourceColumn], linked: set[int]) ->
             if one != other and group[one] != group[other] and _follows(draft.rows, one, other):
                 join(one, other)
     dates = [i for i in free if columns[i].kind == "date" and i not in linked]
-    for other in dates[1:]:
-        join(dates[0], other)
+    names = [i for i, column in enumerate(columns) if column.unique and column.kind == "text" and i not in linked]
+    for together in (dates, names):
+        for other in together[1:]:
+            join(together[0], other)
     members: dict[int, list[int]] = {}
     for index, number in enumerate(group):
         members.setdefault(number, []).append(index)
@@ -447,12 +481,3 @@ def _follows(rows: Sequence[Row], one: int, other: int) -> bool:
     counts = Counter(row[other] for row in rows)
     alike = sum((count / len(rows)) ** 2 for count in counts.values())  # that two rows agree by chance
     return repeats > 0 and alike**repeats < _CHANCE
-
-
-def conditions_by_column(facts: Iterable[GoldFacts]) -> dict[Name, list[Condition]]:
-    """All conditions on each column (names in lower case)."""
-    found: dict[Name, list[Condition]] = {}
-    for fact in facts:
-        for condition in fact.conditions:
-            found.setdefault((condition.table.lower(), condition.column.lower()), []).append(condition)
-    return found

@@ -10,39 +10,18 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from filelock import FileLock
 
-from spftsql.config import SandboxConfig
 from spftsql.databases.files import file_hash
-from spftsql.databases.reflection import reflect
 from spftsql.errors import Fault, UserError
-from spftsql.sandbox.execute import Sandbox
-from spftsql.suites.golds import read_golds
-from spftsql.suites.instances import make_rows, style
-from spftsql.suites.mutations import mutants
-from spftsql.suites.selection import Outcome, Target, choose, on_candidate, on_original
-from spftsql.suites.source import read_source
+from spftsql.suites.building import Built, build
 from spftsql.suites.store import suite_key
-from spftsql.suites.writing import write_instance, write_twin
 
-LIMITS = SandboxConfig(
-    soft_seconds=5,
-    hard_seconds=15,
-    max_rows=20_000,
-    max_bytes=16_000_000,
-    memory_mb=1024,
-    double_quoted_strings=True,
-)
-_PER_INSTANCE = 4  # candidates made for every instance wanted
-_MOST_CANDIDATES = 48
-_TWINS = 2
 _MANIFEST = "suite.json"
 
 
@@ -118,7 +97,8 @@ def build_suite(
                 for leftover in (draft, folder):
                     shutil.rmtree(leftover, ignore_errors=True)
                 draft.mkdir()
-                _build(database, db_id, golds, k, seed, workers, progress, draft)
+                built = build(db_id, database, golds, k, seed, workers, progress, draft)
+                _write_manifest(draft, db_id, golds, built)
                 os.replace(draft, folder)
                 known = _load(folder, db_id, database)
     except OSError as error:
@@ -143,102 +123,23 @@ def _load(folder: Path, db_id: str, database: Path) -> Suite | None:
     return Suite(db_id, (database, *files), chosen, Report(**report))
 
 
-def _build(
-    database: Path,
-    db_id: str,
-    golds: Sequence[str],
-    k: int,
-    seed: int,
-    workers: int,
-    progress: Callable[[int, int], None],
-    folder: Path,
-) -> None:
-    schema = reflect(db_id, database)
-    facts = read_golds(golds, schema)
-    source = read_source(database, schema, facts, seed)
-    count = min(_MOST_CANDIDATES, max(8, _PER_INSTANCE * k))
-    total, done = len(golds) + count, 0
-    progress(0, total)
-
-    def ticked() -> None:
-        nonlocal done
-        done += 1
-        progress(done, total)
-
-    def first(numbers: Sequence[int]) -> dict[int, Target]:
-        found = {}
-        with Sandbox(LIMITS) as sandbox:
-            for number in numbers:
-                target = on_original(sandbox, database, golds[number], mutants(golds[number], schema))
-                if target is not None:
-                    found[number] = target
-                ticked()
-        return found
-
-    def second(numbers: Sequence[int]) -> dict[int, dict[int, Outcome]]:
-        found = {}
-        with Sandbox(LIMITS) as sandbox:
-            for number in numbers:
-                rng = random.Random(f"{seed} {db_id} {number}")
-                focus = facts if number % 2 else rng.sample(facts, max(1, len(facts) // 3))
-                instance = _file(folder, number)
-                write_instance(source, make_rows(source, focus, style(number, rng), rng), instance)
-                twins = [instance.with_suffix(f".twin{twin}") for twin in range(_TWINS)]
-                for twin in twins:
-                    write_twin(instance, twin, rng)
-                found[number] = on_candidate(sandbox, instance, twins, targets)
-                for twin in twins:
-                    twin.unlink()
-                ticked()
-        return found
-
-    with ThreadPoolExecutor(max_workers=workers) as threads:
-        targets: dict[int, Target] = {}
-        for part in threads.map(first, [range(start, len(golds), workers) for start in range(workers)]):
-            targets |= part
-        outcomes: dict[int, dict[int, Outcome]] = {}
-        for share in threads.map(second, [range(start, count, workers) for start in range(workers)]):
-            outcomes |= share
-    picked: dict[int, list[int]] = {}
-    for number, target in sorted(targets.items()):
-        own = {
-            candidate: outcomes[candidate][number] for candidate in sorted(outcomes) if number in outcomes[candidate]
-        }
-        picked[number] = choose(target, own, k)
-    used = sorted({candidate for places in picked.values() for candidate in places})
-    for candidate in set(range(count)) - set(used):
-        _file(folder, candidate).unlink()
-    places = {candidate: place for place, candidate in enumerate(used, 1)}
+def _write_manifest(folder: Path, db_id: str, golds: Sequence[str], built: Built) -> None:
+    places = {candidate: place for place, candidate in enumerate(built.files, 1)}
     tree = {
         "db_id": db_id,
-        "k": k,
-        "seed": seed,
-        "files": [_file(folder, candidate).name for candidate in used],
-        "chosen": {gold: [places[c] for c in picked.get(number, ())] for number, gold in enumerate(golds)},
-        "report": asdict(_report(golds, targets, picked, outcomes, count)),
+        "files": [file.name for file in built.files.values()],
+        "chosen": {gold: [places[c] for c in built.chosen.get(number, ())] for number, gold in enumerate(golds)},
+        "report": asdict(_report(golds, built)),
     }
     (folder / _MANIFEST).write_text(json.dumps(tree, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
-def _file(folder: Path, candidate: int) -> Path:
-    return folder / f"instance-{candidate:02}.sqlite"
-
-
-def _report(
-    golds: Sequence[str],
-    targets: Mapping[int, Target],
-    picked: Mapping[int, Sequence[int]],
-    outcomes: Mapping[int, Mapping[int, Outcome]],
-    candidates: int,
-) -> Report:
+def _report(golds: Sequence[str], built: Built) -> Report:
     kinds: dict[str, tuple[int, int, int]] = {}
-    for number, target in targets.items():
-        killed = target.dead
-        for candidate in picked[number]:
-            killed |= outcomes[candidate][number].killed
+    for number, target in built.targets.items():
         for bit, mutant in enumerate(target.mutants):
             total, first, later = kinds.get(mutant.kind, (0, 0, 0))
-            kinds[mutant.kind] = total + 1, first + (target.dead >> bit & 1), later + (killed >> bit & 1)
+            kinds[mutant.kind] = total + 1, first + (target.dead >> bit & 1), later + (built.killed[number] >> bit & 1)
     total, first, later = (sum(counts[place] for counts in kinds.values()) for place in range(3))
-    alone = sum(not picked.get(number) for number in range(len(golds)))
-    return Report(len(golds), total, first, later, alone, candidates, dict(sorted(kinds.items())))
+    alone = sum(not built.chosen.get(number) for number in range(len(golds)))
+    return Report(len(golds), total, first, later, alone, built.candidates, dict(sorted(kinds.items())))

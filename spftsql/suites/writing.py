@@ -43,8 +43,8 @@ def write_instance(source: Source, rows: Mapping[str, Sequence[Row]], target: Pa
 def write_twin(instance: Path, target: Path, rng: random.Random) -> None:
     """Writes the same rows in another order, without keys and indexes.
 
-    A statement that gives another result there depends on the order in which rows are found: it cuts or sorts ties, or
-    picks a value out of a group.
+    A statement that gives another result there depends on the order in which rows are found, if only in the last digits
+    of a sum.
     """
     source = apsw.Connection(str(instance), flags=apsw.SQLITE_OPEN_READONLY)
     twin = apsw.Connection(":memory:")
