@@ -55,6 +55,7 @@ _SIGNALS = 0b10
 _SYSTEM = (
     *("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache"),
     *("/etc/localtime", "/usr/share/zoneinfo", "/dev/null", "/dev/urandom"),
+    *("/proc/self/cgroup", "/sys/fs/cgroup"),  # DuckDB aborts where these are there and cannot be read
 )
 
 _libc = ctypes.CDLL(None, use_errno=True)
