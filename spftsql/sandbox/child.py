@@ -17,9 +17,8 @@ from spftsql.sandbox.channel import Channel
 from spftsql.sandbox.fence import bound_cpu_time, raise_fence
 from spftsql.sandbox.location import Engine, Location
 from spftsql.sandbox.result import Limits
-from spftsql.sandbox.runner import EngineModule, Runner, engine_module, state_of
+from spftsql.sandbox.runner import OPEN_DATABASES, EngineModule, Runner, engine_module, state_of
 
-_OPEN_DATABASES = 16
 _MAX_REQUEST = 1 << 30
 
 
@@ -69,7 +68,7 @@ class _Runners:
         if known and known[0] == state:
             self._open.move_to_end(address)
             return known[1]
-        if known or len(self._open) >= _OPEN_DATABASES:
+        if known or len(self._open) >= OPEN_DATABASES[self._engine]:
             _, old = self._open.pop(address) if known else self._open.popitem(last=False)[1]
             old.close()
         runner = self._module.open_database(address, self._limits)

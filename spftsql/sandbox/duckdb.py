@@ -288,18 +288,15 @@ class DuckdbRunner:
 
 
 def limit_process(limits: Limits) -> None:
-    """Prepares what cannot be had once the fence is up, and one heap for all threads, because each reserves 64 MB.
-
-    Raises `Fault` when the process may have too little memory for DuckDB itself.
-    """
-    if limits.memory_mb < _LEAST_MEMORY_MB:
-        raise Fault(f"DuckDB needs sandbox.memory_mb of at least {_LEAST_MEMORY_MB}")
+    """Loads what is needed before the fence is up; one heap for all threads, because each would reserve 64 MB."""
     _libc.mallopt(_M_ARENA_MAX, 1)
     _refused_names()
 
 
 def open_database(address: str, limits: Limits) -> DuckdbRunner:
-    """Opens a file; raises `Fault` as `DuckdbRunner`."""
+    """Opens a file; raises `Fault` as `DuckdbRunner`, and where there is too little memory for DuckDB itself."""
+    if limits.memory_mb < _LEAST_MEMORY_MB:
+        raise Fault(f"DuckDB needs sandbox.memory_mb of at least {_LEAST_MEMORY_MB}")
     return DuckdbRunner(Path(address), limits)
 
 

@@ -15,6 +15,8 @@ _MODULES: dict[Engine, str] = {
     "duckdb": "spftsql.sandbox.duckdb",
     "postgresql": "spftsql.sandbox.postgresql",
 }
+# Databases that a child has open at once. DuckDB keeps in memory what it has read of each, which others would then lack.
+OPEN_DATABASES: dict[Engine, int] = {"sqlite": 16, "duckdb": 1, "postgresql": 16}
 
 
 class Runner(Protocol):
