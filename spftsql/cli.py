@@ -95,24 +95,61 @@ def submit(
 @app.command()
 def score(
     benchmark: Annotated[str, typer.Option(help="spider, bird, geoquery or jsonl")],
-    root: Annotated[Path, typer.Option(help="Folder of the benchmark.")],
-    predictions: Annotated[Path, typer.Option(help="Predicted SQL: one per line, or BIRD's JSON.")],
+    root: Annotated[Path, typer.Option(help="Folder of the benchmark, as it is published.")],
+    predictions: Annotated[
+        Path, typer.Option(help="Predicted SQL: lines, BIRD's JSON, or rows (JSON, JSON lines, CSV) with a key.")
+    ],
+    split: Annotated[
+        str | None,
+        typer.Option(help="Which questions: dev, test, mini_dev, query-test, …; default: the first that is there."),
+    ] = None,
+    databases: Annotated[
+        Path | None, typer.Option(help="Folder of database files, or a YAML file of name: file or URL.")
+    ] = None,
+    db: Databases = None,
     policy: Annotated[str | None, typer.Option(help="spider, bird or strict; default: the benchmark's own.")] = None,
     keep_distinct: Annotated[bool, typer.Option("--keep-distinct", help="Do not ignore DISTINCT (spider).")] = False,
-    workers: Annotated[int, typer.Option(help="Processes that execute SQL.")] = 2,
+    suite: Annotated[
+        int, typer.Option(min=0, help="Test-suite accuracy: up to so many perturbed instances for each gold.")
+    ] = 0,
+    metrics: Annotated[
+        str, typer.Option(help="Besides ex, and ts with --suite: exact-match, soft-f1, ves, r-ves; with commas.")
+    ] = "ex",
+    repeats: Annotated[
+        int, typer.Option(min=1, help="Timed runs of each correct prediction, for ves and r-ves.")
+    ] = 100,
+    against: Annotated[
+        Path | None, typer.Option(help="Another predictions file: McNemar's test on the same questions.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that execute SQL.")] = 2,
+    timeout: Annotated[float, typer.Option(help="Seconds for one statement.")] = 30,
+    max_rows: Annotated[int, typer.Option(min=1, help="Rows of one result.")] = 1_000_000,
+    memory_mb: Annotated[int, typer.Option(min=64, help="Memory of one process that executes SQL.")] = 2048,
     out: Annotated[Path | None, typer.Option("--json", help="Write the verdict of every item here.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the tables here as Markdown.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write one page with all questions and results here.")] = None,
 ) -> None:
     """Scores a file of predicted SQL by execution."""
-    if out is not None and not out.absolute().parent.is_dir():
-        raise UserError(f"--json {out}: the folder {out.absolute().parent} does not exist")
-    from spftsql.evaluation.scoring import render, score_command
-    from spftsql.progress import Reporter
+    from spftsql.evaluation.command import run_score
+    from spftsql.evaluation.scoring import ScoreOptions, limits
 
-    with Reporter().task("score") as progress:
-        result = score_command(benchmark, root, predictions, _policy(policy), keep_distinct, workers, progress)
-    if out is not None:
-        out.write_text(result.to_json(), encoding="utf-8")
-    _out.print(render(result), markup=False, soft_wrap=True)
+    options = ScoreOptions(
+        benchmark=benchmark,
+        root=root,
+        predictions=predictions,
+        split=split,
+        databases=databases,
+        named=tuple(db or ()),
+        policy=_policy(policy),
+        keep_distinct=keep_distinct,
+        suite=suite,
+        metrics=tuple(name.strip() for name in metrics.split(",") if name.strip()),
+        repeats=repeats,
+        against=against,
+        workers=workers,
+        limits=limits(timeout, max_rows, memory_mb),
+    )
+    run_score(options, _out, out, markdown, html)
 
 
 @app.command()

@@ -111,7 +111,8 @@ def _whole(gold: Query, predicted: Query, has: Callable[[Query], bool], content:
 
 def _connectors(gold: Conditions, predicted: Conditions) -> Part:
     ours, theirs = set(gold.connectors), set(predicted.connectors)
-    return Part(1, 1, 1) if ours == theirs else Part(len(ours), len(theirs), 0)
+    # The original counts these two the other way round, which shows in its partial scores.
+    return Part(1, 1, 1) if ours == theirs else Part(gold=len(theirs), predicted=len(ours), agree=0)
 
 
 def _set_operation(gold: Query, predicted: Query) -> Part:

@@ -7,7 +7,7 @@ McNemar's test in its exact form, a two-sided binomial test over the questions o
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -19,15 +19,6 @@ class McNemar:
     only_a: int
     only_b: int
     p: float
-
-
-@dataclass(frozen=True)
-class AccuracyRow:
-    """One line of an accuracy table: `correct` of `n` questions answered."""
-
-    name: str
-    correct: int
-    n: int
 
 
 def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -91,16 +82,6 @@ def questions_to_decide(only_a: int, only_b: int, n: int, alpha: float = 0.05) -
     z = _quantile(alpha)
     root = (z * math.sqrt(split) + math.sqrt(z * z * split + 4 * lead)) / (2 * lead)
     return max(1, math.ceil((root * root - 1) * n))
-
-
-def accuracy_table(rows: Iterable[AccuracyRow], header: str = "method") -> str:
-    """A Markdown table of accuracies, each with n and its 95 % interval."""
-    lines = [f"| {header} | accuracy | right | n | 95 % interval |", "|---|---|---|---|---|"]
-    for row in rows:
-        accuracy = f"{row.correct / row.n:.3f}" if row.n else "-"
-        low, high = wilson(row.correct, row.n)
-        lines.append(f"| {row.name} | {accuracy} | {row.correct} | {row.n} | {low:.3f} to {high:.3f} |")
-    return "\n".join(lines)
 
 
 def _binomial_p(only_a: int, only_b: int) -> float:

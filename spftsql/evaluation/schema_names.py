@@ -11,6 +11,7 @@ from typing import Any
 
 from spftsql.errors import UserError
 from spftsql.evaluation.components import Names
+from spftsql.sandbox.location import Location, locate
 
 _FILES = {  # of the layouts in `spftsql.evaluation.sources`, and beside Spider's robustness sets
     "spider": ("test_tables.json", "tables.json", "../spider/tables.json"),
@@ -18,8 +19,10 @@ _FILES = {  # of the layouts in `spftsql.evaluation.sources`, and beside Spider'
 }
 
 
-def read_names(benchmark: str, root: Path, databases: Mapping[str, Path]) -> dict[str, Names]:
+def read_names(benchmark: str, root: Path, databases: Mapping[str, str | Path]) -> dict[str, Names]:
     """The names of each database: from the benchmark's own list of tables, else from the SQLite file itself.
+
+    Of other engines nothing is known: columns then go by the name that they have in a statement.
 
     Raises `UserError` for a list that cannot be read.
     """
@@ -28,7 +31,7 @@ def read_names(benchmark: str, root: Path, databases: Mapping[str, Path]) -> dic
         file = root / name
         if file.is_file():
             listed = {**_listed(file), **listed}
-    return {db_id: listed.get(db_id) or _declared(path) for db_id, path in databases.items()}
+    return {db_id: listed.get(db_id) or _declared(locate(place)) for db_id, place in databases.items()}
 
 
 def _listed(file: Path) -> dict[str, Names]:
@@ -47,8 +50,10 @@ def _of_entry(entry: Mapping[str, Any]) -> Names:
     return _names(columns, keys)
 
 
-def _declared(path: Path) -> Names:
-    address = f"{path.resolve().as_uri()}?mode=ro&immutable=1"
+def _declared(location: Location) -> Names:
+    if location.engine != "sqlite":
+        return Names({})
+    address = f"{Path(location.address).resolve().as_uri()}?mode=ro&immutable=1"
     try:
         with closing(sqlite3.connect(address, uri=True)) as connection:
             columns = connection.execute(
@@ -62,7 +67,7 @@ def _declared(path: Path) -> Names:
                 "LEFT JOIN pragma_table_info(k.\"table\") p ON p.pk = k.seq + 1 WHERE m.type = 'table'"
             ).fetchall()
     except sqlite3.DatabaseError as error:
-        raise UserError(f"{path}: {error}") from None
+        raise UserError(f"{location}: {error}") from None
     return _names(columns, [((a, b), (c, d)) for a, b, c, d in keys if d])
 
 

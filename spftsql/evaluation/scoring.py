@@ -2,33 +2,43 @@
 
 from __future__ import annotations
 
-import json
-import queue
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from spftsql import __version__
 from spftsql.config import SandboxConfig
 from spftsql.databases.files import database_file, file_hash
-from spftsql.errors import Fault, UserError
+from spftsql.errors import UserError
+from spftsql.evaluation import passes
 from spftsql.evaluation.hardness import spider_hardness
-from spftsql.evaluation.locations import database_configs
-from spftsql.evaluation.metrics import AccuracyRow, accuracy_table, wilson
-from spftsql.evaluation.predictions import read_predictions
-from spftsql.evaluation.sources import PUBLISHED, Question, read_questions
-from spftsql.records import Policy, Verdict, VerificationRequest, content_hash
+from spftsql.evaluation.locations import database_configs, given_databases
+from spftsql.evaluation.metrics import mcnemar, paired_difference
+from spftsql.evaluation.passes import Prepared
+from spftsql.evaluation.predictions import Predictions, read_predictions
+from spftsql.evaluation.score_result import NO_DATABASE, Against, ScoredItem, ScoreResult, SuiteSummary
+from spftsql.evaluation.sources import Question, Questions, read_split
+from spftsql.evaluation.threads import Progress, VerifierThreads
+from spftsql.records import Policy, Verdict, content_hash
+from spftsql.sandbox.location import Location, locate
 
+if TYPE_CHECKING:  # imported where they are used
+    from spftsql.evaluation.exact_match import PartialScore
+    from spftsql.suites import Suite
+
+Task = Callable[[str], AbstractContextManager[Progress]]
+
+METRICS = ("ex", "ts", "exact-match", "soft-f1", "ves", "r-ves")
 DEFAULT_POLICY: dict[str, Policy] = {
     "spider": "spider",
     "bird": "bird",
     "geoquery": "strict",
     "jsonl": "strict",
 }
-NO_DATABASE = "no database file"
 # Benchmark golds read unknown double-quoted names as strings; some of BIRD's run for half a minute.
 LIMITS = SandboxConfig(
     soft_seconds=30,
@@ -38,8 +48,8 @@ LIMITS = SandboxConfig(
     memory_mb=2048,
     double_quoted_strings=True,
 )
-_LEVELS = ("easy", "medium", "hard", "extra", "simple", "moderate", "challenging")
-_BATCH = 32  # statements sent to a verifier at once
+_LONGEST_S = 86_400.0
+_DIALECTS = {"sqlite": "sqlite", "duckdb": "duckdb", "postgresql": "postgres"}  # sqlglot's names of the engines
 # Quoted text and comments are matched first, so that what follows is neither.
 _SPIDER_TOKENS = re.compile(
     r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|`[^`]*`|--[^\n]*|/\*.*?\*/"""
@@ -49,115 +59,121 @@ _SPIDER_TOKENS = re.compile(
 
 
 @dataclass(frozen=True)
-class ScoredItem:
-    """The verdict on one prediction; `index` is the question's position in the benchmark."""
+class ScoreOptions:
+    """What to score and how; the fields are the options of `spftsql score`."""
 
-    index: int
-    db_id: str
-    verdict: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class ScoreResult:
-    """What `spftsql score` found. `hardness` has one entry per item and stays out of the JSON."""
-
-    policy: Policy
-    versions: Mapping[str, str]
-    items: tuple[ScoredItem, ...]
-    hardness: tuple[str, ...]
-
-    @property
-    def correct(self) -> tuple[bool, ...]:
-        """Which predictions are right, in the questions' order."""
-        return tuple(item.verdict == "equal" for item in self.items)
-
-    @property
-    def accuracy(self) -> float:
-        """The share of right predictions among all; one that cannot be verified counts as wrong."""
-        return sum(self.correct) / len(self.items)
-
-    def to_json(self) -> str:
-        """The result as JSON: accuracy, policy, versions, and one item per question."""
-        items = [asdict(item) for item in self.items]
-        tree = {
-            "accuracy": self.accuracy,
-            "policy": self.policy,
-            "versions": dict(self.versions),
-            "items": items,
-        }
-        return json.dumps(tree, indent=1, ensure_ascii=False)
+    benchmark: str
+    root: Path
+    predictions: Path
+    split: str | None = None
+    databases: Path | None = None
+    named: tuple[str, ...] = ()
+    policy: Policy | None = None
+    keep_distinct: bool = False
+    suite: int = 0
+    metrics: tuple[str, ...] = ("ex",)
+    repeats: int = 100  # timed runs of each correct prediction and its gold, for VES and R-VES
+    against: Path | None = None
+    workers: int = 2
+    limits: SandboxConfig = LIMITS
+    samples: bool = False
 
 
-def score_command(
-    benchmark: str,
-    root: Path,
-    predictions: Path,
-    policy: Policy | None = None,
-    keep_distinct: bool = False,
-    workers: int = 1,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> ScoreResult:
-    """Scores `predictions` on the test part of a benchmark (of Spider and BIRD: dev).
+@dataclass
+class _Found:
+    """What the passes have found so far, by index of the question."""
 
-    Without `policy` the benchmark's own is used. Under `spider`, DISTINCT is dropped from both sides unless
-    `keep_distinct`, as Spider's evaluator does. `progress` is called with (done, total). Raises `UserError`
-    for files that are missing or do not fit together, and `Fault` when a statement could not be executed for
-    our own reasons.
+    checks: Mapping[int, Verdict]
+    originals: Sequence[Mapping[int, Verdict]]  # of each predictions file
+    decided: Sequence[Mapping[int, Verdict]]  # the same over all instances of the suite
+    faults: passes.Faults
+    values: dict[str, Mapping[int, float]] = field(default_factory=dict)
+    rounds: tuple[float, ...] = ()
+    components: Mapping[str, PartialScore] | None = None
+    notes: tuple[str, ...] = ()
+
+
+def score(options: ScoreOptions, task: Task) -> ScoreResult:
+    """Scores predictions; `task` gives a progress bar for a step, by its title.
+
+    Without a policy the benchmark's own is used. Under `spider`, DISTINCT is dropped from both sides unless
+    `keep_distinct`, as Spider's evaluator does. With a suite, an item is right when it is on every instance.
+    What could not be executed for our own reasons is in the result's `faults`.
+    Raises `UserError` for options and files that are wrong or do not fit together.
     """
-    if benchmark not in PUBLISHED:
-        raise UserError(f"unknown benchmark {benchmark}; known: {', '.join(PUBLISHED)}")
-    test = read_questions(benchmark, root, "test")
+    wanted = _wanted(options)
+    test = read_split(options.benchmark, options.root, options.split)
     if not test.rows:
-        raise UserError(f"{benchmark}: no test questions in {root}")
-    answers = read_predictions(predictions, test.rows).statements
-    used = {question.db_id for question in test.rows}
-    databases = {
-        name: database_file(config.url) for name, config in database_configs(benchmark, root).items() if name in used
-    }
-    if not databases:
-        raise UserError(f"{benchmark}: no database file for any question in {root}; run `spftsql data check`")
-    chosen = policy or DEFAULT_POLICY[benchmark]
-    requests = _requests(test.rows, answers, databases, chosen, keep_distinct)
-    verdicts = _verify(requests, databases, workers, progress)
-    versions = {
-        "spftsql": __version__,
-        "benchmark": content_hash(sorted((file.name, file_hash(file)) for file in test.files)),
-        "databases": content_hash(sorted((name, file_hash(path)) for name, path in databases.items())),
-        "engine": ", ".join(sorted({verdict.engine for verdict in verdicts.values()})),
-    }
-    items = []
-    for index, question in enumerate(test.rows):
-        verdict = verdicts.get(index)
-        status, reason = (verdict.status, verdict.reason) if verdict else ("unverifiable", NO_DATABASE)
-        items.append(ScoredItem(index, question.db_id, status, reason))
-    hardness = tuple(question.hardness or spider_hardness(question.sql) for question in test.rows)
-    return ScoreResult(chosen, versions, tuple(items), hardness)
+        raise UserError(f"{options.benchmark}: no questions in {', '.join(map(str, test.files))}")
+    files = [read_predictions(path, test.rows) for path in (options.predictions, options.against) if path]
+    policy = options.policy or DEFAULT_POLICY[options.benchmark]
+
+    def text(sql: str) -> str:
+        return spider_text(sql, options.keep_distinct) if policy == "spider" else sql
+
+    golds = tuple(text(question.sql) for question in test.rows)
+    prepared = Prepared(test.rows, golds, _databases(options, test), policy)
+    sides = [tuple(map(text, file.statements)) for file in files]
+    suites = _suites(options, prepared, task) if options.suite else {}
+    databases = dict(prepared.databases)
+    for db_id, suite in suites.items():
+        databases |= {passes.instance_name(db_id, place): path for place, path in enumerate(suite.instances)}
+    with VerifierThreads(databases, options.limits, options.workers) as threads, ThreadPoolExecutor(1) as beside:
+        hardness = beside.submit(_hardness, prepared)
+        with task("score") as progress:
+            checks, originals = passes.verify_originals(threads, prepared, sides, progress)
+        found = _Found(checks, originals, originals, passes.faults_of(checks, *originals))
+        if suites and not found.faults:
+            with task("test suite") as progress:
+                found.decided = [
+                    passes.verify_on_suites(threads, prepared, side, original, suites, progress)
+                    for side, original in zip(sides, originals, strict=True)
+                ]
+            found.faults = passes.faults_of(*found.decided)
+        found.values["ex"] = _right(originals[0])
+        if suites:
+            found.values["ts"] = _right(found.decided[0])
+        if "exact-match" in wanted:
+            _match_exactly(options, prepared, files[0], found)
+        _measure(threads, options, prepared, sides[0], wanted, found, task)
+        samples = None
+        if options.samples and not found.faults:
+            with task("samples") as progress:
+                raw = files[0].statements
+                samples = passes.samples_of(threads, prepared, raw, sides[0], checks, originals[0], progress)
+        items = _items(prepared, found, hardness.result())
+    return ScoreResult(
+        benchmark=options.benchmark,
+        split=test.split,
+        policy=policy,
+        measure="ts" if suites else "ex",
+        predictions=str(options.predictions),
+        pairing=files[0].pairing,
+        versions=_versions(test, prepared, found),
+        limits=options.limits.model_dump(exclude={"double_quoted_strings"}),
+        items=items,
+        notes=(*test.notes, *files[0].notes, *found.notes),
+        metrics=tuple(found.values),
+        components=found.components,
+        rounds=found.rounds,
+        suite=_summary(options, suites),
+        against=_against(options, prepared, files, found),
+        samples=None if samples is None else tuple(samples),
+        faults=tuple(sorted(found.faults.items())),
+    )
 
 
-def render(result: ScoreResult) -> str:
-    """The result for a person, in Markdown: accuracy with its interval, by hardness, and the verdicts."""
-    n, right = len(result.items), sum(result.correct)
-    low, high = wilson(right, n)
-    lines = [f"execution accuracy {right / n:.4f} ({right} of {n}, 95 % interval {low:.4f} to {high:.4f})"]
-    absent = [item.db_id for item in result.items if item.reason == NO_DATABASE]
-    if absent:
-        rest = n - len(absent)
-        low, high = wilson(right, rest)
-        lines.append(
-            f"{len(absent)} questions have no database file ({', '.join(sorted(set(absent)))}) "
-            "and count as wrong; "
-            f"over the {rest} others {right / rest:.4f} (95 % interval {low:.4f} to {high:.4f})"
+def limits(seconds: float, max_rows: int, memory_mb: int) -> SandboxConfig:
+    """`LIMITS` with other ones in their place; a process is killed when it overruns the seconds by a third.
+
+    Raises `UserError` for a number of seconds that is none.
+    """
+    if not 0 < seconds <= _LONGEST_S:
+        raise UserError(
+            f"--timeout {seconds:g}: give the seconds for one statement, above 0 and at most {_LONGEST_S:g}"
         )
-    lines.append(f"policy {result.policy}; " + "; ".join(f"{k} {v}" for k, v in result.versions.items()))
-    counts = Counter(result.hardness)
-    solved = Counter(level for level, right in zip(result.hardness, result.correct, strict=True) if right)
-    order = sorted(counts, key=lambda level: (_LEVELS.index(level) if level in _LEVELS else len(_LEVELS), level))
-    rows = [AccuracyRow(level, solved[level], counts[level]) for level in order]
-    mix = Counter(item.verdict for item in result.items).most_common()
-    lines += ["", accuracy_table(rows, header="hardness"), "", "| verdict | questions |", "|---|---|"]
-    lines += [f"| {verdict} | {count} |" for verdict, count in mix]
-    return "\n".join(lines)
+    given = {"soft_seconds": seconds, "hard_seconds": seconds * 4 / 3, "max_rows": max_rows, "memory_mb": memory_mb}
+    return LIMITS.model_copy(update=given)
 
 
 def spider_text(sql: str, keep_distinct: bool) -> str:
@@ -171,54 +187,186 @@ def spider_text(sql: str, keep_distinct: bool) -> str:
     return _SPIDER_TOKENS.sub(replace, sql)
 
 
-def _requests(
-    questions: Sequence[Question],
-    answers: Sequence[str],
-    databases: Mapping[str, Path],
-    policy: Policy,
-    keep_distinct: bool,
-) -> dict[int, VerificationRequest]:
-    requests = {}
-    for index, (question, answer) in enumerate(zip(questions, answers, strict=True)):
-        if question.db_id in databases:
-            sql, gold = answer, question.sql
-            if policy == "spider":
-                sql, gold = spider_text(sql, keep_distinct), spider_text(gold, keep_distinct)
-            requests[index] = VerificationRequest(str(index), question.db_id, sql, gold, policy)
-    return requests
+def _wanted(options: ScoreOptions) -> tuple[str, ...]:
+    """The metrics asked for; raises `UserError` for what is unknown or does not go together."""
+    unknown = [name for name in options.metrics if name not in METRICS]
+    if unknown:
+        raise UserError(f"unknown metric {unknown[0]}; known: {', '.join(METRICS)}")
+    if "ts" in options.metrics and not options.suite:
+        raise UserError("the metric ts needs --suite K, the number of instances of each database")
+    if {"ves", "r-ves"} & set(options.metrics) and options.repeats < 2 * passes.ROUNDS:
+        raise UserError(f"--repeats {options.repeats} is too few for VES and R-VES: at least {2 * passes.ROUNDS}")
+    if options.workers < 1:
+        raise UserError(f"--workers {options.workers}: at least one process is needed")
+    return options.metrics
 
 
-def _verify(
-    requests: Mapping[int, VerificationRequest],
-    databases: Mapping[str, Path],
-    workers: int,
-    progress: Callable[[int, int], None],
-) -> dict[int, Verdict]:
-    """The verdict of every request; each of `workers` threads has its own verifier, thus a child process."""
-    from spftsql.verification.batches import batches_by_database
-    from spftsql.verification.worker import Verifier
+def _databases(options: ScoreOptions, test: Questions) -> dict[str, str | Path]:
+    """The databases that the questions need and that are there: named ones first, then those of the benchmark."""
+    found = database_configs(options.benchmark, options.root, test.split)
+    found |= given_databases(options.databases, options.named)
+    databases: dict[str, str | Path] = {}
+    for db_id in dict.fromkeys(question.db_id for question in test.rows):
+        if db_id in found:
+            address = found[db_id].url
+            databases[db_id] = database_file(address) if locate(address).engine == "sqlite" else address
+    if not databases:
+        raise UserError(
+            f"{options.benchmark}: no database file for any question in {options.root}; name their folder with "
+            "--databases, or run `spftsql data check`"
+        )
+    return databases
 
-    batches: queue.SimpleQueue[list[VerificationRequest]] = queue.SimpleQueue()
-    for batch in batches_by_database(list(requests.values()), _BATCH):
-        batches.put(batch)
-    verdicts: dict[int, Verdict] = {}
-    progress(0, len(requests))
 
-    def work() -> None:
-        with Verifier(databases, LIMITS) as verifier:
-            while True:
-                try:
-                    batch = batches.get_nowait()
-                except queue.Empty:
-                    return
-                verdicts.update((int(verdict.id), verdict) for verdict in verifier.verify(batch))
-                progress(len(verdicts), len(requests))
+def _suites(options: ScoreOptions, prepared: Prepared, task: Task) -> dict[str, Suite]:
+    from spftsql.cache import cache_folder
+    from spftsql.suites import build_suite
 
-    with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
-        for future in [pool.submit(work) for _ in range(max(1, workers))]:
-            future.result()
-    faults = [(index, verdict.fault) for index, verdict in verdicts.items() if verdict.fault]
-    if faults:
-        index, fault = faults[0]
-        raise Fault(f"{len(faults)} statements could not be verified (question {index}: {fault}); run again")
-    return verdicts
+    golds: dict[str, list[str]] = {}
+    for index in prepared.runnable():
+        golds.setdefault(prepared.questions[index].db_id, []).append(prepared.golds[index])
+    folder = cache_folder("suites")
+    suites: dict[str, Suite] = {}
+    with task("instances") as progress:
+        for db_id, statements in golds.items():
+            file = locate(prepared.databases[db_id]).file
+            if file is None or locate(file).engine != "sqlite":
+                raise UserError(f"--suite: {db_id} is not a SQLite file, and only of these instances can be made")
+            progress(len(suites), len(golds))
+            suites[db_id] = build_suite(db_id, file, statements, options.suite, folder, workers=options.workers)
+        progress(len(suites), len(golds))
+    return suites
+
+
+def _hardness(prepared: Prepared) -> list[str]:
+    return [q.hardness or spider_hardness(q.sql, _dialect(prepared, q)) for q in prepared.questions]
+
+
+def _dialect(prepared: Prepared, question: Question) -> str:
+    database = prepared.databases.get(question.db_id)
+    return "sqlite" if database is None else _DIALECTS[locate(database).engine]
+
+
+def _right(verdicts: Mapping[int, Verdict]) -> dict[int, float]:
+    return {index: verdict.status == "equal" for index, verdict in verdicts.items()}
+
+
+def _match_exactly(options: ScoreOptions, prepared: Prepared, file: Predictions, found: _Found) -> None:
+    from spftsql.evaluation.components import components
+    from spftsql.evaluation.exact_match import match, partial_scores
+    from spftsql.evaluation.schema_names import read_names
+
+    names = read_names(options.benchmark, options.root, prepared.databases)
+    matches, unread = {}, 0
+    for index, (question, sql) in enumerate(zip(prepared.questions, file.statements, strict=True)):
+        if question.db_id in names:
+            dialect = _dialect(prepared, question)
+            gold = components(question.sql, names[question.db_id], dialect)
+            if gold is None:
+                unread += 1
+            else:
+                matches[index] = match(components(sql, names[question.db_id], dialect), gold)
+    if unread:
+        found.notes = (*found.notes, f"{unread} golds cannot be parsed; for exact match they count as not matched")
+    found.values["exact-match"] = {index: found_match.exact for index, found_match in matches.items()}
+    found.components = partial_scores(matches.values())
+
+
+def _measure(
+    threads: VerifierThreads,
+    options: ScoreOptions,
+    prepared: Prepared,
+    statements: Sequence[str],
+    wanted: Sequence[str],
+    found: _Found,
+    task: Task,
+) -> None:
+    """The metrics that execute statements again; not after a fault, which ends the scoring."""
+    original = found.originals[0]
+    correct = [index for index, verdict in found.decided[0].items() if verdict.status == "equal"]
+    if "soft-f1" in wanted and not found.faults:
+        with task("soft-F1") as progress:
+            found.values["soft-f1"], found.faults = passes.soft_f1_of(
+                threads, prepared, statements, found.checks, original, progress
+            )
+    if "ves" in wanted and not found.faults:
+        with task("VES") as progress:
+            found.values["ves"], found.faults = passes.ves_of(
+                threads, prepared, statements, correct, options.repeats, progress
+            )
+    if "r-ves" in wanted and not found.faults:
+        with task("R-VES") as progress:
+            rounds, found.faults = passes.r_ves_of(threads, prepared, statements, correct, options.repeats, progress)
+        best = max(rounds, key=lambda scores: sum(scores.values()))
+        found.values["r-ves"] = best
+        found.rounds = tuple(sum(scores.values()) / len(prepared.questions) for scores in rounds)
+
+
+def _items(prepared: Prepared, found: _Found, hardness: Sequence[str]) -> tuple[ScoredItem, ...]:
+    items = []
+    for index, question in enumerate(prepared.questions):
+        if index in found.faults:
+            continue
+        check, verdict = found.checks.get(index), found.decided[0].get(index)
+        items.append(
+            ScoredItem(
+                index=index,
+                db_id=question.db_id,
+                verdict=verdict.status if verdict else "unverifiable",
+                reason=verdict.reason if verdict else NO_DATABASE,
+                id=question.id,
+                hardness=hardness[index],
+                gold=NO_DATABASE if check is None else "" if check.status == "equal" else check.reason,
+                values={name: values.get(index, 0.0) for name, values in found.values.items()},
+            )
+        )
+    return tuple(items)
+
+
+def _versions(test: Questions, prepared: Prepared, found: _Found) -> dict[str, str]:
+    """What the result depends on: the code, the files of the benchmark, the databases, the engines."""
+    contents = []
+    for name, database in prepared.databases.items():
+        location: Location = locate(database)
+        contents.append((name, file_hash(location.file) if location.file else str(location)))
+    engines = {verdict.engine for verdict in found.checks.values() if verdict.engine}
+    return {
+        "spftsql": __version__,
+        "benchmark": content_hash(sorted((file.name, file_hash(file)) for file in test.files)),
+        "databases": content_hash(sorted(contents)),
+        "engine": ", ".join(sorted(engines)),
+    }
+
+
+def _summary(options: ScoreOptions, suites: Mapping[str, Suite]) -> SuiteSummary | None:
+    if not suites:
+        return None
+    reports = [suite.report for suite in suites.values()]
+    return SuiteSummary(
+        k=options.suite,
+        instances=sum(len(suite.instances) - 1 for suite in suites.values()),
+        golds=sum(report.golds for report in reports),
+        alone=sum(report.alone for report in reports),
+        mutants=sum(report.mutants for report in reports),
+        killed_original=sum(report.killed_original for report in reports),
+        killed_suite=sum(report.killed_suite for report in reports),
+    )
+
+
+def _against(options: ScoreOptions, prepared: Prepared, files: Sequence[Predictions], found: _Found) -> Against | None:
+    if options.against is None or found.faults:
+        return None
+    right = [_right(verdicts) for verdicts in found.decided]
+    here, there = ([bool(side.get(index)) for index in range(len(prepared.questions))] for side in right)
+    test = mcnemar(here, there)
+    difference, low, high = paired_difference(there, here)
+    return Against(
+        predictions=str(options.against),
+        pairing=files[1].pairing,
+        correct=tuple(there),
+        only_here=test.only_a,
+        only_there=test.only_b,
+        p=test.p,
+        difference=difference,
+        interval=(low, high),
+    )

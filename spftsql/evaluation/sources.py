@@ -55,6 +55,7 @@ class Questions:
     rows: tuple[Question, ...]
     files: tuple[Path, ...]
     notes: tuple[str, ...] = ()
+    split: str = ""
 
 
 @dataclass(frozen=True)
@@ -124,15 +125,17 @@ def read_split(benchmark: str, root: Path, split: str | None = None) -> Question
         raise UserError(f"{benchmark}: {root} is not a directory; set data.root (or --root) to the benchmark's")
     known = splits(benchmark, root)
     chosen = split or known[0]
-    if benchmark == "jsonl":
-        return _jsonl(root, chosen)
-    if chosen not in known:
+    if chosen not in known and benchmark != "jsonl":
         raise UserError(f"{benchmark} has no split {chosen}; known: {', '.join(known)}")
-    if benchmark == "geoquery":
-        return _geoquery(root, chosen)
-    if benchmark == "spider":
-        return _published(benchmark, root, _SPIDER[chosen], ("query",))
-    return _published(benchmark, root, _BIRD[chosen], ("SQL",))
+    if benchmark == "jsonl":
+        questions = _jsonl(root, chosen)
+    elif benchmark == "geoquery":
+        questions = _geoquery(root, chosen)
+    elif benchmark == "spider":
+        questions = _published(benchmark, root, _SPIDER[chosen], ("query",))
+    else:
+        questions = _published(benchmark, root, _BIRD[chosen], ("SQL",))
+    return replace(questions, split=chosen)
 
 
 def read_questions(

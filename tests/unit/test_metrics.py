@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from spftsql.evaluation.metrics import AccuracyRow, accuracy_table, mcnemar, questions_to_decide, wilson
+from spftsql.evaluation.metrics import mcnemar, paired_difference, questions_to_decide, wilson
 
 
 @pytest.mark.parametrize(
@@ -57,11 +57,26 @@ def test_questions_to_decide() -> None:
     assert questions_to_decide(10, 2, n=100, alpha=0.01) == pytest.approx(50, abs=15)
 
 
-def test_accuracy_table_has_one_line_per_row() -> None:
-    table = accuracy_table([AccuracyRow("labels", 8, 10), AccuracyRow("nothing", 0, 0)], header="model")
-    assert table.splitlines() == [
-        "| model | accuracy | right | n | 95 % interval |",
-        "|---|---|---|---|---|",
-        "| labels | 0.800 | 8 | 10 | 0.490 to 0.943 |",
-        "| nothing | - | 0 | 0 | 0.000 to 1.000 |",
-    ]
+@pytest.mark.parametrize(
+    ("only_a", "only_b", "neither_nor", "difference", "low", "high"),
+    [
+        # By hand: centre (2 - 8) / 23, variance ((2 + 8) / 23 - (6 / 23)²) / 23. These are the data on which Fagerland,
+        # Lydersen and Laake 2014 compare such intervals.
+        (7, 1, 13, -6 / 21, -0.5084, -0.0134),
+        (1, 7, 13, 6 / 21, 0.0134, 0.5084),
+        (0, 0, 98, 0.0, -0.0277, 0.0277),
+        (5, 5, 90, 0.0, -0.0666, 0.0666),
+    ],
+)
+def test_paired_difference(
+    only_a: int, only_b: int, neither_nor: int, difference: float, low: float, high: float
+) -> None:
+    a = [True] * only_a + [False] * only_b + [True] * neither_nor
+    b = [False] * only_a + [True] * only_b + [True] * neither_nor
+    assert paired_difference(a, b) == pytest.approx((difference, low, high), abs=1e-4)
+
+
+def test_paired_difference_of_nothing_and_of_unlike_lengths() -> None:
+    assert paired_difference([], []) == (0.0, -1.0, 1.0)
+    with pytest.raises(ValueError):
+        paired_difference([True], [])

@@ -1,20 +1,23 @@
-"""`score`: predictions against golds over the real sandbox, and predictions that do not fit the questions."""
+"""`score`: predictions against golds over the real sandbox, with every metric, and what it says about the result."""
 
 from __future__ import annotations
 
 import json
 import os
 import sqlite3
-import subprocess
-import sys
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from spftsql.errors import UserError
-from spftsql.evaluation.predictions import read_predictions
-from spftsql.evaluation.scoring import NO_DATABASE, ScoreResult, render, score_command, spider_text
+from spftsql.evaluation.passes import instance_name, over_instances
+from spftsql.evaluation.score_result import NO_DATABASE, ScoreResult
+from spftsql.evaluation.scoring import LIMITS, ScoreOptions, limits, score, spider_text
+from spftsql.evaluation.threads import Progress
+from spftsql.records import Verdict
 
 GOLDS = [
     "SELECT name FROM city ORDER BY population",
@@ -44,14 +47,38 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def published() -> Path:
+    data = os.environ.get("SPFTSQL_DATA")
+    if not data:
+        pytest.skip("SPFTSQL_DATA is not set")
+    return Path(data)
+
+
 def write_questions(root: Path, rows: list[dict[str, str]]) -> None:
     (root / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def score(root: Path, answers: list[str], **options: object) -> ScoreResult:
+class Titles:
+    """Stands in for progress bars, and remembers what was begun and how far it went."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, list[tuple[int, int]]] = {}
+
+    @contextmanager
+    def __call__(self, title: str) -> Iterator[Progress]:
+        steps = self.seen.setdefault(title, [])
+        yield lambda done, total: steps.append((done, total))
+
+
+def run(benchmark: str, root: Path, predictions: Path, **options: Any) -> ScoreResult:
+    return score(ScoreOptions(benchmark, root, predictions, **options), Titles())
+
+
+def scored(root: Path, answers: list[str], **options: Any) -> ScoreResult:
     predictions = root / "predictions.sql"
     predictions.write_text("\n".join(answers) + "\n")
-    return score_command("jsonl", root, predictions, **options)  # type: ignore[arg-type]
+    return run("jsonl", root, predictions, **options)
 
 
 def verdicts(result: ScoreResult) -> list[str]:
@@ -59,24 +86,38 @@ def verdicts(result: ScoreResult) -> list[str]:
 
 
 def test_every_prediction_gets_a_verdict(root: Path) -> None:
-    seen: list[tuple[int, int]] = []
-    result = score(root, ANSWERS, progress=lambda done, total: seen.append((done, total)))
+    (root / "predictions.sql").write_text("\n".join(ANSWERS))
+    titles = Titles()
+    result = score(ScoreOptions("jsonl", root, root / "predictions.sql"), titles)
     assert verdicts(result) == ["different", "different", "equal", "error", "unverifiable"]
     assert result.accuracy == pytest.approx(0.2)
-    assert seen[0] == (0, 5) and seen[-1] == (5, 5)
+    assert titles.seen["score"][0] == (0, 10) and titles.seen["score"][-1] == (10, 10)  # predictions and golds
     tree = json.loads(result.to_json())
-    assert list(tree) == ["accuracy", "policy", "versions", "items"]
+    assert list(tree)[:4] == ["accuracy", "policy", "versions", "items"]
     assert tree["policy"] == "strict"
     assert set(tree["versions"]) == {"spftsql", "benchmark", "databases", "engine"}
-    assert tree["versions"]["engine"]
-    assert list(tree["items"][0]) == ["index", "db_id", "verdict", "reason"]
+    assert tree["versions"]["engine"].startswith("sqlite 3.")
+    assert list(tree["items"][0])[:4] == ["index", "db_id", "verdict", "reason"]
     assert [item["index"] for item in tree["items"]] == [0, 1, 2, 3, 4]
+    assert (tree["n"], tree["right"], tree["unverifiable"]) == (5, 1, 1)
+    assert tree["accuracy_of_verifiable"] == pytest.approx(0.25)
+    assert tree["interval"] == pytest.approx([0.0362, 0.6245], abs=1e-4)
+    assert [level["hardness"] for level in tree["by_hardness"]] == ["easy"]
+
+
+def test_the_ceiling_is_what_the_golds_reach(root: Path) -> None:
+    result = scored(root, ANSWERS)
+    assert result.ceiling == pytest.approx(0.8)
+    assert [bool(item.gold) for item in result.items] == [False, False, False, False, True]
+    assert json.loads(result.to_json())["items"][4]["gold"].startswith("gold error: no such column")
+    perfect = scored(root, GOLDS)
+    assert perfect.accuracy == perfect.ceiling
 
 
 def test_policies_differ_where_they_should(root: Path) -> None:
-    assert verdicts(score(root, ANSWERS, policy="bird"))[:2] == ["equal", "equal"]
-    assert verdicts(score(root, ANSWERS, policy="spider"))[:2] == ["different", "equal"]
-    kept = score(root, ANSWERS, policy="spider", keep_distinct=True)
+    assert verdicts(scored(root, ANSWERS, policy="bird"))[:2] == ["equal", "equal"]
+    assert verdicts(scored(root, ANSWERS, policy="spider"))[:2] == ["different", "equal"]
+    kept = scored(root, ANSWERS, policy="spider", keep_distinct=True)
     assert verdicts(kept)[:2] == ["different", "different"]
 
 
@@ -84,30 +125,140 @@ def test_more_workers_give_the_same_result(root: Path) -> None:
     rows = [{"db_id": "towns", "question": str(i), "sql": f"SELECT {i} FROM city"} for i in range(100)]
     write_questions(root, rows)
     answers = [f"SELECT {i - i % 2} FROM city" for i in range(100)]
-    alone, shared = (score(root, answers, workers=workers) for workers in (1, 2))
+    alone, shared = (scored(root, answers, workers=workers) for workers in (1, 2))
     assert alone == shared
     assert alone.accuracy == 0.5
 
 
-def test_questions_without_a_database_count_as_wrong_and_are_told(root: Path) -> None:
+def test_questions_without_a_database_count_as_wrong(root: Path) -> None:
     rows = [{"db_id": name, "question": "q", "sql": "SELECT count(*) FROM city"} for name in ("towns", "atlantis")]
     write_questions(root, rows)
-    result = score(root, ["SELECT 3", "SELECT 3"])
+    result = scored(root, ["SELECT 3", "SELECT 3"])
     assert verdicts(result) == ["equal", "unverifiable"]
-    assert result.items[1].reason == NO_DATABASE
-    assert result.accuracy == 0.5
-    assert "1 questions have no database file (atlantis)" in render(result)
-    assert "over the 1 others 1.0000" in render(result)
+    assert (result.items[1].reason, result.items[1].gold) == (NO_DATABASE, NO_DATABASE)
+    assert (result.accuracy, result.ceiling) == (0.5, 0.5)
+    named = scored(root, ["SELECT 3", "SELECT 3"], named=(f"atlantis={root / 'towns.sqlite'}",))
+    assert verdicts(named) == ["equal", "equal"]
     (root / "towns.sqlite").unlink()
     with pytest.raises(UserError, match="no database file for any question"):
-        score(root, ["SELECT 3", "SELECT 3"])
+        scored(root, ["SELECT 3", "SELECT 3"])
 
 
-def test_the_rendered_result_has_interval_hardness_and_verdicts(root: Path) -> None:
-    text = render(score(root, ANSWERS))
-    assert "execution accuracy 0.2000 (1 of 5, 95 % interval 0.0362 to 0.6245)" in text
-    assert "| easy | 0.200 | 1 | 5 |" in text
-    assert "| unverifiable | 1 |" in text
+def test_metrics_that_are_asked_for(root: Path) -> None:
+    write_questions(root, [{"db_id": "towns", "question": str(i), "sql": sql} for i, sql in enumerate(GOLDS[:4])])
+    answers = ["SELECT name FROM city", "SELECT DISTINCT name FROM city", "SELECT 'Oslo'", "SELECT nothing FROM city"]
+    result = scored(root, answers, metrics=("exact-match", "soft-f1", "ves", "r-ves"), repeats=10)
+    assert result.metrics == ("ex", "exact-match", "soft-f1", "ves", "r-ves")
+    by_item = [item.values for item in result.items]
+    assert [values["ex"] for values in by_item] == [0, 1, 1, 0]
+    assert [values["exact-match"] for values in by_item] == [0, 1, 0, 0]
+    assert [values["soft-f1"] for values in by_item] == pytest.approx([1 / 3, 1, 1, 0], abs=0.34)
+    assert by_item[1]["soft-f1"] == by_item[2]["soft-f1"] == 1 and by_item[3]["soft-f1"] == 0
+    for name in ("ves", "r-ves"):
+        assert [values[name] > 0 for values in by_item] == [False, True, True, False]
+    assert len(result.rounds) == 5 and max(result.rounds) == pytest.approx(
+        sum(values["r-ves"] for values in by_item) / 4
+    )
+    tree = json.loads(result.to_json())
+    assert tree["metrics"]["exact-match"] == {
+        "value": 0.25,
+        "n": 4,
+        "right": 1,
+        "interval": pytest.approx([0.0456, 0.6994], abs=1e-4),
+    }
+    assert set(tree["components"]["select"]) == {"accuracy", "recall", "f1"}
+    assert set(tree["items"][0]["metrics"]) == set(result.metrics)
+
+
+def test_against_another_file(root: Path) -> None:
+    better = root / "better.json"
+    better.write_text(json.dumps({str(i): sql for i, sql in enumerate([*GOLDS[:2], "SELECT 1", GOLDS[3], ""])}))
+    found = scored(root, ANSWERS, against=better).against
+    assert found is not None
+    assert (found.only_here, found.only_there, found.pairing) == (1, 3, "by number")
+    assert found.p == pytest.approx(0.625)
+    assert found.difference == pytest.approx(-0.4)
+    assert found.interval[0] < -0.4 < found.interval[1]
+    tree = json.loads(scored(root, ANSWERS, against=better).to_json())
+    assert tree["against"]["accuracy"] == pytest.approx(0.6)
+
+
+def verdict(status: str, reason: str = "", fault: str | None = None) -> Verdict:
+    return Verdict("x", "towns", status, reason, 1.0, 1, False, "", "sqlite", fault)
+
+
+@pytest.mark.parametrize(
+    ("others", "status", "reason"),
+    [
+        ([], "equal", ""),
+        ([(1, verdict("equal")), (2, verdict("equal"))], "equal", ""),
+        ([(1, verdict("equal")), (4, verdict("different", "values"))], "different", "instance 4: values"),
+        ([(1, verdict("error", "no")), (2, verdict("different", "values"))], "error", "instance 1: no"),
+        ([(1, verdict("unverifiable", "gold timeout: long")), (2, verdict("equal"))], "equal", ""),
+        (
+            [(1, verdict("unverifiable", "not deterministic: random()"))],
+            "unverifiable",
+            "instance 1: not deterministic: random()",
+        ),
+    ],
+)
+def test_the_first_instance_that_is_not_equal_decides(
+    others: list[tuple[int, Verdict]], status: str, reason: str
+) -> None:
+    decided = over_instances(verdict("equal"), others)
+    assert (decided.status, decided.reason, decided.fault) == (status, reason, None)
+
+
+def test_a_fault_on_an_instance_is_a_fault() -> None:
+    decided = over_instances(verdict("equal"), [(1, verdict("unverifiable", "fault", "disk full"))])
+    assert decided.fault == "instance 1: disk full"
+
+
+def test_luck_on_one_database_is_found_out_by_a_suite(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPFTSQL_CACHE", str(tmp_path / "cache"))
+    rows = [
+        {"db_id": "towns", "question": str(i), "sql": "SELECT count(*) FROM city WHERE population > 1000"}
+        for i in range(3)
+    ]
+    write_questions(root, rows)
+    answers = ["SELECT count(*) FROM city WHERE population > 1000", "SELECT 2", "SELECT 7"]
+    result = scored(root, answers, suite=3)
+    assert verdicts(result) == ["equal", "different", "different"]
+    assert result.items[1].reason.startswith("instance ")
+    assert result.measure == "ts"
+    assert [(item.values["ex"], item.values["ts"]) for item in result.items] == [(1, 1), (1, 0), (0, 0)]
+    assert result.suite is not None and result.suite.instances >= 1
+    assert result.suite.killed_suite > result.suite.killed_original
+    tree = json.loads(result.to_json())
+    assert (tree["measure"], tree["accuracy"]) == ("ts", pytest.approx(1 / 3))
+    assert tree["metrics"]["ex"]["right"] == 2
+
+
+def test_options_that_do_not_go_together(root: Path) -> None:
+    for options, complaint in (
+        ({"metrics": ("bleu",)}, "unknown metric bleu; known: ex, ts"),
+        ({"metrics": ("ts",)}, "needs --suite K"),
+        ({"metrics": ("ves",), "repeats": 9}, "--repeats 9 is too few"),
+        ({"workers": 0}, "at least one process"),
+        ({"split": "gone"}, "gone.jsonl is missing"),
+    ):
+        with pytest.raises(UserError, match=complaint):
+            scored(root, ANSWERS, **options)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="unknown benchmark wikisql"):
+        run("wikisql", root, root / "predictions.sql")
+    with pytest.raises(UserError, match="--timeout nan"):
+        limits(float("nan"), 1, 64)
+
+
+def test_limits_are_options(root: Path) -> None:
+    assert limits(30, LIMITS.max_rows, LIMITS.memory_mb) == LIMITS
+    write_questions(root, [{"db_id": "towns", "question": "q", "sql": "SELECT name FROM city"}])
+    result = scored(root, ["SELECT name FROM city"], limits=limits(5, 2, 256))
+    assert verdicts(result) == ["unverifiable"]
+    assert result.items[0].gold == "gold truncated: too many rows or bytes"
+    assert result.limits["max_rows"] == 2
 
 
 @pytest.mark.parametrize(
@@ -130,77 +281,47 @@ def test_spiders_text(sql: str, without: str, kept: str) -> None:
     assert spider_text(sql, keep_distinct=True) == kept
 
 
-def read(tmp_path: Path, text: str, db_ids: list[str]) -> list[str]:
-    file = tmp_path / "predictions"
-    file.write_text(text, encoding="utf-8")
-    return read_predictions(file, db_ids)
+def test_names_of_instances() -> None:
+    assert (instance_name("towns", 0), instance_name("towns", 2)) == ("towns", "towns instance 2")
 
 
-def test_lines_end_at_the_first_tab_and_may_be_empty(tmp_path: Path) -> None:
-    assert read(tmp_path, "SELECT 1\ta\n\nSELECT 3;\r\n", ["a", "a", "a"]) == ["SELECT 1", "", "SELECT 3;"]
-    assert read(tmp_path, "SELECT 1\n\n\n", ["a", "a"]) == ["SELECT 1", ""]
-    assert read(tmp_path, "SELECT '\u2028'\nSELECT 2", ["a", "a"]) == ["SELECT '\u2028'", "SELECT 2"]
-
-
-def test_bird_json_is_read_by_its_numbers(tmp_path: Path) -> None:
-    rows = {str(i): f"SELECT {i}\t----- bird -----\tdb" for i in range(12)}
-    shuffled = {key: rows[key] for key in sorted(rows)}  # "10" before "2", as json.dump(sort_keys=True) writes
-    assert read(tmp_path, json.dumps(shuffled), ["db"] * 12) == [f"SELECT {i}" for i in range(12)]
-    assert read(tmp_path, json.dumps(["SELECT 1", 0]), ["db", "db"]) == ["SELECT 1", ""]
-
-
-@pytest.mark.parametrize(
-    ("text", "complaint"),
-    [
-        ("SELECT 1\n", "has 1 predictions for 2 questions"),
-        ("SELECT 1\nSELECT 2\nSELECT 3\n", "has 3 predictions for 2 questions"),
-        ("SELECT 1\tb\nSELECT 2\ta\n", "prediction 0 is for database b, question 0 is about a"),
-        ('{"0": "SELECT 1", "2": "SELECT 2"}', 'must be "0" to "1"'),
-        ('{"0": ', "begins like JSON but is not"),
-    ],
-)
-def test_predictions_that_do_not_fit_are_refused(tmp_path: Path, text: str, complaint: str) -> None:
-    with pytest.raises(UserError, match=complaint):
-        read(tmp_path, text, ["a", "b"])
-
-
-def test_a_missing_predictions_file_is_named(root: Path) -> None:
-    with pytest.raises(UserError, match="does not exist"):
-        score_command("jsonl", root, root / "none.sql")
-    with pytest.raises(UserError, match="unknown benchmark wikisql"):
-        score_command("wikisql", root, root / "none.sql")
-
-
-def test_scoring_imports_neither_ray_nor_torch(root: Path) -> None:
-    (root / "predictions.sql").write_text("\n".join(ANSWERS))
-    code = (
-        "import sys; from pathlib import Path; from spftsql.evaluation.scoring import score_command;"
-        f"root = Path({str(root)!r}); score_command('jsonl', root, root / 'predictions.sql');"
-        "print([name for name in ('ray', 'torch', 'transformers') if name in sys.modules])"
-    )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
-
-
-def test_spider_dev_agrees_with_the_official_evaluator() -> None:
-    data = os.environ.get("SPFTSQL_DATA")
-    if not data:
-        pytest.skip("SPFTSQL_DATA is not set")
-    folder = Path(data) / "predictions" / "spider-dev"
+def test_spider_dev_agrees_with_the_official_evaluator(published: Path) -> None:
+    folder = published / "predictions" / "spider-dev"
     official = json.loads((folder / "official_verdicts.json").read_text())
     name = "dail-sql/DAIL-SQL+GPT-4.txt"
     for keep_distinct, key in ((False, "exec"), (True, "exec_keep_distinct")):
-        result = score_command("spider", Path(data) / "spider", folder / name, keep_distinct=keep_distinct)
+        result = run("spider", published / "spider", folder / name, keep_distinct=keep_distinct)
         assert "".join("01"[right] for right in result.correct) == official[name][key]
+        assert result.ceiling == 1.0
 
 
-def test_the_runnable_part_of_bird_dev() -> None:
-    data = os.environ.get("SPFTSQL_DATA")
-    if not data:
-        pytest.skip("SPFTSQL_DATA is not set")
-    folder = Path(data) / "predictions" / "bird-dev"
+def test_rows_of_a_table_in_its_own_order_agree_too(published: Path) -> None:
+    folder = published / "predictions" / "spider-dev"
+    official = json.loads((folder / "official_verdicts.json").read_text())
+    name = "din-sql/CodeX/CodeX_few-shot.csv"
+    result = run("spider", published / "spider", folder / name)
+    assert "".join("01"[right] for right in result.correct) == official[name]["exec"]
+
+
+@pytest.mark.parametrize(("name", "failing"), [("spider-syn", 0), ("spider-dk", 1), ("spider-realistic", 0)])
+def test_golds_of_the_robustness_sets(published: Path, tmp_path: Path, name: str, failing: int) -> None:
+    from spftsql.evaluation.sources import read_split
+
+    questions = read_split("spider", published / name).rows
+    file = tmp_path / "golds.sql"
+    file.write_text("".join(f"{question.sql}\t{question.db_id}\n" for question in questions))
+    result = run("spider", published / name, file)
+    assert sum(bool(item.gold) for item in result.items) == failing
+    assert result.accuracy == result.ceiling
+
+
+def test_the_runnable_part_of_bird_dev(published: Path) -> None:
+    folder = published / "predictions" / "bird-dev"
     files = {
         "codes/predict_dev-codes-7b-bird-with-evidence.json": 107,
         "bird-chatgpt/turbo_output_kg/predict_dev.json": 84,
     }
     for name, right in files.items():
-        assert sum(score_command("bird", Path(data) / "bird", folder / name).correct) == right
+        result = run("bird", published / "bird", folder / name)
+        assert sum(result.correct) == right
+        assert result.levels == ("simple", "moderate", "challenging")
