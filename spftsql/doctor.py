@@ -20,6 +20,8 @@ from pathlib import Path
 
 from rich.table import Table
 
+from spftsql.errors import Fault
+
 GIB = 1024**3
 
 # Versions that fit each other only as pinned; any other package may differ from the lock without an error.
@@ -57,7 +59,7 @@ def diagnose() -> list[Check]:
         checks.append(_unwanted(installed))
     else:
         checks.append(Check("GPU", _has_nvidia(), "NVIDIA driver" if _has_nvidia() else "no NVIDIA driver found"))
-    return checks + _machine() + _programs()
+    return checks + _machine() + _sandbox() + _programs()
 
 
 def failed(checks: Sequence[Check]) -> bool:
@@ -219,6 +221,31 @@ def _machine() -> list[Check]:
             "" if shared >= 1 else "mount -o remount,size=4G /dev/shm  # a container: --shm-size=4g",
             required=False,
         ),
+    ]
+
+
+def _sandbox() -> list[Check]:
+    """The layers around untrusted SQL that depend on the kernel: a child is started, and says which it has."""
+    try:
+        from spftsql.sandbox.process import ChildProcess
+        from spftsql.sandbox.result import Limits
+
+        limits = Limits(
+            soft_seconds=1, hard_seconds=1, max_rows=1, max_bytes=1, memory_mb=512, double_quoted_strings=False
+        )
+        child = ChildProcess("sqlite", limits)
+    except (Fault, ImportError) as error:
+        return [Check("sandbox", False, str(error))]
+    child.kill()
+    uses = {"Landlock": "files cannot be changed, only databases be read", "network": "none for SQLite and DuckDB"}
+    return [
+        Check(
+            f"sandbox: {name}",
+            not reason,
+            f"not available ({reason}); the other layers do without" if reason else f"on: {uses[name]}",
+            required=False,
+        )
+        for name, reason in child.layers.items()
     ]
 
 

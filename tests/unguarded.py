@@ -1,4 +1,4 @@
-"""A sandbox whose child leaves out some guards: `python -m tests.unguarded NAMES …` is that child.
+"""A sandbox child that leaves out some guards: `python -m tests.unguarded NAMES …` is that child.
 
 Only tests can do this: nothing that a user can set reaches the `without` of the runner and of the fence.
 """
@@ -12,22 +12,20 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-import pytest
-
-from spftsql.config import SandboxConfig
 from spftsql.sandbox import child, fence, process, sqlite
-from spftsql.sandbox.execute import Sandbox
 
 
 @contextmanager
-def sandbox_without(guards: Set[str], config: SandboxConfig) -> Iterator[Sandbox]:
-    """A sandbox for SQLite without the named guards (of `sqlite.GUARDS` and `fence.GUARDS`)."""
+def guards_off(guards: Set[str]) -> Iterator[None]:
+    """Inside, new children for SQLite leave out these guards (of `sqlite.GUARDS` and `fence.GUARDS`)."""
     unknown = guards - sqlite.GUARDS.keys() - fence.GUARDS.keys()
     assert not unknown, unknown
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(process, "_COMMAND", (sys.executable, "-P", "-m", "tests.unguarded", json.dumps(sorted(guards))))
-        with Sandbox(config) as sandbox:
-            yield sandbox
+    usual = process._COMMAND
+    process._COMMAND = (sys.executable, "-P", "-m", "tests.unguarded", json.dumps(sorted(guards)))
+    try:
+        yield
+    finally:
+        process._COMMAND = usual
 
 
 def main() -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
 
 from spftsql.errors import UserError
 
@@ -15,6 +15,7 @@ Engine = Literal["sqlite", "duckdb", "postgresql"]
 _FILE_SCHEMES: dict[str, Engine] = {"sqlite": "sqlite", "duckdb": "duckdb"}
 _SERVER_SCHEMES: dict[str, Engine] = {"postgresql": "postgresql", "postgres": "postgresql"}
 _DUCKDB_SUFFIXES = (".duckdb", ".ddb")
+_SECRETS = re.compile(r"([?&](?:password|sslpassword|passfile)=)[^&]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +32,7 @@ class Location:
 
     def __str__(self) -> str:
         """For messages: a file's path, or the URL without its password."""
-        if self.engine != "postgresql":
-            return self.address
-        parts = urlsplit(self.address)
-        if parts.password is None:
-            return self.address
-        return parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":***@", 1)).geturl()
+        return without_password(self.address) if self.engine == "postgresql" else self.address
 
 
 @lru_cache(maxsize=10_000)
@@ -55,4 +51,15 @@ def locate(database: str | Path) -> Location:
     if scheme in _FILE_SCHEMES and rest.startswith("/") and len(rest) > 1:
         return Location(_FILE_SCHEMES[scheme], str(Path(rest[1:]).absolute()))
     known = "FILE, sqlite:///FILE, duckdb:///FILE or postgresql://USER@HOST/DATABASE"
-    raise UserError(f"database {text}: not an address that can be used; write {known}")
+    raise UserError(f"database {without_password(text)}: not an address that can be used; write {known}")
+
+
+def without_password(url: str) -> str:
+    """A URL for people to read; what stands before the last @ is taken for a password even where it makes no URL."""
+    scheme, mark, rest = url.partition("://")
+    if not mark:
+        return url
+    login, at, place = rest.rpartition("@")
+    user, colon, _ = login.partition(":")
+    rest = f"{user}{':***' if colon else ''}{at}{place}"
+    return f"{scheme}://{_SECRETS.sub(r'\1***', rest)}"

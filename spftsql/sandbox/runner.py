@@ -13,7 +13,7 @@ from spftsql.sandbox.result import Execution, Limits
 _MODULES: dict[Engine, str] = {
     "sqlite": "spftsql.sandbox.sqlite",
     "duckdb": "spftsql.sandbox.duckdb",
-    "postgresql": "spftsql.sandbox.postgresql",
+    "postgresql": "spftsql.sandbox.postgresql.runner",
 }
 # Databases that a child has open at once. DuckDB keeps in memory what it has read of each, which others would then lack.
 OPEN_DATABASES: dict[Engine, int] = {"sqlite": 16, "duckdb": 1, "postgresql": 16}
