@@ -61,5 +61,5 @@ def without_password(url: str) -> str:
         return url
     login, at, place = rest.rpartition("@")
     user, colon, _ = login.partition(":")
-    rest = f"{user}{':***' if colon else ''}{at}{place}"
-    return f"{scheme}://{_SECRETS.sub(r'\1***', rest)}"
+    shown = f"{scheme}://{user}{':***' if colon else ''}{at}{place}"
+    return _SECRETS.sub(r"\1***", shown)
