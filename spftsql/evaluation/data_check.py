@@ -5,14 +5,14 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from spftsql.databases.files import database_file
 from spftsql.errors import UserError
 from spftsql.evaluation.locations import database_configs
-from spftsql.evaluation.sources import PUBLISHED, Part, Questions, read_questions
+from spftsql.evaluation.sources import PUBLISHED, Part, Questions, existing_splits, read_questions, read_split
 
 State = Literal["ok", "partial", "missing", "absent"]
 _NAMES = 8  # missing databases that are named one by one
@@ -51,7 +51,10 @@ def check_data(root: Path, benchmark: str) -> list[Finding]:
         findings.append(finding)
         for question in questions.rows if questions else ():
             needed[question.db_id] = needed.get(question.db_id, 0) + 1
-    return [*findings, _databases(benchmark, root, needed)]
+    more = [_split(benchmark, root, split) for split in _further_splits(benchmark, root)]
+    if more and findings[-1].state == "missing":  # there is something else to score
+        findings[-1] = replace(findings[-1], state="absent", advice="")
+    return [*findings, *more] if more and not needed else [*findings, *more, _databases(benchmark, root, needed)]
 
 
 def render_findings(findings: list[Finding]) -> str:
@@ -77,6 +80,35 @@ def _part(read: Callable[[], Questions], part: Part) -> tuple[Finding, Questions
     return Finding(item, "ok", f"{len(questions.rows)} over {databases} databases ({files})"), questions
 
 
+def _further_splits(benchmark: str, root: Path) -> list[str]:
+    """Splits that are there and that no part of a run uses: they can be scored with `--split`."""
+    if benchmark == "geoquery":
+        return []  # all of them are in the one file that the parts come from
+    used = ("train", "gate", "test") if benchmark == "jsonl" else ("train", "dev")
+    return [split for split in existing_splits(benchmark, root) if split not in used]
+
+
+def _split(benchmark: str, root: Path, split: str) -> Finding:
+    item = f"split {split}"
+    try:
+        questions = read_split(benchmark, root, split)
+        found = database_configs(benchmark, root, split)
+    except UserError as error:
+        return Finding(item, "partial", str(error), "mend the file, or take it away")
+    files = ", ".join(file.name for file in questions.files)
+    needed = {question.db_id for question in questions.rows}
+    detail = f"{len(questions.rows)} over {len(needed)} databases ({files})"
+    absent = sorted(needed - set(found))
+    if not absent:
+        return Finding(item, "ok", detail)
+    return Finding(item, "partial", f"{detail}, {len(absent)} of them missing", f"missing: {_named(absent)}")
+
+
+def _named(names: list[str]) -> str:
+    more = f" and {len(names) - _NAMES} more" if len(names) > _NAMES else ""
+    return ", ".join(names[:_NAMES]) + more
+
+
 def _databases(benchmark: str, root: Path, needed: dict[str, int]) -> Finding:
     try:
         found = database_configs(benchmark, root)
@@ -93,9 +125,7 @@ def _databases(benchmark: str, root: Path, needed: dict[str, int]) -> Finding:
     detail += f"; {lost} of {sum(needed.values())} questions cannot be used"
     advice = []
     if absent:
-        more = f" and {len(absent) - _NAMES} more" if len(absent) > _NAMES else ""
-        names = ", ".join(absent[:_NAMES]) + more
-        advice.append(f"missing: {names}; each belongs at {_place(benchmark)}")
+        advice.append(f"missing: {_named(absent)}; each belongs at {_place(benchmark)}")
     advice += [f"{found[name].url}: {reason}" for name, reason in wrong.items()]
     return Finding("databases", "partial" if usable else "missing", detail, "; ".join(advice))
 

@@ -31,6 +31,7 @@ Part = Literal["train", "gate", "test"]
 PUBLISHED = ("geoquery", "spider", "bird", "jsonl")
 GEOQUERY_DATABASE = "geography"
 
+_GEOQUERY_FILE = "geography.json"
 _GEOQUERY_SPLITS = ("test", "dev", "train", "query-test", "query-dev", "query-train")
 _TEXTS = ("question", "SpiderSynQuestion")
 _IDS = ("question_id", "id", "instance_id")
@@ -103,15 +104,22 @@ _BIRD = {
 
 def splits(benchmark: str, root: Path) -> tuple[str, ...]:
     """The names of the splits of a benchmark, the one that is scored by default first."""
+    there = existing_splits(benchmark, root)
+    if benchmark == "jsonl":
+        return there or ("test",)
+    every = {"geoquery": _GEOQUERY_SPLITS, "spider": tuple(_SPIDER), "bird": tuple(_BIRD)}[benchmark]
+    return tuple(dict.fromkeys([*(name for name in there if name != "train"), *every]))
+
+
+def existing_splits(benchmark: str, root: Path) -> tuple[str, ...]:
+    """The names of the splits whose file is there, `test` or `dev` first."""
     if benchmark == "geoquery":
-        return _GEOQUERY_SPLITS
+        return _GEOQUERY_SPLITS if (root / _GEOQUERY_FILE).is_file() else ()
     if benchmark == "jsonl":
         found = sorted(file.stem for file in root.glob("*.jsonl"))
-        return tuple(sorted(found, key=lambda name: name != "test")) or ("test",)
+        return tuple(sorted(found, key=lambda name: name != "test"))
     layouts = _SPIDER if benchmark == "spider" else _BIRD
-    scored = [name for name in layouts if name != "train"]
-    there = [name for name in scored if any((root / file).is_file() for file in layouts[name].questions)]
-    return tuple(dict.fromkeys([*there, *layouts]))
+    return tuple(name for name in layouts if any((root / file).is_file() for file in layouts[name].questions))
 
 
 def read_split(benchmark: str, root: Path, split: str | None = None) -> Questions:
@@ -155,7 +163,7 @@ def read_questions(
 
 
 def _geoquery(root: Path, split: str) -> Questions:
-    file = _existing("geoquery", root, ("geography.json",), "it is data/geography.json of text2sql-data")
+    file = _existing("geoquery", root, (_GEOQUERY_FILE,), "it is data/geography.json of text2sql-data")
     key, wanted = "question-split", split
     if split.startswith("query-"):
         key, wanted = "query-split", split.removeprefix("query-")

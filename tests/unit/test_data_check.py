@@ -57,6 +57,32 @@ def test_missing_questions_and_databases_come_with_advice(spider: Path) -> None:
     assert advice == "missing: two; each belongs at database/NAME/NAME.sqlite"
 
 
+def test_further_splits_are_told(spider: Path) -> None:
+    rows = [{"db_id": name, "question": "how many", "query": "SELECT count(*) FROM t"} for name in ("one", "three")]
+    (spider / "test.json").write_text(json.dumps(rows))
+    findings = {finding.item: finding for finding in check_data(spider, "spider")}
+    assert findings["split test"].state == "partial"
+    assert findings["split test"].detail == "2 over 2 databases (test.json), 1 of them missing"
+    assert findings["split test"].advice == "missing: three"
+    assert findings["databases"].state == "ok"
+    (spider / "test_database" / "three").mkdir(parents=True)
+    (spider / "database" / "two" / "two.sqlite").rename(spider / "test_database" / "three" / "three.sqlite")
+    assert states(spider)["split test"] == "ok"
+    (spider / "test_gold.sql").write_text("SELECT 1\tone\n")
+    assert "has 1 golds for the 2 questions" in {f.item: f.detail for f in check_data(spider, "spider")}["split test"]
+
+
+def test_a_folder_with_spiders_test_set_alone(spider: Path) -> None:
+    (spider / "dev.json").rename(spider / "test.json")
+    (spider / "train_spider.json").unlink()
+    assert states(spider) == {
+        "train questions": "missing",
+        "gate questions": "absent",
+        "test questions": "absent",
+        "split test": "ok",
+    }
+
+
 def test_an_empty_directory_and_none_at_all(tmp_path: Path) -> None:
     assert set(states(tmp_path, "geoquery").values()) == {"missing"}
     with pytest.raises(UserError, match="is not a directory"):
@@ -70,6 +96,9 @@ def test_the_published_benchmarks() -> None:
     if not data:
         pytest.skip("SPFTSQL_DATA is not set")
     assert set(states(Path(data) / "geoquery", "geoquery").values()) == {"ok"}
+    for name in ("spider-syn", "spider-dk", "spider-realistic"):
+        assert states(Path(data) / name, "spider")["test questions"] == "ok"
+    assert states(Path(data) / "bird", "bird")["split mini_dev"] == "partial"
     bird = {finding.item: finding for finding in check_data(Path(data) / "bird", "bird")}
     assert bird["train questions"].state == "missing"
     assert bird["databases"].detail == ("1 of the 11 that the questions need; 1405 of 1534 questions cannot be used")
