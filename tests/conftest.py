@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+# Nothing that a test keeps for later is found by another run of the tests.
+_CACHE = tempfile.TemporaryDirectory(prefix="spftsql-test-cache-", ignore_cleanup_errors=True)
+os.environ["SPFTSQL_CACHE"] = _CACHE.name
 
 
 @pytest.fixture(scope="session")

@@ -14,9 +14,10 @@ import os
 import stat
 import tempfile
 import threading
+import time
 from collections import OrderedDict
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 from spftsql.cache import cache_folder
 from spftsql.config import VerificationConfig
@@ -24,6 +25,8 @@ from spftsql.errors import Fault, UserError
 
 _PIECE = 1 << 20
 _HASH_DIGITS = 16
+_MOUNTS = Path("/proc/self/mountinfo")
+_PATIENCE, _PAUSE_S = 100, 0.05  # for others that look at the same copy at the same moment
 _OPEN = 32  # copies that one process keeps others from removing
 # File systems whose files are elsewhere, or behind a process that may be slow.
 _REMOTE = ("9p", "afs", "beegfs", "ceph", "cifs", "fuse", "gfs2", "gluster", "gpfs", "lustre", "nfs", "ocfs2", "smb")
@@ -43,7 +46,7 @@ class NodeCache:
     def __init__(self, folder: Path, max_bytes: int, only_remote: bool = False) -> None:
         """With `only_remote` nothing is copied that is on a disk of this machine."""
         self._folder, self._max_bytes, self._only_remote = folder, max_bytes, only_remote
-        self._held: OrderedDict[str, int] = OrderedDict()  # content to the descriptor whose lock protects the copy
+        self._held: OrderedDict[str, BinaryIO] = OrderedDict()  # by content: what protects the copy
         self._left: set[Path] = set()  # originals that are not copied
         self._lock = threading.Lock()
 
@@ -81,35 +84,39 @@ class NodeCache:
                 self._release(content)
 
     def _release(self, content: str) -> None:
-        descriptor = self._held.pop(content, None)
-        if descriptor is not None:
-            os.close(descriptor)
+        lock = self._held.pop(content, None)
+        if lock is not None:
+            lock.close()
 
-    def _acquire(self, original: Path, copy: Path, content: str) -> int:
-        """A descriptor with a shared lock on a copy that is whole. The kernel lets go of it when a process dies."""
+    def _acquire(self, original: Path, copy: Path, content: str) -> BinaryIO:
+        """A file with a shared lock, which protects a copy that is whole; the kernel frees it when a process dies."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(self._folder / f"{content}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock = open(self._folder / f"{content}.lock", "a+b", buffering=0)  # noqa: SIM115 - kept open
         try:
-            while True:
-                fcntl.flock(descriptor, fcntl.LOCK_SH)
-                if self._is_whole(copy, descriptor):
-                    os.utime(descriptor)  # used now
-                    return descriptor
-                fcntl.flock(descriptor, fcntl.LOCK_EX)  # lets go in between: another may make the copy meanwhile
-                if not self._is_whole(copy, descriptor):
-                    self._make(original, copy, content, descriptor)
+            for _ in range(_PATIENCE):
+                fcntl.flock(lock, fcntl.LOCK_SH)  # waits for whoever makes the copy
+                if self._is_whole(copy, lock):
+                    os.utime(lock.fileno())  # used now
+                    return lock
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:  # others look at it, too
+                    time.sleep(_PAUSE_S)
+                else:
+                    self._make(original, copy, content, lock)
+            raise OSError("others use a copy that is damaged")
         except BaseException:
-            os.close(descriptor)
+            lock.close()
             raise
 
     @staticmethod
-    def _is_whole(copy: Path, descriptor: int) -> bool:
+    def _is_whole(copy: Path, lock: BinaryIO) -> bool:
         """Whether the copy is the file that was written down when it was complete."""
         with contextlib.suppress(OSError):
-            return os.pread(descriptor, 200, 0).decode() == _identity(copy)
+            return os.pread(lock.fileno(), 200, 0).decode() == _identity(copy)
         return False
 
-    def _make(self, original: Path, copy: Path, content: str, descriptor: int) -> None:
+    def _make(self, original: Path, copy: Path, content: str, lock: BinaryIO) -> None:
         """Copies and checks; whoever calls holds the exclusive lock, so that a killed one's leftover is nobody's."""
         try:
             source = original.open("rb")
@@ -130,8 +137,8 @@ class NodeCache:
         except BaseException:
             draft.unlink(missing_ok=True)
             raise
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, _identity(copy).encode(), 0)
+        lock.truncate(0)
+        lock.write(_identity(copy).encode())  # at its end, which is its beginning
 
     def _make_room(self, wanted: int, content: str) -> None:
         """Removes copies that nobody uses until `wanted` bytes fit; raises `OSError` when they do not."""
@@ -183,7 +190,7 @@ def is_remote(path: Path) -> bool:
     """Whether a file is on a mount of another machine (network file systems, and FUSE, which may be one)."""
     try:
         device = os.stat(path).st_dev
-        with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as mounts:
+        with _MOUNTS.open(encoding="utf-8", errors="replace") as mounts:
             for line in mounts:
                 fields = line.split()
                 major, _, minor = fields[2].partition(":")

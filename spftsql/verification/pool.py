@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
 
 APP = DEPLOYMENT = "verifier"
-# Calls that a worker takes at a time; one executes. With 2, the pauses of a router that finds no free worker cost a third
-# of the throughput.
+# Calls that a worker takes at a time; one executes. With 2, the pauses of a router that finds no free worker cost a
+# third of the throughput.
 ONGOING = 8
 _START_S = 60.0
 _LIMITS_KEPT = 2  # sets of limits for which a worker keeps child processes; the endpoint's and a run's, say
