@@ -1,5 +1,6 @@
 """The verifier pool on real Ray: a stage over it, with a worker killed while it works."""
 
+import asyncio
 import os
 import signal
 import sqlite3
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from spftsql.config import Config, SandboxConfig, ServeConfig, VerificationConfig, validate
+from spftsql.errors import UserError
 from spftsql.records import Verdict, VerificationRequest, read_records, write_records
 
 pytestmark = pytest.mark.integration
@@ -79,16 +81,30 @@ def verify(
 
 
 def test_pool_runs_and_is_reused(busy_cpu: None, databases: dict[str, Path], config: Config) -> None:
-    from spftsql.verification.pool import start_pool
+    from spftsql.verification.pool import PoolClient, pool_stats, start_pool
 
-    handle = start_pool(databases, config)
-    run = handle.run.remote("shop", "SELECT id, name FROM t", 10).result(timeout_s=60)
-    assert (run.status, run.rows) == ("ran", [(1, "a")])
+    start_pool(config)
+
+    async def ask() -> None:
+        client = PoolClient(databases, config.sandbox)
+        run = await client.run("shop", "SELECT id, name FROM t", 10)
+        assert (run.status, run.rows) == ("ran", [(1, "a")])
+        cut = PoolClient({"other": databases["zoo"]}, config.sandbox.model_copy(update={"max_rows": 1}))
+        requests = [VerificationRequest("1", "other", "SELECT 1 UNION SELECT 2", None, "strict")]
+        assert [v.status for v in await cut.verify(requests)] == ["truncated"]  # its own limits, in the same pool
+        with pytest.raises(UserError, match="known: other"):
+            await cut.run("shop", "SELECT 1", 1)
+
+    asyncio.run(ask())
     workers = worker_processes()
-    start_pool(databases, config)
-    start_pool({"zoo": databases["zoo"]}, config)
+    start_pool(config)
+    start_pool(config.model_copy(update={"verification": config.verification.model_copy(update={"workers": 7})}))
     assert worker_processes() == workers
     assert len(workers) == 2
+    stats = pool_stats()
+    assert {worker["pid"] for worker in stats} == workers
+    assert sum(worker["executed"] for worker in stats) == 2
+    assert all(worker["ongoing"] == 0 for worker in stats)
 
 
 def test_every_row_gets_one_verdict_though_a_worker_dies(
@@ -145,7 +161,7 @@ def test_pool_is_taken_down(busy_cpu: None, databases: dict[str, Path], config: 
 
     from spftsql.verification.pool import APP, start_pool, stop_pool
 
-    start_pool(databases, config)
+    start_pool(config)
     stop_pool()
     assert APP not in serve.status().applications
     stop_pool()
