@@ -239,7 +239,14 @@ def _suites(options: ScoreOptions, prepared: Prepared, task: Task) -> dict[str, 
 
 
 def _hardness(prepared: Prepared) -> list[str]:
-    return [q.hardness or spider_hardness(q.sql, _dialect(prepared, q)) for q in prepared.questions]
+    known: dict[tuple[str, str], str] = {}  # many questions share a gold
+    levels = []
+    for question in prepared.questions:
+        key = question.sql, _dialect(prepared, question)
+        if not question.hardness and key not in known:
+            known[key] = spider_hardness(*key)
+        levels.append(question.hardness or known[key])
+    return levels
 
 
 def _dialect(prepared: Prepared, question: Question) -> str:

@@ -12,6 +12,7 @@ from typing import Self, TypeVar
 from spftsql.config import SandboxConfig
 from spftsql.errors import Fault
 from spftsql.records import Verdict, VerificationRequest
+from spftsql.sandbox.execute import Sandbox
 from spftsql.verification.worker import Verifier
 
 Progress = Callable[[int, int], None]  # (done, total)
@@ -23,10 +24,13 @@ class VerifierThreads:
     """`workers` threads over databases by name. A context manager; at its end the sandbox processes are gone."""
 
     def __init__(self, databases: Mapping[str, str | Path], limits: SandboxConfig, workers: int) -> None:
+        def sandbox(config: SandboxConfig) -> Sandbox:
+            return Sandbox(config, databases.values())
+
         self._stack = ExitStack()
         self._free: queue.SimpleQueue[Verifier] = queue.SimpleQueue()
         for _ in range(workers):
-            self._free.put(self._stack.enter_context(Verifier(databases, limits)))
+            self._free.put(self._stack.enter_context(Verifier(databases, limits, sandbox=sandbox)))
         self._threads = self._stack.enter_context(ThreadPoolExecutor(max_workers=workers))
 
     def __enter__(self) -> Self:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, Self
 
@@ -27,10 +27,12 @@ class Sandbox:
     Nothing of the statements runs in this process.
     """
 
-    def __init__(self, config: SandboxConfig) -> None:
+    def __init__(self, config: SandboxConfig, databases: Iterable[str | Path] = ()) -> None:
+        """`databases` will be asked for: the first child may read their folders, and need not be replaced for them."""
         self._limits = Limits(**config.model_dump())
         self._children: dict[Engine, ChildProcess] = {}
         self._folders = Folders()
+        self._folders.expect(file for file in (locate(database).file for database in databases) if file)
         self._latest: ChildProcess | None = None
         self._lock = threading.Lock()
 

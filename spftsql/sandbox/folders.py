@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -16,6 +17,10 @@ class Folders:
     def __init__(self) -> None:
         self.known: frozenset[str] = frozenset()
         self._places: dict[str, tuple[tuple[int, int], str]] = {}
+
+    def expect(self, databases: Iterable[Path]) -> None:
+        """Makes the folders of these files known, and no others."""
+        self.known |= {str(database.resolve().parent) for database in databases}
 
     def of(self, database: Path) -> str:
         """The folder in which the file lies that `database` names, links followed; from now on it is known."""

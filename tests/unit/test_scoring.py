@@ -18,6 +18,7 @@ from spftsql.evaluation.score_result import NO_DATABASE, ScoreResult
 from spftsql.evaluation.scoring import LIMITS, ScoreOptions, limits, score, spider_text
 from spftsql.evaluation.threads import Progress
 from spftsql.records import Verdict
+from spftsql.sandbox.process import ChildProcess
 
 GOLDS = [
     "SELECT name FROM city ORDER BY population",
@@ -325,3 +326,24 @@ def test_the_runnable_part_of_bird_dev(published: Path) -> None:
         result = run("bird", published / "bird", folder / name)
         assert sum(result.correct) == right
         assert result.levels == ("simple", "moderate", "challenging")
+
+
+def test_one_process_serves_all_databases_of_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[int] = []
+    start = ChildProcess.__init__
+
+    def counted(self: ChildProcess, *arguments: Any) -> None:
+        started.append(1)
+        start(self, *arguments)
+
+    monkeypatch.setattr(ChildProcess, "__init__", counted)
+    rows = []
+    for number in range(4):
+        path = tmp_path / "database" / f"db{number}" / f"db{number}.sqlite"
+        path.parent.mkdir(parents=True)
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute("CREATE TABLE t (x)")
+        rows.append({"db_id": f"db{number}", "question": "q", "sql": "SELECT count(*) FROM t"})
+    write_questions(tmp_path, rows)
+    assert scored(tmp_path, ["SELECT 0"] * 4, workers=1).accuracy == 1.0
+    assert len(started) == 1
