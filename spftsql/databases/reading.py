@@ -28,6 +28,8 @@ def reader(database: str | Path | Location) -> Iterator[Query]:
     location = database if isinstance(database, Location) else locate(database)
     try:
         connection = _connect(location)
+    except UserError:
+        raise
     except Exception as error:  # each driver has its own classes
         raise UserError(f"database {location} cannot be opened: {str(error).strip().splitlines()[0]}") from None
     try:
@@ -63,8 +65,6 @@ def _connect(location: Location) -> Any:
         import duckdb
 
         return duckdb.connect(location.address, read_only=True)
-    import psycopg
+    from spftsql.databases.server import connect
 
-    connection = psycopg.connect(location.address, autocommit=True)
-    connection.execute("SET default_transaction_read_only = on")
-    return connection
+    return connect(location)

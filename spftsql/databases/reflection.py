@@ -1,97 +1,113 @@
-"""Reads a database into a `Schema`: SQLAlchemy for tables, columns and keys, plain queries for counts and values."""
+"""Reads a database into a `Schema`: the outline from its catalogue, counts and values by plain queries."""
 
 from __future__ import annotations
 
-import warnings
+import re
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any
 
-import sqlalchemy as sa
-
+from spftsql.databases.outline import OutlineColumn, OutlineTable, outline
+from spftsql.databases.reading import Query, plain, quoted, reader
 from spftsql.databases.schema import Column, ForeignKey, Kind, Schema, Table
 from spftsql.errors import UserError
+from spftsql.sandbox.location import Engine, Location, locate
 
 SAMPLES = 5
+_DIALECTS = {"sqlite": "sqlite", "duckdb": "duckdb", "postgresql": "postgres"}  # as sqlglot calls them
+_SCANNED = 1_000_000  # rows of a server's table that are looked at
 _DATE_PREFIX = 10  # characters of an ISO date
+_NUMBER = re.compile(r"INT|REAL|NUM|DEC|FLOA|DOUB")
+_OTHER = re.compile(
+    r"\[\d*\]|JSON|XML|BYTEA|BLOB|BIT|INTERVAL|RANGE|POINT|POLYGON|LINE|LSEG|CIRCLE|BOX|PATH|TSVECTOR|STRUCT|MAP|UNION"
+)
+_WITHOUT_EQUALITY = re.compile(r"^(JSON|XML|POINT|POLYGON|LINE|LSEG|CIRCLE|BOX|PATH)\b")
 
 
-def reflect(db_id: str, path: Path, foreign_keys: Sequence[str] = ()) -> Schema:
-    """The schema of a SQLite file; `foreign_keys` ("a.b = c.d") adds keys that the database does not declare.
+def reflect(db_id: str, database: str | Path | Location, foreign_keys: Sequence[str] = ()) -> Schema:
+    """The schema of a file or of a server's database; `foreign_keys` ("a.b = c.d") adds keys that are not declared.
 
-    Raises `UserError` for a database without tables and for a key over unknown columns.
+    Of a server's tables beyond a million rows, counts and values are those of the first million.
+
+    Raises `UserError` for a database that cannot be read or has no tables, and for a key over unknown columns.
     """
-    address = f"sqlite:///file:{path.resolve()}?mode=ro&immutable=1&uri=true"
-    engine = sa.create_engine(address, poolclass=sa.pool.NullPool)
-    with engine.connect() as connection, warnings.catch_warnings():
-        warnings.simplefilter("ignore", sa.exc.SAWarning)  # SQLite takes types such as INTEGER(11); so do we
-        inspector = sa.inspect(connection)
-        names = [n for n in inspector.get_table_names() if not n.startswith("sqlite_")]
-        if not names:
-            raise UserError(f"database {path} has no tables")
-        tables = tuple(_table(connection, inspector, name) for name in names)
-        keys = [key for name in names for key in _foreign_keys(inspector, name, tables)]
-    engine.dispose()
-    schema = Schema(db_id, "sqlite", tables, ())
+    location = database if isinstance(database, Location) else locate(database)
+    with reader(location) as query:
+        try:
+            outlines = outline(location, query)
+            if not outlines:
+                which = " that its role may read, on its search path" if location.engine == "postgresql" else ""
+                raise UserError(f"database {location} has no tables{which}")
+            tables = tuple(_table(query, location.engine, table) for table in outlines)
+        except UserError:
+            raise
+        except Exception as error:  # each driver has its own classes
+            raise UserError(f"database {location} cannot be read: {' '.join(str(error).split())[:500]}") from None
+    keys = [key for table in outlines for key in _foreign_keys(table, tables)]
+    schema = Schema(db_id, _DIALECTS[location.engine], tables, ())
     keys += [_parse_key(text, schema) for text in foreign_keys]
-    return Schema(db_id, "sqlite", tables, tuple(dict.fromkeys(keys)))
+    return Schema(db_id, _DIALECTS[location.engine], tables, tuple(dict.fromkeys(keys)))
 
 
-def _table(connection: sa.Connection, inspector: sa.Inspector, name: str) -> Table:
-    primary = {column.lower() for column in inspector.get_pk_constraint(name)["constrained_columns"]}
-    source = sa.table(name)
-    rows = connection.execute(sa.select(sa.func.count()).select_from(source)).scalar_one()
-    columns = []
-    for info in inspector.get_columns(name):
-        column: sa.ColumnClause[Any] = sa.column(info["name"])
-        distinct, filled = connection.execute(
-            sa.select(sa.func.count(sa.distinct(column)), sa.func.count(column)).select_from(source)
-        ).one()
-        frequent = (
-            sa.select(column)
-            .select_from(source)
-            .where(column.is_not(None))
-            .group_by(column)
-            .order_by(sa.func.count().desc(), column)
-            .limit(SAMPLES)
-        )
-        values = [value for (value,) in connection.execute(frequent) if isinstance(value, str | int | float)]
-        sql_type = _type_name(info["type"])
-        columns.append(
-            Column(
-                name=info["name"],
-                kind=_kind(sql_type, values),
-                sql_type=sql_type,
-                primary_key=info["name"].lower() in primary,
-                distinct=distinct,
-                nulls=rows - filled,
-                samples=tuple(values),
-                comment=info.get("comment") or "",
-            )
-        )
-    return Table(name, tuple(columns), rows)
+def _table(query: Query, engine: Engine, table: OutlineTable) -> Table:
+    primary = {column.lower() for column in table.primary_key}
+    source = quoted(table.name)
+    if engine == "postgresql":  # by name, because the role may not be allowed to read all columns
+        names = ", ".join(quoted(column.name) for column in table.columns)
+        source = f"(SELECT {names} FROM {source} LIMIT {_SCANNED}) AS beginning"
+    ((rows,),) = query(f"SELECT count(*) FROM {source}")
+    columns = tuple(
+        _column(query, engine, source, rows, column, column.name.lower() in primary) for column in table.columns
+    )
+    if engine == "postgresql" and rows == _SCANNED:
+        rows = max(rows, table.estimated_rows or 0)
+    return Table(table.name, columns, rows, table.comment)
 
 
-def _type_name(kind: sa.types.TypeEngine[Any]) -> str:
-    try:
-        return str(kind)
-    except sa.exc.CompileError:
-        return ""
+def _column(query: Query, engine: Engine, source: str, rows: int, column: OutlineColumn, primary_key: bool) -> Column:
+    value = quoted(column.name)
+    if _WITHOUT_EQUALITY.match(column.sql_type.upper()):
+        value = f"CAST({value} AS TEXT)"
+    ((distinct, filled),) = query(f"SELECT count(DISTINCT {value}), count({value}) FROM {source}")
+    frequent = query(
+        f"SELECT {value} FROM {source} WHERE {value} IS NOT NULL "
+        f"GROUP BY {value} ORDER BY count(*) DESC, {value} LIMIT {SAMPLES}"
+    )
+    values = [cell for (raw,) in frequent if (cell := _sample(raw)) is not None]
+    return Column(
+        name=column.name,
+        kind=_kind(column.sql_type, values, advice=engine == "sqlite"),
+        sql_type=column.sql_type,
+        primary_key=primary_key,
+        distinct=distinct,
+        nulls=rows - filled,
+        samples=tuple(values),
+        comment=column.comment,
+    )
 
 
-def _kind(sql_type: str, values: Sequence[str | int | float]) -> Kind:
-    """The kind of a column: by its values where it has some (SQLite's types are advice), else by its declared type."""
+def _sample(value: object) -> str | int | float | None:
+    """As it is written in SQL; a boolean, which SQLite does not have, is no number to the others."""
+    return str(value).lower() if isinstance(value, bool) else plain(value)
+
+
+def _kind(sql_type: str, values: Sequence[str | int | float], advice: bool) -> Kind:
+    """The kind of a column: by its values where it has some, else by its declared type.
+
+    `advice` says that the declared type need not be that of the values, as in SQLite.
+    """
     declared = sql_type.upper()
     if "BOOL" in declared:
         return "boolean"
+    if not advice and _OTHER.search(declared):
+        return "other"
     if values and all(isinstance(v, str) and _is_date(v) for v in values):
         return "date"
     if values and all(isinstance(v, int | float) for v in values):
         return "number"
     if any(word in declared for word in ("DATE", "TIME")):
         return "date"
-    if not values and any(word in declared for word in ("INT", "REAL", "NUM", "DEC", "FLOA", "DOUB")):
+    if not values and _NUMBER.search(declared):
         return "number"
     return "text"
 
@@ -104,16 +120,17 @@ def _is_date(text: str) -> bool:
     return True
 
 
-def _foreign_keys(inspector: sa.Inspector, name: str, tables: Sequence[Table]) -> list[ForeignKey]:
+def _foreign_keys(table: OutlineTable, tables: Sequence[Table]) -> list[ForeignKey]:
     by_name = {table.name.lower(): table for table in tables}
     keys = []
-    for info in inspector.get_foreign_keys(name):
-        target = by_name.get(info["referred_table"].lower())
+    for key in table.keys:
+        target = by_name.get(key.target.lower())
         if target is None:
             continue  # a key to a table that is not there cannot be joined over
-        referred = info["referred_columns"] or list(target.primary_key)
-        for column, target_column in zip(info["constrained_columns"], referred, strict=False):
-            keys.append(ForeignKey(name, column, target.name, target_column))
+        primary = target.primary_key
+        referred = key.target_column or (primary[0] if primary else None)
+        if referred:
+            keys.append(ForeignKey(table.name, key.column, target.name, referred))
     return keys
 
 

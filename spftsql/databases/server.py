@@ -1,0 +1,50 @@
+"""Servers of databases, for our own questions to them. What a model wrote is never sent from here."""
+
+from __future__ import annotations
+
+import psycopg
+
+from spftsql.errors import UserError
+from spftsql.sandbox.location import Location
+from spftsql.sandbox.postgresql.connection import one_line
+from spftsql.sandbox.postgresql.session import ROLE_PROBLEM, connection_string, role_advice
+
+_NAMED = 3  # tables that are named in a warning
+_WRITABLE = """
+    SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND n.nspname NOT IN ('pg_catalog', 'information_schema')
+        AND has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'INSERT, UPDATE, DELETE, TRUNCATE')
+    ORDER BY c.oid
+"""
+
+
+def connect(location: Location) -> psycopg.Connection[tuple[object, ...]]:
+    """A read-only connection on which every statement is a transaction of its own.
+
+    Raises `UserError` when there is no such server, login or database.
+    """
+    string = connection_string(location.address, {"default_transaction_read_only": "on"})
+    try:
+        return psycopg.connect(string, autocommit=True)
+    except psycopg.Error as error:
+        advice = "check host, port, database, user and password (in the URL, PGPASSWORD or ~/.pgpass)"
+        raise UserError(f"database {location} cannot be opened: {one_line(str(error))}; {advice}") from None
+
+
+def check_server(location: Location) -> list[str]:
+    """What should be known before statements of a model are sent there: one line for each thing, often none.
+
+    Raises `UserError` as `connect`, and for a role whose statements the sandbox refuses to send.
+    """
+    with connect(location) as connection:
+        problem, role = connection.execute(ROLE_PROBLEM).fetchone() or ("", "")
+        if problem:
+            raise UserError(f"database {location}: {role_advice(str(role), str(problem))}")
+        tables = [str(name) for (name,) in connection.execute(_WRITABLE)]
+    if not tables:
+        return []
+    names = ", ".join(tables[:_NAMED]) + (", …" if len(tables) > _NAMED else "")
+    return [
+        f"the role {role} may write to {len(tables)} tables ({names}); nothing is written, because every statement "
+        "runs in a read-only transaction, but a role that can only read is safer"
+    ]
