@@ -32,7 +32,8 @@ LIMITS = SandboxConfig(
 )
 _PER_INSTANCE = 4  # candidates made for every instance wanted
 _FEWEST, _MOST = 8, 48
-_OWN = 4  # further candidates for a gold with mutants left
+_OWN_ROWS = (5, 10, 25, 60)  # of a table, in the further candidates for a gold with mutants left
+_OWN = len(_OWN_ROWS)
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -169,7 +170,7 @@ class _Builder:
                 break
             candidate = self.shared + number * _OWN + attempt
             rng = self._rng("own", number, attempt)
-            how = replace(style(attempt, rng), witness=0.8)
+            how = replace(style(attempt, rng), rows=_OWN_ROWS[attempt], witness=0.8)
             outcome = self._try(sandbox, candidate, [self.facts[number]], how, rng, {number: target}).get(number)
             if outcome is not None and (outcome.killed & ~killed or (outcome.filled and not filled)):
                 found[candidate] = outcome

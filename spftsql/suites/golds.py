@@ -6,7 +6,7 @@ them, and across columns that are joined, intersected or subtracted.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlglot import exp
@@ -37,12 +37,16 @@ _MIRRORED = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """A column compared with literals; `sign` is `=`, `!=`, `<`, `<=`, `>`, `>=`, `like`, `in` or `between`."""
+    """A column compared with literals; `sign` is `=`, `!=`, `<`, `<=`, `>`, `>=`, `like`, `in` or `between`.
+
+    `source` tells the items of the FROM clauses of one statement apart, which may be the same table.
+    """
 
     table: str
     column: str
     sign: str
     values: tuple[Value, ...]
+    source: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +73,9 @@ def read_golds(golds: Sequence[str], schema: Schema) -> list[GoldFacts]:
             found.append(GoldFacts())
             continue
         nodes = {id(reference.node): reference for reference in resolved.references}
-        conditions = dict.fromkeys(c for r in resolved.references if (c := _condition(r)) is not None)
+        sources = [source for scope in resolved.scopes for source in scope.sources]
+        places = {id(source): place for place, source in enumerate(sources)}
+        conditions = dict.fromkeys(c for r in resolved.references if (c := _condition(r, places)) is not None)
         pairs = dict.fromkeys(_pairs(resolved, nodes))
         repeated = dict.fromkeys([*_grouped(resolved, nodes), *_intersected(resolved, nodes)])
         found.append(GoldFacts(tuple(conditions), tuple(pairs), tuple(repeated)))
@@ -86,7 +92,7 @@ def _name(reference: Reference | None) -> Name | None:
     return None
 
 
-def _condition(reference: Reference) -> Condition | None:
+def _condition(reference: Reference, places: Mapping[int, int]) -> Condition | None:
     name = _name(reference)
     node, parent = reference.node, reference.node.parent
     while isinstance(parent, _WRAPPERS):
@@ -104,7 +110,9 @@ def _condition(reference: Reference) -> Condition | None:
         operands, sign = [parent.this], _MIRRORED.get(sign, sign)
     values = [_literal(operand) for operand in operands]
     known = tuple(value for value in values if value is not None)
-    return Condition(*name, sign, known) if known and len(known) == len(values) else None
+    if not known or len(known) < len(values):
+        return None
+    return Condition(*name, sign, known, places[id(reference.source)])
 
 
 def _literal(node: exp.Expr) -> Value | None:

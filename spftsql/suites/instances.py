@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from spftsql.suites.golds import Condition, GoldFacts
@@ -76,13 +76,7 @@ class _Maker:
         self.rows: dict[str, list[list[Cell]]] = {}
         self.witnesses: dict[str, list[int]] = {}
         self.open: list[tuple[SourceTable, Link]] = []
-        self.asked: dict[str, list[list[Condition]]] = {}
-        for fact in facts:
-            by_table: dict[str, list[Condition]] = {}
-            for condition in fact.conditions:
-                by_table.setdefault(condition.table.lower(), []).append(condition)
-            for name, conditions in by_table.items():
-                self.asked.setdefault(name, []).append(conditions)
+        self.asked = _asked(source, facts)
         self.shared = _shared(source, facts)
         self.few: dict[tuple[str, int], list[Cell]] = {}
         self.coined: dict[tuple[str, int, Cell], dict[int, Cell]] = {}
@@ -104,13 +98,14 @@ class _Maker:
                 base = bases[number] if number < len(bases) else rng.randrange(len(table.rows))
                 repeated = bool(rows) and rng.random() < self.how.repeat
                 row = list(rng.choice(rows)) if repeated else list(table.rows[base])
-                witness = False
+                wanted: dict[int, Cell] = {}
                 if not repeated:
                     self._exchange(table, row)
-                    witness = self._witness(table, row)
+                    wanted = self._witness(table, row)
                     self._numbers(table, row, used)
                 for link in links:
-                    self._refer(table, link, row, parents[link], number, witness, attempt == 0)
+                    if not self._refer_as_wanted(table, link, row, wanted):
+                        self._refer(table, link, row, parents[link], number, bool(wanted), attempt == 0)
                 self._keys(table, row, taken, used, habits, links)
                 self._nulls(table, row)
                 keys = [tuple(row[i] for i in key) for key in table.keys]
@@ -122,7 +117,7 @@ class _Maker:
                 known.add(key)
             for index, cell in enumerate(row):
                 used[index].add(cell)
-            if witness:
+            if wanted:
                 self.witnesses[table.name].append(len(rows))
             rows.append(row)
 
@@ -141,7 +136,8 @@ class _Maker:
             return 0
         total = table.total or len(table.rows)
         wanted = max(round(total * self.how.growth), min(8, 3 * total), 3)
-        return min(wanted, self.how.rows)
+        most = min(wanted, self.how.rows)
+        return self.rng.randint(min(3, most), most) if self.rng.random() < 0.5 else most
 
     def _exchange(self, table: SourceTable, row: list[Cell]) -> None:
         for block in table.blocks:
@@ -155,23 +151,24 @@ class _Maker:
             if pool and not column.unique and self.rng.random() < 0.3:
                 row[index] = stored(column, self.rng.choice(pool))
 
-    def _witness(self, table: SourceTable, row: list[Cell]) -> bool:
+    def _witness(self, table: SourceTable, row: list[Cell]) -> dict[int, Cell]:
+        """Makes the row meet the conditions of a gold, or all of them but one; returns what it set."""
         asked = self.asked.get(table.name.lower())
         if not asked or self.rng.random() >= self.how.witness:
-            return False
+            return {}
         misses = self.rng.random() < 0.5
         conditions = self.rng.choice(asked)
         missed = self.rng.randrange(len(conditions)) if misses else -1
         wanted: dict[int, Cell] = {}
         for place, condition in enumerate(conditions):
             index = table.index(condition.column)
-            if index is not None:
+            if index is not None and (index not in wanted or self.rng.random() < 0.5):  # else `a = 1 OR a = 2`
                 value = meeting(condition, table.columns[index], place != missed, self.rng)
                 if value is not None:
                     wanted[index] = value
         for block in table.blocks:
             self._set(table, row, block, {index: wanted[index] for index in block if index in wanted})
-        return True
+        return wanted
 
     def _set(self, table: SourceTable, row: list[Cell], block: Sequence[int], wanted: Mapping[int, Cell]) -> None:
         """Sets columns of a block; its others come from a row of the source with these values, where there is one."""
@@ -221,7 +218,7 @@ class _Maker:
                     few = self.few.setdefault((table.name, index), self._some(column.values))
                     row[index] = self.rng.choice(few)
                 continue
-            for _ in range(4):
+            for _ in range(_TRIES):
                 if row[index] not in used[index] or row[index] is None:
                     break
                 row[index] = moved(column, row[index], self.rng)
@@ -252,6 +249,20 @@ class _Maker:
             chosen = self.rng.choices(order, weights, k=count)
         self.rng.shuffle(chosen)
         return chosen
+
+    def _refer_as_wanted(self, table: SourceTable, link: Link, row: list[Cell], wanted: Mapping[int, Cell]) -> bool:
+        """Keeps a reference that a condition asks for, if there is such a parent."""
+        if link.columns[0] not in wanted or len(link.columns) > 1:
+            return False
+        (own,), (theirs,) = link.columns, link.parent_columns
+        parents = [
+            parent for parent in self.rows[link.parent] if stored(table.columns[own], parent[theirs]) == wanted[own]
+        ]
+        if not parents:
+            return False
+        for mine, there in ((own, theirs), *link.copies):
+            row[mine] = stored(table.columns[mine], parents[0][there])
+        return True
 
     def _refer(
         self,
@@ -343,6 +354,30 @@ class _Maker:
                 row[index] = self.rng.choice(column.values)
             elif column.nulls and self.rng.random() < 0.2 * (self.how.nulls - 1):
                 row[index] = None
+
+
+def _asked(source: Source, facts: Sequence[GoldFacts]) -> dict[str, list[list[Condition]]]:
+    """Groups of conditions that golds put on one item of a FROM clause, by the table (in lower case).
+
+    What is asked of a reference is asked of what it refers to as well, so that there is such a row.
+    """
+    found: dict[str, list[list[Condition]]] = {}
+    for fact in facts:
+        groups: dict[tuple[str, int], list[Condition]] = {}
+        for condition in fact.conditions:
+            groups.setdefault((condition.table.lower(), condition.source), []).append(condition)
+        for (name, _), conditions in groups.items():
+            found.setdefault(name, []).append(conditions)
+            table = source.table(name)
+            for condition in conditions:
+                index = table.index(condition.column) if table is not None else None
+                for link in table.links if table is not None else ():
+                    parent = source.table(link.parent)
+                    if parent is not None and link.columns == (index,):
+                        column = parent.columns[link.parent_columns[0]].name
+                        moved_up = replace(condition, table=parent.name, column=column)
+                        found.setdefault(parent.name.lower(), []).append([moved_up])
+    return found
 
 
 def _shared(source: Source, facts: Sequence[GoldFacts]) -> dict[tuple[str, int], list[Cell]]:

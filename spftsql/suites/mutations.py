@@ -18,7 +18,7 @@ from spftsql.synthesis.scopes import Reference, resolve
 
 Edit = Callable[[exp.Expr], exp.Expr | None]  # changes the node in place, or returns what replaces it
 
-_SWAPS = 2  # other columns tried in the place of one
+_SWAPS = 2  # other columns, or tables, tried in the place of one
 _AGGREGATES: dict[type[exp.Expr], tuple[type[exp.Expr], ...]] = {
     exp.Max: (exp.Min, exp.Avg),
     exp.Min: (exp.Max, exp.Avg),
@@ -91,7 +91,8 @@ def _read_names(tree: exp.Query, schema: Schema | None) -> dict[int, list[tuple[
         else:
             references = resolve(tree, schema).references
             swaps = {id(r.node): list(_column_swaps(r)) for r in references}
-            return swaps | {id(literal): edits for r in references for literal, edits in _other_values(r)}
+            swaps |= {id(literal): edits for r in references for literal, edits in _other_values(r)}
+            return swaps | _table_swaps(tree, schema)
     for column in list(tree.find_all(exp.Column)):
         quoted = column.this.args.get("quoted") and not column.table
         if quoted and isinstance(column.parent, _PREDICATES) and column.parent.this is not column:
@@ -127,9 +128,24 @@ def _other_values(reference: Reference) -> Iterator[tuple[exp.Literal, list[tupl
             yield literal, [("literal", _replacing(exp.Literal.string(text))) for text in others[:1]]
 
 
+def _table_swaps(tree: exp.Query, schema: Schema) -> dict[int, list[tuple[str, Edit]]]:
+    """Other tables, where a statement names no column that would tell which one is meant (`SELECT COUNT(*) FROM t`)."""
+    nodes = list(tree.find_all(exp.Table))
+    table = schema.table(nodes[0].name) if len(nodes) == 1 and tree.find(exp.Column) is None else None
+    if table is None:
+        return {}
+    place = schema.tables.index(table)
+    others = sorted((i for i in range(len(schema.tables)) if i != place), key=lambda i: abs(i - place))
+    return {id(nodes[0].this): [("table", _replacing(_identifier(schema.tables[i].name))) for i in others[:_SWAPS]]}
+
+
+def _identifier(name: str) -> exp.Identifier:
+    return exp.to_identifier(name, quoted=not name.isidentifier() or None)
+
+
 def _renamed(name: str) -> Edit:
     def edit(node: exp.Expr) -> None:
-        node.set("this", exp.to_identifier(name, quoted=not name.isidentifier() or None))
+        node.set("this", _identifier(name))
 
     return edit
 

@@ -110,7 +110,7 @@ def _settled(
 def choose(target: Target, outcomes: Mapping[int, Outcome], k: int) -> list[int]:
     """At most `k` candidates (keys of `outcomes`), greedily: those that kill what has been killed least often.
 
-    Candidates on which the gold has no rows come only where no other is left that kills anything.
+    Candidates on which the gold has no rows come after all others, and only where they kill something.
     """
     weight = [_DECAY if target.dead >> bit & 1 else 1.0 for bit in range(len(target.mutants))]
     chosen: list[int] = []
@@ -119,7 +119,7 @@ def choose(target: Target, outcomes: Mapping[int, Outcome], k: int) -> list[int]
         while left and len(chosen) < k:
             gains = {number: sum(weight[bit] for bit in _bits(outcome.killed)) for number, outcome in left.items()}
             best = max(gains, key=lambda number: (gains[number], -number))
-            if gains[best] <= 0:
+            if gains[best] <= 0 and not filled:
                 break
             chosen.append(best)
             for bit in _bits(left.pop(best).killed):

@@ -29,8 +29,9 @@ SAMPLE = 400  # rows of a table that instances are made of
 _WITNESSES = 20  # further rows for every literal of a gold
 _LONGEST = 2_000  # characters of a text, bytes of a blob that an instance takes over
 _HABIT = 3  # rows from which on a column that never repeats is taken to be unique
-_CHANCE = 0.01  # how likely a dependency between columns may be by accident
+_CHANCE = 0.01  # how likely it may be that a table shows a dependency between columns by accident
 _INCLUDED = 0.9  # share of a column's values that another has, for the first to refer to the second
+_FLAG = 9  # two different numbers up to this one are taken to be all that a column may hold
 _NUMBER = re.compile(r"-?\d+(\.\d+)?")
 _DATE = re.compile(r"\d{4}-\d\d?-\d\d?([ T].*)?")
 
@@ -312,7 +313,9 @@ class _Reader:
             bounds = {"low": 1950, "high": 2020}
         repeated = (draft.name.lower(), name.lower()) in self.repeated
         by_habit = kind == "text" and total >= _HABIT and distinct == total and not nulls and not repeated
-        few = distinct <= 2 if kind in ("integer", "real") else total >= 3 * distinct
+        few = total >= 3 * distinct
+        if kind in ("integer", "real"):
+            few = distinct <= 2 and all(0 <= number <= _FLAG for number in numbers)
         return SourceColumn(
             name=name,
             kind=kind,
@@ -452,7 +455,11 @@ def _blocks(draft: _Draft, columns: Sequence[SourceColumn], linked: set[int]) ->
     free = [i for i, column in enumerate(columns) if not column.unique and len(column.values) > 1]
     for one in free:
         for other in free:
-            if one != other and group[one] != group[other] and _follows(draft.rows, one, other):
+            if (
+                one != other
+                and group[one] != group[other]
+                and _follows(draft.rows, one, other, _CHANCE / len(free) ** 2)
+            ):
                 join(one, other)
     dates = [i for i in free if columns[i].kind == "date" and i not in linked]
     names = [i for i, column in enumerate(columns) if column.unique and column.kind == "text" and i not in linked]
@@ -465,8 +472,8 @@ def _blocks(draft: _Draft, columns: Sequence[SourceColumn], linked: set[int]) ->
     return tuple(map(tuple, members.values()))
 
 
-def _follows(rows: Sequence[Row], one: int, other: int) -> bool:
-    """Whether column `other` is a function of column `one` in these rows, and not by accident."""
+def _follows(rows: Sequence[Row], one: int, other: int, chance: float) -> bool:
+    """Whether column `other` is a function of column `one` in these rows, which by accident has less than a chance."""
     seen: dict[Cell, Cell] = {}
     repeats = 0
     for row in rows:
@@ -480,4 +487,4 @@ def _follows(rows: Sequence[Row], one: int, other: int) -> bool:
             seen[row[one]] = row[other]
     counts = Counter(row[other] for row in rows)
     alike = sum((count / len(rows)) ** 2 for count in counts.values())  # that two rows agree by chance
-    return repeats > 0 and alike**repeats < _CHANCE
+    return repeats > 0 and alike**repeats < chance
