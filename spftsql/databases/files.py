@@ -1,4 +1,4 @@
-"""Database files as users name them, and their content hashes. Light: imports no library."""
+"""Databases as users name them, and the content hashes of their files. Light: imports no library."""
 
 from __future__ import annotations
 
@@ -6,23 +6,41 @@ import hashlib
 from pathlib import Path
 
 from spftsql.errors import UserError
+from spftsql.sandbox.location import Location, locate
+
+# What the files begin with: an offset, the bytes there, and what the kind is called.
+_MAGIC = {"sqlite": (0, b"SQLite format 3\x00", "SQLite"), "duckdb": (8, b"DUCK", "DuckDB")}
+
+
+def database_location(url: str) -> Location:
+    """Where a path or URL points to. Raises `UserError` for an address of no known kind, and for no such file.
+
+    Nothing is opened but a file's first bytes: whether a server is there is seen when it is asked.
+    """
+    location = locate(url)
+    path = location.file
+    if path is None:
+        return location
+    written = url.removeprefix(f"{location.engine}:///")
+    if not path.is_file():
+        raise UserError(f"database file {written} does not exist")
+    offset, magic, kind = _MAGIC[location.engine]
+    try:
+        with path.open("rb") as file:
+            start = file.read(offset + len(magic))
+    except OSError as error:
+        raise UserError(f"database file {written} cannot be read: {error.strerror}") from None
+    if start and start[offset:] != magic:  # an empty file is an empty database
+        raise UserError(f"{written} is not a {kind} database")
+    return location
 
 
 def database_file(url: str) -> Path:
     """The file behind a path or a `sqlite:///` URL. Raises `UserError` when there is none, or no SQLite file."""
-    path = Path(url.removeprefix("sqlite:///"))
-    if "://" in url and not url.startswith("sqlite:///"):
-        raise UserError(f"database {url}: only SQLite files can be used by this version (a path or sqlite:///path)")
-    if not path.is_file():
-        raise UserError(f"database file {path} does not exist")
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        raise UserError(f"database file {path} cannot be read: {error.strerror}") from None
-    with file:
-        if file.read(16) not in (b"SQLite format 3\x00", b""):
-            raise UserError(f"{path} is not a SQLite database")
-    return path
+    location = database_location(url)
+    if location.engine != "sqlite" or location.file is None:
+        raise UserError(f"database {location}: only SQLite files can be used here (a path or sqlite:///path)")
+    return location.file
 
 
 def file_hash(path: Path) -> str:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import psycopg
 
+from spftsql.databases.reading import quoted
+from spftsql.databases.schema import Schema
 from spftsql.errors import UserError
+from spftsql.records import content_hash
 from spftsql.sandbox.location import Location
 from spftsql.sandbox.postgresql.connection import one_line
 from spftsql.sandbox.postgresql.session import ROLE_PROBLEM, connection_string, role_advice
@@ -48,3 +53,23 @@ def check_server(location: Location) -> list[str]:
         f"the role {role} may write to {len(tables)} tables ({names}); nothing is written, because every statement "
         "runs in a read-only transaction, but a role that can only read is safer"
     ]
+
+
+def server_content(location: Location, schema: Schema) -> str:
+    """A hash of the schema and of all rows, in whatever order: the same for copies and replicas, another after changes.
+
+    The server reads every table once. Raises `UserError` as `connect`, and when a table cannot be read.
+    """
+    parts: list[object] = []
+    with connect(location) as connection:
+        for table in schema.tables:
+            names = ", ".join(quoted(column.name) for column in table.columns)
+            rows = f"SELECT {names} FROM {quoted(table.name)}"
+            # A sum, because rows have no order, and of 64 bits each, so that no two changes cancel out by chance.
+            query = f"SELECT count(*), sum(hashtextextended(t::text, 0)::numeric) FROM ({rows}) AS t"
+            try:
+                parts.append(connection.execute(query.encode()).fetchone())
+            except psycopg.Error as error:
+                raise UserError(f"table {table.name} of {location} cannot be read: {one_line(str(error))}") from None
+            parts.append([table.name, [(c.name, c.sql_type, c.primary_key) for c in table.columns]])
+    return content_hash(parts, [asdict(key) for key in schema.foreign_keys])

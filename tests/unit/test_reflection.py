@@ -7,7 +7,7 @@ import pytest
 
 from spftsql.config import DatabaseConfig
 from spftsql.databases.catalogue import open_catalogue
-from spftsql.databases.files import database_file, file_hash
+from spftsql.databases.files import database_file, database_location, file_hash
 from spftsql.databases.reflection import reflect
 from spftsql.databases.schema import ForeignKey, Schema
 from spftsql.databases.schema_text import fitting_schema_text, schema_text
@@ -86,6 +86,8 @@ def test_a_wrong_file_is_one_line(tmp_path: Path, content: bytes | None, message
 def test_other_engines_are_refused_by_name() -> None:
     with pytest.raises(UserError, match="only SQLite"):
         database_file("postgresql://localhost/sales")
+    with pytest.raises(UserError, match="not an address that can be used"):
+        database_location("mysql://localhost/sales")
 
 
 def test_an_empty_database_says_so(tmp_path: Path) -> None:
