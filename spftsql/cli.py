@@ -125,6 +125,9 @@ def score(
     timeout: Annotated[float, typer.Option(help="Seconds for one statement.")] = 30,
     max_rows: Annotated[int, typer.Option(min=1, help="Rows of one result.")] = 1_000_000,
     memory_mb: Annotated[int, typer.Option(min=64, help="Memory of one process that executes SQL.")] = 2048,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Keep no results of golds on disk, and use none.")
+    ] = False,
     out: Annotated[Path | None, typer.Option("--json", help="Write the verdict of every item here.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the tables here as Markdown.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write one page with all questions and results here.")] = None,
@@ -148,13 +151,14 @@ def score(
         against=against,
         workers=workers,
         limits=limits(timeout, max_rows, memory_mb),
+        cache=not no_cache,
     )
     run_score(options, _out, out, markdown, html)
 
 
 @app.command()
 def verify(
-    db: Annotated[str, typer.Option("--db", help="The database: a file or sqlite:///FILE.")],
+    db: Annotated[str, typer.Option("--db", help="The database: a file, or a URL: sqlite, duckdb or postgresql.")],
     sql: Annotated[str, typer.Option(help="One SELECT statement.")],
     gold: Annotated[str | None, typer.Option(help="The statement that it is compared with.")] = None,
     policy: Annotated[str, typer.Option(help="spider, bird or strict")] = "strict",
@@ -164,12 +168,18 @@ def verify(
     from dataclasses import asdict
 
     from spftsql.config import SandboxConfig
-    from spftsql.databases.files import database_file
+    from spftsql.databases.files import database_location
     from spftsql.records import VerificationRequest
     from spftsql.verification.worker import Verifier
 
     chosen = _policy(policy) or "strict"
-    with Verifier({"db": database_file(db)}, SandboxConfig()) as verifier:
+    location = database_location(db)
+    if location.engine == "postgresql":
+        from spftsql.databases.server import check_server
+
+        for warning in check_server(location):
+            Console(stderr=True, highlight=False).print(f"spftsql: {warning}", markup=False, soft_wrap=True)
+    with Verifier({"db": location.url}, SandboxConfig()) as verifier:
         (verdict,) = verifier.verify([VerificationRequest("1", "db", sql, gold, chosen)])
     if as_json:
         print(json.dumps(asdict(verdict)))
@@ -184,14 +194,15 @@ def verify(
 
 
 @app.command()
-def schema(database: Annotated[str, typer.Argument(help="A database: a file or sqlite:///FILE.")]) -> None:
+def schema(
+    database: Annotated[str, typer.Argument(help="A database: a file, or a URL: sqlite, duckdb or postgresql.")],
+) -> None:
     """The schema text as the model sees it."""
-    from spftsql.databases.files import database_file
+    from spftsql.databases.files import database_location
     from spftsql.databases.reflection import reflect
     from spftsql.databases.schema_text import schema_text
 
-    path = database_file(database)
-    print(schema_text(reflect(path.stem, path)))
+    print(schema_text(reflect("database", database_location(database))))
 
 
 @app.command()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from spftsql.errors import Fault
@@ -13,6 +12,7 @@ from spftsql.evaluation.score_result import Row, Sample
 from spftsql.evaluation.sources import Question
 from spftsql.evaluation.threads import Progress, VerifierThreads
 from spftsql.records import Policy, Verdict, VerificationRequest
+from spftsql.sandbox.location import Location
 from spftsql.verification.batches import batches_by_database
 from spftsql.verification.worker import Verifier
 
@@ -34,7 +34,7 @@ class Prepared:
 
     questions: tuple[Question, ...]
     golds: tuple[str, ...]
-    databases: Mapping[str, str | Path]
+    databases: Mapping[str, Location]
     policy: Policy
 
     def runnable(self) -> list[int]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from spftsql.errors import UserError
 from spftsql.evaluation.components import Names
-from spftsql.sandbox.location import Location, locate
+from spftsql.sandbox.location import Location
 
 _FILES = {  # of the layouts in `spftsql.evaluation.sources`, and beside Spider's robustness sets
     "spider": ("test_tables.json", "tables.json", "../spider/tables.json"),
@@ -19,7 +19,7 @@ _FILES = {  # of the layouts in `spftsql.evaluation.sources`, and beside Spider'
 }
 
 
-def read_names(benchmark: str, root: Path, databases: Mapping[str, str | Path]) -> dict[str, Names]:
+def read_names(benchmark: str, root: Path, databases: Mapping[str, Location]) -> dict[str, Names]:
     """The names of each database: from the benchmark's own list of tables, else from the SQLite file itself.
 
     Of other engines nothing is known: columns then go by the name that they have in a statement.
@@ -31,7 +31,7 @@ def read_names(benchmark: str, root: Path, databases: Mapping[str, str | Path]) 
         file = root / name
         if file.is_file():
             listed = {**_listed(file), **listed}
-    return {db_id: listed.get(db_id) or _declared(locate(place)) for db_id, place in databases.items()}
+    return {db_id: listed.get(db_id) or _declared(location) for db_id, location in databases.items()}
 
 
 def _listed(file: Path) -> dict[str, Names]:

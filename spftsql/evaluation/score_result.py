@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from spftsql.evaluation.exact_match import PartialScore
 from spftsql.evaluation.metrics import wilson
 from spftsql.records import Policy
 from spftsql.sandbox.result import Cell
+
+if TYPE_CHECKING:  # it takes sqlglot's parser along
+    from spftsql.evaluation.exact_match import PartialScore
 
 LEVELS = ("easy", "medium", "hard", "extra", "simple", "moderate", "challenging")
 PROPORTIONS = ("ex", "ts", "exact-match")  # metrics whose items are right or wrong; the others are means of numbers

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from spftsql import __version__
 from spftsql.config import SandboxConfig
-from spftsql.databases.files import database_file, file_hash
+from spftsql.databases.files import database_location, file_hash
+from spftsql.databases.places import Source, address_of
 from spftsql.errors import UserError
 from spftsql.evaluation import passes
 from spftsql.evaluation.hardness import spider_hardness
@@ -77,6 +78,7 @@ class ScoreOptions:
     workers: int = 2
     limits: SandboxConfig = LIMITS
     samples: bool = False
+    cache: bool = True  # keep the results of golds on disk
 
 
 @dataclass
@@ -115,10 +117,14 @@ def score(options: ScoreOptions, task: Task) -> ScoreResult:
     prepared = Prepared(test.rows, golds, _databases(options, test), policy)
     sides = [tuple(map(text, file.statements)) for file in files]
     suites = _suites(options, prepared, task) if options.suite else {}
-    databases = dict(prepared.databases)
+    sources = {db_id: _source(location) for db_id, location in prepared.databases.items()}
     for db_id, suite in suites.items():
-        databases |= {passes.instance_name(db_id, place): path for place, path in enumerate(suite.instances)}
-    with VerifierThreads(databases, options.limits, options.workers) as threads, ThreadPoolExecutor(1) as beside:
+        for place, path in enumerate(suite.instances):
+            sources.setdefault(passes.instance_name(db_id, place), _source(locate(path)))
+    with (
+        VerifierThreads(sources, options.limits, options.workers, options.cache) as threads,
+        ThreadPoolExecutor(1) as beside,
+    ):
         hardness = beside.submit(_hardness, prepared)
         with task("score") as progress:
             checks, originals = passes.verify_originals(threads, prepared, sides, progress)
@@ -149,7 +155,7 @@ def score(options: ScoreOptions, task: Task) -> ScoreResult:
         measure="ts" if suites else "ex",
         predictions=str(options.predictions),
         pairing=files[0].pairing,
-        versions=_versions(test, prepared, found),
+        versions=_versions(test, sources, prepared, found),
         limits=options.limits.model_dump(exclude={"double_quoted_strings"}),
         items=items,
         notes=(*test.notes, *files[0].notes, *found.notes),
@@ -201,21 +207,23 @@ def _wanted(options: ScoreOptions) -> tuple[str, ...]:
     return options.metrics
 
 
-def _databases(options: ScoreOptions, test: Questions) -> dict[str, str | Path]:
+def _databases(options: ScoreOptions, test: Questions) -> dict[str, Location]:
     """The databases that the questions need and that are there: named ones first, then those of the benchmark."""
     found = database_configs(options.benchmark, options.root, test.split)
     found |= given_databases(options.databases, options.named)
-    databases: dict[str, str | Path] = {}
-    for db_id in dict.fromkeys(question.db_id for question in test.rows):
-        if db_id in found:
-            address = found[db_id].url
-            databases[db_id] = database_file(address) if locate(address).engine == "sqlite" else address
+    needed = dict.fromkeys(question.db_id for question in test.rows)
+    databases = {db_id: database_location(found[db_id].url) for db_id in needed if db_id in found}
     if not databases:
         raise UserError(
             f"{options.benchmark}: no database file for any question in {options.root}; name their folder with "
             "--databases, or run `spftsql data check`"
         )
     return databases
+
+
+def _source(location: Location) -> Source:
+    """The place of a database with the hash of its content, by which results are kept; a server has none."""
+    return Source((address_of(location),), file_hash(location.file) if location.file else None)
 
 
 def _suites(options: ScoreOptions, prepared: Prepared, task: Task) -> dict[str, Suite]:
@@ -229,11 +237,13 @@ def _suites(options: ScoreOptions, prepared: Prepared, task: Task) -> dict[str, 
     suites: dict[str, Suite] = {}
     with task("instances") as progress:
         for db_id, statements in golds.items():
-            file = locate(prepared.databases[db_id]).file
-            if file is None or locate(file).engine != "sqlite":
+            location = prepared.databases[db_id]
+            if location.file is None or location.engine != "sqlite":
                 raise UserError(f"--suite: {db_id} is not a SQLite file, and only of these instances can be made")
             progress(len(suites), len(golds))
-            suites[db_id] = build_suite(db_id, file, statements, options.suite, folder, workers=options.workers)
+            suites[db_id] = build_suite(
+                db_id, location.file, statements, options.suite, folder, workers=options.workers
+            )
         progress(len(suites), len(golds))
     return suites
 
@@ -250,8 +260,8 @@ def _hardness(prepared: Prepared) -> list[str]:
 
 
 def _dialect(prepared: Prepared, question: Question) -> str:
-    database = prepared.databases.get(question.db_id)
-    return "sqlite" if database is None else _DIALECTS[locate(database).engine]
+    location = prepared.databases.get(question.db_id)
+    return _DIALECTS[location.engine] if location else "sqlite"
 
 
 def _right(verdicts: Mapping[int, Verdict]) -> dict[int, float]:
@@ -330,12 +340,9 @@ def _items(prepared: Prepared, found: _Found, hardness: Sequence[str]) -> tuple[
     return tuple(items)
 
 
-def _versions(test: Questions, prepared: Prepared, found: _Found) -> dict[str, str]:
+def _versions(test: Questions, sources: Mapping[str, Source], prepared: Prepared, found: _Found) -> dict[str, str]:
     """What the result depends on: the code, the files of the benchmark, the databases, the engines."""
-    contents = []
-    for name, database in prepared.databases.items():
-        location: Location = locate(database)
-        contents.append((name, file_hash(location.file) if location.file else str(location)))
+    contents = [(name, sources[name].content or str(location)) for name, location in prepared.databases.items()]
     engines = {verdict.engine for verdict in found.checks.values() if verdict.engine}
     return {
         "spftsql": __version__,

@@ -6,13 +6,14 @@ import queue
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Self, TypeVar
 
-from spftsql.config import SandboxConfig
+from spftsql.config import SandboxConfig, VerificationConfig
+from spftsql.databases.places import Source
 from spftsql.errors import Fault
 from spftsql.records import Verdict, VerificationRequest
 from spftsql.sandbox.execute import Sandbox
+from spftsql.verification.cache import open_results
 from spftsql.verification.worker import Verifier
 
 Progress = Callable[[int, int], None]  # (done, total)
@@ -21,16 +22,22 @@ Result = TypeVar("Result")
 
 
 class VerifierThreads:
-    """`workers` threads over databases by name. A context manager; at its end the sandbox processes are gone."""
+    """`workers` threads over databases by name. A context manager; at its end the sandbox processes are gone.
 
-    def __init__(self, databases: Mapping[str, str | Path], limits: SandboxConfig, workers: int) -> None:
+    Results of golds are shared, and with `cache` kept on disk for the next time.
+    """
+
+    def __init__(self, databases: Mapping[str, Source], limits: SandboxConfig, workers: int, cache: bool) -> None:
         def sandbox(config: SandboxConfig) -> Sandbox:
-            return Sandbox(config, databases.values())
+            return Sandbox(config, (address for source in databases.values() for address in source.addresses))
 
         self._stack = ExitStack()
+        results = open_results(VerificationConfig() if cache else VerificationConfig(node_cache=None))
+        self._stack.callback(results.close)
         self._free: queue.SimpleQueue[Verifier] = queue.SimpleQueue()
         for _ in range(workers):
-            self._free.put(self._stack.enter_context(Verifier(databases, limits, sandbox=sandbox)))
+            verifier = Verifier(databases, limits, results=results, sandbox=sandbox)
+            self._free.put(self._stack.enter_context(verifier))
         self._threads = self._stack.enter_context(ThreadPoolExecutor(max_workers=workers))
 
     def __enter__(self) -> Self:

@@ -19,6 +19,7 @@ from spftsql.evaluation.hardness import spider_hardness
 from spftsql.evaluation.predictions import read_predictions
 from spftsql.evaluation.schema_names import read_names
 from spftsql.evaluation.sources import read_split
+from spftsql.sandbox.location import locate
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "evaluation"
 CASES = [json.loads(line) for line in (FIXTURES / "exact_match.jsonl").read_text().splitlines()]
@@ -79,7 +80,7 @@ def test_names_of_a_file_without_a_list_of_tables(tmp_path: Path) -> None:
             "CREATE TABLE State (ID INTEGER PRIMARY KEY, Name TEXT);"
             "CREATE TABLE City (Name TEXT, State INTEGER REFERENCES State, Other INTEGER REFERENCES State (id));"
         )
-    names = read_names("jsonl", tmp_path, {"x": tmp_path / "x.sqlite"})["x"]
+    names = read_names("jsonl", tmp_path, {"x": locate(tmp_path / "x.sqlite")})["x"]
     assert names.columns == {"state": {"id", "name"}, "city": {"name", "state", "other"}}
     assert names.same == dict.fromkeys(["state.id", "city.state", "city.other"], "state.id")
 
@@ -94,7 +95,7 @@ def test_the_printed_example_of_the_official_evaluator(published: Path) -> None:
     golds = [line.split("\t") for line in (folder / "gold_example.txt").read_text().splitlines()]
     predictions = [line.split("\t")[0] for line in (folder / "pred_example.txt").read_text().splitlines()]
     printed = (folder / "eval_result_example.txt").read_text().splitlines()
-    names = read_names("spider", published / "spider", {db_id: "none" for _, db_id in golds})
+    names = read_names("spider", published / "spider", {db_id: locate("none") for _, db_id in golds})
     levels = [spider_hardness(gold) for gold, _ in golds]
     matches, in_2018, now = [], [], []
     for index, ((gold, db_id), prediction) in enumerate(zip(golds, predictions, strict=True)):
@@ -138,7 +139,7 @@ def test_the_printed_example_of_the_official_evaluator(published: Path) -> None:
 def test_real_predictions_match_as_the_official_evaluator_says(published: Path) -> None:
     """All that its grammar reads; what it cannot read (an alias without AS, INNER JOIN, <>) is wrong there."""
     test = read_split("spider", published / "spider")
-    names = read_names("spider", published / "spider", {question.db_id: "none" for question in test.rows})
+    names = read_names("spider", published / "spider", {question.db_id: locate("none") for question in test.rows})
     golds = {question.sql: components(question.sql, names[question.db_id]) for question in test.rows}
     official = json.loads((FIXTURES / "exact_match_official.json").read_text())["verdicts"]
     assert len(official) == 5
