@@ -30,6 +30,11 @@ class Location:
         """The file, for an engine that has one."""
         return None if self.engine == "postgresql" else Path(self.address)
 
+    @property
+    def url(self) -> str:
+        """What `locate` reads as this location again, whatever a file's name ends in."""
+        return self.address if self.engine == "postgresql" else f"{self.engine}:///{self.address}"
+
     def __str__(self) -> str:
         """For messages: a file's path, or the URL without its password."""
         return without_password(self.address) if self.engine == "postgresql" else self.address

@@ -27,6 +27,7 @@ _COMMAND = (sys.executable, "-P", "-m", "spftsql.sandbox.child")
 _START_SECONDS = 60.0
 _ROOT = Path(__file__).resolve().parents[2]
 _KEPT_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL")
+_FOR_SERVERS = ("HOME", "PG", "KRB5")  # beginnings of names: where libpq finds logins and certificates
 _SENT_BY_OTHERS = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT}
 # The kernel's "die with your parent" means the thread that made the child, so one thread of ours makes them all.
 _SPAWNER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sandbox-spawner")
@@ -101,6 +102,8 @@ def _spawn(
 ) -> subprocess.Popen[bytes]:
     arguments = [engine, str(descriptor), str(os.getpid()), json.dumps(asdict(limits)), json.dumps(readable)]
     environment = {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
+    if engine == "postgresql":
+        environment |= {name: value for name, value in os.environ.items() if name.startswith(_FOR_SERVERS)}
     environment |= {"PYTHONPATH": str(_ROOT), "PYTHONNOUSERSITE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     return subprocess.Popen(
         [*_COMMAND, *arguments],
