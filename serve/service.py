@@ -66,6 +66,7 @@ class Service:
         self.created = int(time.time())
         self._model_dir, self._catalogue, self._config, self._backend = model_dir, catalogue, config, backend
         self._prompts = PromptBuilder(config.prompt, model_dir, config.model.chat_template)
+        self._prompts.prepare(catalogue.values())
         self._tokenizer = AutoTokenizer.from_pretrained(str(model_dir))
 
     def models(self) -> list[str]:
@@ -98,7 +99,7 @@ class Service:
         begin = time.perf_counter()
         database = self._database(request.database)
         temperature = 0.0 if request.n == 1 else _VOTE_TEMPERATURE
-        prompt = self._prompts.text_to_sql(database.schema, request.question, request.evidence)
+        prompt = self._prompts.text_to_sql(database, request.question, request.evidence)
         samples = await self._generate(database.name, prompt, request.n, temperature)
         generated = time.perf_counter()
         limit = min(request.max_rows or self._config.serve.max_rows, self._config.sandbox.max_rows)
@@ -133,8 +134,8 @@ class Service:
         if name != self.model_name:
             raise ApiError(404, f"no model {request.model}", code="model_not_found", param="model")
         if db_id:
-            schema = self._database(db_id, param="model").schema
-            prompt = self._prompts.text_to_sql(schema, _last_question(request))
+            database = self._database(db_id, param="model")
+            prompt = self._prompts.text_to_sql(database, _last_question(request))
         else:
             prompt = self._prompts.render_messages([{"role": m.role, "content": m.text} for m in request.messages])
         default = 0.0 if db_id and request.n == 1 else _VOTE_TEMPERATURE if db_id else _CHAT_TEMPERATURE

@@ -58,10 +58,15 @@ class DataConfig(Section):
 
 
 class PromptConfig(Section):
-    """How a question becomes a prompt. `spaced` SQL puts blanks around every token (for small scratch tokenizers)."""
+    """How a question becomes a prompt. `spaced` SQL puts blanks around every token (for small scratch tokenizers).
+
+    With `linking` a schema beyond `max_schema_tokens` is cut to the part that the question is about, and values of the
+    database that the question mentions are said in the prompt; without it, a large schema loses detail instead.
+    """
 
     schema_text: Literal["full", "none"] = "full"
     max_schema_tokens: int = Field(1500, gt=0)
+    linking: bool = True
     sql_style: Literal["plain", "spaced"] = "plain"
 
 

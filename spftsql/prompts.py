@@ -2,27 +2,35 @@
 
 Generation, training, evaluation and serving all call `PromptBuilder`, so that a model is never asked in other words
 than it was taught in. Its `hash` covers the wording, the settings and the chat template, and goes into every artefact.
-The schema comes first and the question last, so that questions about one database share a prefix.
+The schema comes first and the question last, so that questions about one database share a prefix. Where the schema is
+too large for the prompt, linking keeps the part that the question is about; values that the question mentions are said
+beside it, whatever the size.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spftsql.config import PromptConfig
-from spftsql.databases.schema import Schema
-from spftsql.databases.schema_text import fitting_schema_text
+from spftsql.databases.schema_text import fitting_schema_text, sql_name
 from spftsql.errors import UserError
+from spftsql.linking.linker import Linker, fingerprint
+from spftsql.linking.value_index import open_index
+from spftsql.linking.value_matching import ValueMatch
 from spftsql.records import content_hash
 from spftsql.synthesis.canonical import spaced, unspaced
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from spftsql.databases.catalogue import Database
+
 _SQL_TASK = "Write one {dialect} SELECT statement that answers the question below. Answer with the SQL alone."
 _QUESTION_TASK = "Write the question, as a person would ask it, that the {dialect} statement below answers."
+_LINKERS = 64  # databases whose words and values are kept at hand
 _FENCE = re.compile(r"```(?:sql)?\s*(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
 
 
@@ -33,25 +41,39 @@ class PromptBuilder:
         """Loads the tokenizer of `model`. Raises `UserError` when it has no chat template and none is given."""
         self._config = config
         self._tokenizer = _load_tokenizer(str(model), chat_template)
-        self._schema_texts: dict[str, str] = {}
+        self._schema_texts: dict[tuple[str, str], str] = {}
+        self._linkers: dict[tuple[str, str], Linker] = {}
+        self._links = config.linking and config.schema_text != "none"
         self.hash = content_hash(
-            _SQL_TASK, _QUESTION_TASK, config.model_dump(mode="json"), str(self._tokenizer.chat_template)
+            _SQL_TASK,
+            _QUESTION_TASK,
+            config.model_dump(mode="json"),
+            str(self._tokenizer.chat_template),
+            fingerprint() if self._links else None,
         )
 
-    def text_to_sql(self, schema: Schema, question: str, evidence: str = "") -> str:
+    def prepare(self, databases: Iterable[Database]) -> None:
+        """Builds what prompts need of the databases and is not in the cache yet, so that no question waits for it."""
+        if self._links:
+            for database in databases:
+                open_index(database.content, database.schema, database.source.addresses).close()
+
+    def text_to_sql(self, database: Database, question: str, evidence: str = "") -> str:
         """The prompt that asks for SQL; `evidence` is a hint that comes with the question (BIRD)."""
         if self._config.schema_text == "none":
             return self._render(question)
-        task = _SQL_TASK.format(dialect=schema.dialect)
+        dialect = database.schema.dialect
+        schema, values = self._schema_and_values(database, f"{question}\n{evidence}" if evidence else question)
+        matches = f"Values: {'; '.join(_condition(value, dialect) for value in values)}\n" if values else ""
         hint = f"Hint: {evidence}\n" if evidence else ""
-        return self._render(f"{self._schema_text(schema)}\n\n{task}\n{hint}Question: {question}")
+        return self._render(f"{schema}\n\n{_SQL_TASK.format(dialect=dialect)}\n{matches}{hint}Question: {question}")
 
-    def sql_to_text(self, schema: Schema, sql: str) -> str:
+    def sql_to_text(self, database: Database, sql: str) -> str:
         """The prompt that asks for the question behind `sql`."""
         if self._config.schema_text == "none":
             return self._render(self.answer(sql))
-        task = _QUESTION_TASK.format(dialect=schema.dialect)
-        return self._render(f"{self._schema_text(schema)}\n\n{task}\nSQL: {self.answer(sql)}")
+        task = _QUESTION_TASK.format(dialect=database.schema.dialect)
+        return self._render(f"{self._schema_and_values(database, sql)[0]}\n\n{task}\nSQL: {self.answer(sql)}")
 
     def answer(self, sql: str) -> str:
         """SQL in the form in which the model writes it: the target of training."""
@@ -64,12 +86,26 @@ class PromptBuilder:
         fence = _FENCE.search(text)
         return (fence.group(1) if fence else text).strip().rstrip(";").rstrip()
 
-    def _schema_text(self, schema: Schema) -> str:
-        if schema.db_id not in self._schema_texts:
-            self._schema_texts[schema.db_id] = fitting_schema_text(
-                schema, self._config.max_schema_tokens, lambda text: len(self._tokenizer.encode(text))
-            )
-        return self._schema_texts[schema.db_id]
+    def _schema_and_values(self, database: Database, text: str) -> tuple[str, tuple[ValueMatch, ...]]:
+        """The schema as the model reads it with `text`, and the values that `text` mentions; none without linking."""
+        key = database.name, database.content
+        if not self._links:
+            if key not in self._schema_texts:
+                budget = self._config.max_schema_tokens
+                self._schema_texts[key] = fitting_schema_text(database.schema, budget, self._count_tokens)
+            return self._schema_texts[key], ()
+        linker = self._linkers.pop(key, None)
+        if linker is None:
+            index = open_index(database.content, database.schema, database.source.addresses)
+            linker = Linker(database.schema, index, self._count_tokens, self._config.max_schema_tokens)
+            if len(self._linkers) >= _LINKERS:
+                self._linkers.pop(next(iter(self._linkers))).close()
+        self._linkers[key] = linker  # the last one used is the last to go
+        linked = linker.link(text)
+        return linked.text, linked.values
+
+    def _count_tokens(self, text: str) -> int:
+        return len(self._tokenizer.encode(text, add_special_tokens=False))
 
     def _render(self, content: str) -> str:
         return self.render_messages([{"role": "user", "content": content}])
@@ -78,6 +114,12 @@ class PromptBuilder:
         """A conversation as the string that the model continues (raw chat of the endpoint)."""
         text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         return str(text)
+
+
+def _condition(value: ValueMatch, dialect: str) -> str:
+    """A value as SQL would ask for it."""
+    literal = "'" + value.value.replace("'", "''") + "'"
+    return f"{sql_name(value.table, dialect)}.{sql_name(value.column, dialect)} = {literal}"
 
 
 def _load_tokenizer(model: str, chat_template: Path | None) -> PreTrainedTokenizerBase:

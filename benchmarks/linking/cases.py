@@ -17,7 +17,7 @@ from sqlglot.optimizer.scope import traverse_scope
 
 from spftsql.databases.descriptions import described
 from spftsql.databases.files import file_hash
-from spftsql.databases.reading import quoted, reader
+from spftsql.databases.reading import quoted
 from spftsql.databases.reflection import reflect
 from spftsql.databases.schema import Column, ForeignKey, Kind, Schema, Table
 from spftsql.linking.value_index import ValueIndex, open_index
@@ -62,8 +62,7 @@ class Source:
 
     def index(self) -> ValueIndex | None:
         """The index of its values."""
-        file = self.file
-        return open_index(file_hash(file), self.schema, lambda: reader(file)) if file else None
+        return open_index(file_hash(self.file), self.schema, [self.file]) if self.file else None
 
 
 def gold_of(sql: str, schema: Schema) -> Gold:

@@ -41,10 +41,11 @@ class Names:
 
     def shares(self, said: Floats) -> Floats:
         """The same as a share of the name."""
-        return self.masses(said) / self._total
+        shares: Floats = self.masses(said) / self._total
+        return shares
 
     def _sum(self, values: Floats) -> Floats:
-        return np.bincount(self._name, weights=values, minlength=self._count)
+        return np.bincount(self._name, weights=values, minlength=self._count).astype(np.float64)
 
 
 class SchemaWords:
@@ -147,7 +148,7 @@ class SchemaWords:
 
 def _expanded(name: str, known: Collection[str]) -> list[str]:
     """The stems of an identifier: taken apart, and compounds written out (`fname` is first name)."""
-    words = []
+    words: list[str] = []
     for word in words_of(name):
         for part in [word] if len(word) < _SHORTEST_GLUED else unglued(word, known):
             long = lexicon().abbreviations.get(part, [])

@@ -16,23 +16,22 @@ from spftsql.linking.words import stem, words_of
 
 # One weight for each of the `signs`.
 WEIGHTS: dict[str, float] = {
-    "constant": -6.21,
-    "name": 3.49,
-    "own name": 0.43,
-    "comment": 1.27,
-    "whole name": 1.55,
-    "value": 2.6,
-    "table": 3.08,
-    "table mass": 1.85,
-    "table's best column": 0.89,
-    "table's value": 1.6,
-    "neighbour table": 1.75,
+    "constant": -5.91,
+    "name": 3.13,
+    "comment": 1.41,
+    "whole name": 1.82,
+    "value": 2.66,
+    "table": 2.85,
+    "table mass": 1.86,
+    "table's best column": 1.92,
+    "table's value": 1.54,
+    "neighbour table": 1.68,
     "table and neighbour": -2.12,
-    "table and name": 1.07,
-    "key to a table": 0.97,
-    "key between tables": 1.48,
-    "date": -0.96,
-    "date and year": 1.6,
+    "table and name": 1.6,
+    "key to a table": 1.05,
+    "key between tables": 1.53,
+    "date": -0.98,
+    "date and year": 1.62,
 }
 
 _SHORT_VALUE = 3  # characters below which a value found is taken for chance half of the time
@@ -57,7 +56,7 @@ def signs(words: SchemaWords, text: str, values: Iterable[ValueMatch]) -> dict[s
     table_share = words.table_names.shares(said)
     named = np.maximum(table_share, table_phrase)
     best, table_value = np.zeros(tables), np.zeros(tables)
-    np.maximum.at(best, at, np.maximum(own, comment))
+    np.maximum.at(best, at, own * words.own_names.masses(said) / 10)
     np.maximum.at(table_value, at, value)
     meant = np.maximum(named, table_value)
     near, linked = np.zeros(tables), np.zeros(len(own))
@@ -71,7 +70,6 @@ def signs(words: SchemaWords, text: str, values: Iterable[ValueMatch]) -> dict[s
     return {
         "constant": np.ones(len(own)),
         "name": words.column_names.masses(said) / 10,
-        "own name": own,
         "comment": comment,
         "whole name": column_phrase,
         "value": value,

@@ -7,8 +7,8 @@ with its most frequent values, and long texts, which no question quotes whole, a
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,12 @@ from typing import Any
 import apsw
 
 from spftsql.cache import cache_folder
-from spftsql.databases.reading import Query, plain, quoted
+from spftsql.databases.reading import Query, plain, quoted, reader
 from spftsql.databases.schema import Schema, Table
-from spftsql.errors import UserError
+from spftsql.errors import Fault, UserError
 from spftsql.linking.words import fold, stem, words_of
 from spftsql.records import content_hash
+from spftsql.sandbox.location import Location
 
 FORMAT = 1  # of the file and of what goes into it; another number is another file
 _ROWS = 1_000_000  # rows of a table that are read
@@ -28,7 +29,7 @@ _PER_COLUMN = 20_000  # distinct values of a column that are kept, the most freq
 _PER_DATABASE = 1_000_000
 _LONGEST = 100  # characters of a value that is kept
 _MOST_WORDS = 12
-_KINDS = ("text", "date", "other")
+_KINDS = ("text", "date")
 
 _TABLES = """
     CREATE TABLE columns (id INTEGER PRIMARY KEY, table_name TEXT NOT NULL, column_name TEXT NOT NULL);
@@ -57,7 +58,7 @@ class ValueIndex:
     def __init__(self, path: Path) -> None:
         """Raises `apsw.Error` for a file that is not an index."""
         self._connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
-        self._columns = {number: names for number, *names in self._rows("SELECT * FROM columns")}
+        self._columns = {number: (table, column) for number, table, column in self._rows("SELECT * FROM columns")}
 
     def with_keys(self, keys: Sequence[str]) -> list[Cell]:
         """The cells whose words are one of `keys` (stems with a blank between)."""
@@ -100,13 +101,13 @@ class ValueIndex:
         ]
 
 
-def open_index(content: str, schema: Schema, read: Callable[[], Any]) -> ValueIndex:
+def open_index(content: str, schema: Schema, addresses: Sequence[str | Path | Location]) -> ValueIndex:
     """The index of the database with that content hash, built now where the cache does not have it.
 
-    `read` gives a context manager of a `Query` on the database; it is called for building alone. Raises `UserError`
-    when the cache directory cannot be written.
+    It is read from the first of `addresses` that can be opened. Raises `UserError` when none can, or when the cache
+    directory cannot be written, and `Fault` when the database stops answering.
     """
-    columns = [(t.name, c.name, c.kind) for t in schema.tables for c in t.columns]
+    columns = [(t.name, t.rows, c.name, c.kind, c.distinct) for t in schema.tables for c in t.columns]
     path = cache_folder("values") / f"{content}-{content_hash(FORMAT, columns)}.sqlite"
     if path.is_file():
         try:
@@ -115,17 +116,28 @@ def open_index(content: str, schema: Schema, read: Callable[[], Any]) -> ValueIn
             path.unlink(missing_ok=True)  # damaged: made again
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with read() as query:
+        with _first_reader(addresses) as query:
             _build(temporary, schema, query)
         temporary.replace(path)
     except (OSError, apsw.FullError, apsw.IOError, apsw.CantOpenError) as error:
         advice = "make room, or set SPFTSQL_CACHE to a directory that can be written"
         raise UserError(
-            f"the values of database {schema.db_id} cannot be kept in {path.parent}: {error}; {advice}"
+            f"no values of database {schema.db_id} can be kept in {path.parent}: {error}; {advice}"
         ) from None
     finally:
         temporary.unlink(missing_ok=True)
     return ValueIndex(path)
+
+
+def _first_reader(addresses: Sequence[str | Path | Location]) -> AbstractContextManager[Query]:
+    *replicas, last = addresses
+    for address in replicas:
+        try:
+            with reader(address):
+                return reader(address)
+        except UserError:
+            continue
+    return reader(last)
 
 
 def _build(path: Path, schema: Schema, query: Query) -> None:
@@ -156,7 +168,14 @@ def _columns(schema: Schema, query: Query) -> Iterator[tuple[str, str, Iterator[
     for table in schema.tables:
         for column in table.columns:
             if column.kind in _KINDS:
-                yield table.name, column.name, _values(query(_select(table, column.name)))
+                try:
+                    rows = query(_select(table, column.name))
+                except Exception as error:  # each driver has its own classes
+                    message = " ".join(str(error).split())[:500]
+                    raise Fault(
+                        f"database {schema.db_id}: {table.name}.{column.name} cannot be read: {message}"
+                    ) from None
+                yield table.name, column.name, _values(rows)
 
 
 def _select(table: Table, column: str) -> str:

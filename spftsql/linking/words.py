@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 from functools import cache, lru_cache
 from importlib import resources
+from typing import Any
 
 import snowballstemmer
 import yaml
@@ -76,7 +77,7 @@ def abbreviates(short: str, long: str) -> bool:
     return all(letter in letters for letter in short)
 
 
-def ngrams(items: Sequence[str], longest: int) -> Iterable[tuple[int, int]]:
+def ngrams(items: Sequence[object], longest: int) -> Iterable[tuple[int, int]]:
     """Every (start, end) of at most `longest` neighbouring items, longest first."""
     for size in range(min(longest, len(items)), 0, -1):
         for start in range(len(items) - size + 1):
@@ -86,9 +87,9 @@ def ngrams(items: Sequence[str], longest: int) -> Iterable[tuple[int, int]]:
 class Lexicon:
     """What words of schemas and questions stand for beyond their letters; read from `lexicon.yaml`."""
 
-    def __init__(self, tree: dict[str, dict[str, str] | list[str]]) -> None:
+    def __init__(self, tree: dict[str, Any]) -> None:
         """`tree` has `abbreviations` (word: words), `related` (lines of words that mean alike) and `stop` words."""
-        self.abbreviations = {word: text.split() for word, text in dict(tree["abbreviations"]).items()}
+        self.abbreviations = {word: text.split() for word, text in tree["abbreviations"].items()}
         self.stop = frozenset(" ".join(tree["stop"]).split())
         self.parts = frozenset(" ".join(tree["parts"]).split()) | set(self.abbreviations)
         self.related: dict[str, frozenset[str]] = {}

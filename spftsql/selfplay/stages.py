@@ -107,8 +107,8 @@ class Stages:
             for name, exam in exams.items():
                 for example in exam.questions:
                     identity = f"{candidate.name}/{name}/{example.id}"
-                    schema = self.catalogue[example.db_id].schema
-                    prompt = self.prompts.text_to_sql(schema, example.question, example.evidence)
+                    database = self.catalogue[example.db_id]
+                    prompt = self.prompts.text_to_sql(database, example.question, example.evidence)
                     asked[identity] = candidate, name, example
                     requests.append(
                         self.request(identity, example.db_id, prompt, candidate, exam.samples, exam.temperature)
@@ -243,7 +243,7 @@ class Stages:
 
     def sql_row(self, example: Example) -> TrainRow:
         """An example as Text-to-SQL training text."""
-        prompt = self.prompts.text_to_sql(self.catalogue[example.db_id].schema, example.question, example.evidence)
+        prompt = self.prompts.text_to_sql(self.catalogue[example.db_id], example.question, example.evidence)
         answer = self.prompts.answer(example.sql)
         return TrainRow(example.id, example.db_id, prompt, answer, None, None, example.source)
 

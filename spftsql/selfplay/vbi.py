@@ -35,9 +35,9 @@ class SyntheticSets:
 
 def question_row(stages: Stages, example: Example) -> TrainRow:
     """An example as SQL-to-text training text, its shared values hidden behind placeholders."""
-    schema = stages.catalogue[example.db_id].schema
-    hidden = hide_values(example.sql, schema.dialect, example.question)
-    prompt = stages.prompts.sql_to_text(schema, hidden.sql)
+    database = stages.catalogue[example.db_id]
+    hidden = hide_values(example.sql, database.schema.dialect, example.question)
+    prompt = stages.prompts.sql_to_text(database, hidden.sql)
     question = hide_in_question(example.question, hidden)
     return TrainRow(f"{example.id}/question", example.db_id, prompt, question, None, None, example.source)
 
@@ -84,13 +84,13 @@ def synthetic_statements(
 def phrased(stages: Stages, round_: int, statements: Sequence[Statement], question_model: Candidate) -> list[Example]:
     """Question and SQL pairs: of each statement's candidate questions the first that says every value."""
     config = stages.config
-    schemas = {name: database.schema for name, database in stages.catalogue.items()}
-    hidden = {s.id: hide_values(s.sql, schemas[s.db_id].dialect) for s in statements}
+    databases = stages.catalogue
+    hidden = {s.id: hide_values(s.sql, databases[s.db_id].schema.dialect) for s in statements}
     requests = [
         stages.request(
             f"round{round_}/{s.id}",
             s.db_id,
-            stages.prompts.sql_to_text(schemas[s.db_id], hidden[s.id].sql),
+            stages.prompts.sql_to_text(databases[s.db_id], hidden[s.id].sql),
             question_model,
             config.synthesis.candidates,
             config.synthesis.temperature,

@@ -17,6 +17,8 @@ import pytest
 from rich.console import Console
 
 from spftsql.config import Config, ScratchConfig, resolve
+from spftsql.databases.catalogue import Database
+from spftsql.databases.places import Source
 from spftsql.databases.schema import Schema
 from spftsql.endpoint import ask, render_answer, start_endpoint
 from spftsql.errors import UserError
@@ -53,9 +55,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build_scratch_model(scratch, 256, [text for pair in LESSONS.items() for text in pair] * 20, folder, seed=1)
     tokenizer, causal = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
     prompts = PromptBuilder(configuration().prompt, folder)
-    schema = Schema("people", "sqlite", ())
+    people = Database("people", Path("people.sqlite"), "", Schema("people", "sqlite", ()), Source(()))
     rows = [
-        (tokenizer(prompts.text_to_sql(schema, question)).input_ids, tokenizer(prompts.answer(sql)).input_ids)
+        (tokenizer(prompts.text_to_sql(people, question)).input_ids, tokenizer(prompts.answer(sql)).input_ids)
         for question, sql in LESSONS.items()
     ]
     optimizer = torch.optim.AdamW(causal.parameters(), lr=3e-3)
