@@ -53,7 +53,10 @@ def run_score(
 def _incomplete(result: ScoreResult, json_file: Path | None) -> Fault:
     named = "; ".join(f"question {index}: {fault}" for index, fault in result.faults[:_NAMED])
     more = len(result.faults) - _NAMED
-    text = f"{len(result.faults)} questions could not be verified ({named}" + (f"; {more} more)" if more > 0 else ")")
+    count = len(result.faults)
+    text = f"{count} question{'s' if count > 1 else ''} could not be verified ({named}" + (
+        f"; {more} more)" if more > 0 else ")"
+    )
     if json_file is not None:
         partial = Path(f"{json_file}.partial")
         with suppress(OSError):

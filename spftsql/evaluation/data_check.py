@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from spftsql.databases.files import database_file
+from spftsql.databases.files import database_location
 from spftsql.errors import UserError
 from spftsql.evaluation.locations import database_configs
 from spftsql.evaluation.sources import PUBLISHED, Part, Questions, existing_splits, read_questions, read_split
@@ -136,10 +136,12 @@ def _place(benchmark: str) -> str:
 
 
 def _complaint(url: str) -> str:
-    """Why a database file cannot be used; empty when it can."""
+    """Why a database file cannot be used; empty when it can, and for what is not a SQLite file."""
     try:
-        path = database_file(url)
-        address = f"{path.resolve().as_uri()}?mode=ro&immutable=1"
+        location = database_location(url)
+        if location.engine != "sqlite":
+            return ""
+        address = f"{Path(location.address).resolve().as_uri()}?mode=ro&immutable=1"
         with closing(sqlite3.connect(address, uri=True)) as connection:
             row = connection.execute("SELECT count(*) FROM sqlite_master WHERE type = 'table'").fetchone()
     except (UserError, sqlite3.DatabaseError) as error:

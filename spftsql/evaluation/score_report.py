@@ -99,13 +99,13 @@ def _headline(result: ScoreResult) -> Iterable[str]:
     rest = [item for item in result.items if item.verdict != "unverifiable"]
     if len(rest) < n:
         absent = sorted({item.db_id for item in result.items if item.reason == NO_DATABASE})
-        of_which = f" ({_count(result, absent)} have no database file: {_listed(absent)})" if absent else ""
+        of_which = f" (no database file for {_count(result, absent)}: {_listed(absent)})" if absent else ""
         yield (
-            f"{n - len(rest)} questions cannot be verified{of_which} and count as wrong; "
+            f"{_questions(n - len(rest))} cannot be verified{of_which} and count as wrong; "
             f"over the {len(rest)} others {_share(right, len(rest))}"
         )
     failing = [item for item in result.items if item.gold]
-    where = f"; questions {_indices(failing)} cannot be reached by any prediction" if failing else ""
+    where = f"; no prediction can be right on {_questions(len(failing))} ({_indices(failing)})" if failing else ""
     yield f"gold against gold {result.ceiling:.4f}, the highest that can be had here{where}"
     limits = ", ".join(f"{name.replace('_', ' ')} {_plain(value)}" for name, value in result.limits.items())
     yield f"{result.benchmark}, split {result.split}; policy {result.policy}; predictions paired {result.pairing}"
@@ -205,6 +205,10 @@ def kind_of(reason: str) -> str:
 def _share(right: int, n: int) -> str:
     low, high = wilson(right, n)
     return f"{right / n if n else 0:.4f} ({right} of {n}, 95 % interval {low:.4f} to {high:.4f})"
+
+
+def _questions(count: int) -> str:
+    return f"{count} question" + ("" if count == 1 else "s")
 
 
 def _plain(limit: float) -> str:

@@ -115,7 +115,7 @@ def test_a_fault_keeps_what_was_verified(
     monkeypatch.setattr(threads, "Verifier", Failing)
     code, _, error = run(arguments(root, "--json", str(out), "--metrics", "soft-f1"), monkeypatch, capsys)
     assert code == 4
-    assert "1 questions could not be verified (question 1: the disk is full); the verdicts on the other 2" in error
+    assert "1 question could not be verified (question 1: the disk is full); the verdicts on the other 2" in error
     assert not out.exists()
     tree = json.loads((root / "out.json.partial").read_text())
     assert (tree["accuracy"], tree["complete"]) == (None, False)

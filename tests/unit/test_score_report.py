@@ -59,9 +59,12 @@ def shown(result: ScoreResult) -> str:
 def test_what_is_said() -> None:
     text = shown(RESULT)
     assert "execution accuracy 0.1429 (1 of 7, 95 % interval 0.0257 to 0.5131)" in text
-    assert "2 questions cannot be verified (1 have no database file: atlantis) and count as wrong" in text
+    assert "2 questions cannot be verified (no database file for 1: atlantis) and count as wrong" in text
     assert "over the 5 others 0.2000" in text
-    assert "gold against gold 0.7143, the highest that can be had here; questions 5, 6 cannot be reached" in text
+    assert (
+        "gold against gold 0.7143, the highest that can be had here; no prediction can be right on 2 questions (5, 6)"
+        in text
+    )
     assert "policy strict; predictions paired by id" in text
     assert "soft seconds 30, max rows 1000000; spftsql 0; engine sqlite 3" in text
     assert "a note" in text

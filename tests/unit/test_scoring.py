@@ -296,6 +296,19 @@ def test_spider_dev_agrees_with_the_official_evaluator(published: Path) -> None:
         assert result.ceiling == 1.0
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("keep_distinct", [False, True])
+def test_all_prediction_files_agree_with_the_official_evaluator(published: Path, keep_distinct: bool) -> None:
+    folder = published / "predictions" / "spider-dev"
+    official = json.loads((folder / "official_verdicts.json").read_text())
+    assert len(official) == 5
+    for name, verdicts in official.items():
+        result = run("spider", published / "spider", folder / name, keep_distinct=keep_distinct)
+        expected = verdicts["exec_keep_distinct" if keep_distinct else "exec"]
+        assert "".join("01"[right] for right in result.correct) == expected, name
+        assert result.versions["engine"].startswith("sqlite 3.")
+
+
 def test_rows_of_a_table_in_its_own_order_agree_too(published: Path) -> None:
     folder = published / "predictions" / "spider-dev"
     official = json.loads((folder / "official_verdicts.json").read_text())
