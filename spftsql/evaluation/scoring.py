@@ -240,12 +240,17 @@ def _suites(options: ScoreOptions, prepared: Prepared, task: Task) -> dict[str, 
             location = prepared.databases[db_id]
             if location.file is None or location.engine != "sqlite":
                 raise UserError(f"--suite: {db_id} is not a SQLite file, and only of these instances can be made")
-            progress(len(suites), len(golds))
+            share = _shared(progress, len(suites), len(golds))
             suites[db_id] = build_suite(
-                db_id, location.file, statements, options.suite, folder, workers=options.workers
+                db_id, location.file, statements, options.suite, folder, workers=options.workers, progress=share
             )
-        progress(len(suites), len(golds))
+            share(1, 1)
     return suites
+
+
+def _shared(progress: Progress, number: int, databases: int) -> Progress:
+    """The progress of one database as its hundred steps of the whole."""
+    return lambda done, total: progress(100 * number + 100 * done // max(total, 1), 100 * databases)
 
 
 def _hardness(prepared: Prepared) -> list[str]:
