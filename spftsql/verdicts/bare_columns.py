@@ -8,16 +8,22 @@ from dataclasses import dataclass
 import sqlglot
 from sqlglot import exp
 
-from spftsql.verdicts.tree import binary, clauses, is_aggregate, own_nodes, same_text, source_rows
+from spftsql.verdicts.tree import binary, clauses, is_aggregate, is_result_column, own_nodes, same_text, source_rows
 
 
 @dataclass(frozen=True, slots=True)
 class BareColumns:
-    """`star`: `*` is among them. `extreme`: the one min() or max() of the query, whose row is then taken."""
+    """`star`: `*` is among them. `extreme`: the one min() or max() of the query, whose row is then taken.
+
+    `shown`: each of them is a column of the result, as it is, for every group. `sorting`: the rows are only sorted by
+    them.
+    """
 
     columns: tuple[exp.Column, ...]
     star: bool
     extreme: exp.Expr | None
+    shown: bool
+    sorting: bool
 
 
 def bare_columns(query: exp.Select) -> BareColumns | None:
@@ -31,15 +37,25 @@ def bare_columns(query: exp.Select) -> BareColumns | None:
         return None
     keys = _group_keys(query)
     found = [node for column in query.expressions for node in _ungrouped(column, keys)]
+    limit, offset = query.args.get("limit"), query.args.get("offset")
     aliases = {column.alias.lower() for column in query.expressions if column.alias}
-    for clause in filter(None, map(query.args.get, ("having", "order"))):
-        found += [node for node in _ungrouped(clause, keys) if node.name.lower() not in aliases or node.text("table")]
+    chosen_by, sorted_by = (
+        [node for node in _ungrouped(clause, keys) if node.name.lower() not in aliases or node.text("table")]
+        for clause in (query.args.get(name) or exp.Null() for name in ("having", "order"))
+    )
+    found += chosen_by
+    sorting = not (found or limit or offset)
+    found += sorted_by
     if not found:
         return None
     extremes = {node.sql().lower(): node for node in aggregates if isinstance(node, exp.Min | exp.Max)}
     columns = tuple(node for node in found if isinstance(node, exp.Column) and not node.is_star)
     return BareColumns(
-        columns, star=len(columns) < len(found), extreme=next(iter(extremes.values())) if len(extremes) == 1 else None
+        columns,
+        star=len(columns) < len(found),
+        extreme=next(iter(extremes.values())) if len(extremes) == 1 else None,
+        shown=not query.args.get("distinct") and all(is_result_column(query, node) for node in columns),
+        sorting=sorting,
     )
 
 

@@ -11,6 +11,7 @@ from spftsql.verdicts.tree import (
     clauses,
     is_aggregate,
     is_loose,
+    is_result_column,
     is_sum,
     order_of,
     own_nodes,
@@ -20,6 +21,7 @@ from spftsql.verdicts.tree import (
 )
 
 _BY_POSITION = (exp.RowNumber, exp.Ntile, exp.Lag, exp.Lead, exp.FirstValue, exp.LastValue, exp.NthValue)
+_CONSTANTS = (exp.Literal, exp.Null, exp.Star)
 
 
 def loose_aggregates(query: exp.Select, is_whole: bool) -> list[exp.Expr]:
@@ -36,9 +38,13 @@ def loose_aggregates(query: exp.Select, is_whole: bool) -> list[exp.Expr]:
 
 
 def sort_aggregated_rows(query: exp.Query, descending: bool, is_whole: bool) -> None:
-    """Sorts the rows of these aggregates by their arguments, after what they sort them by already."""
+    """Sorts the rows of these aggregates by their arguments, after what they sort them by already.
+
+    Those that are not shown as they are become columns of their own, for all groups.
+    """
     assert isinstance(query, exp.Select)
-    for node in loose_aggregates(query, is_whole):
+    aggregates = loose_aggregates(query, is_whole)
+    for node in aggregates:
         separator = node.args.get("separator")
         arguments = [child for child in node.iter_expressions() if child is not separator]
         order = next((child for child in arguments if isinstance(child, exp.Order)), None)
@@ -50,32 +56,104 @@ def sort_aggregated_rows(query: exp.Query, descending: bool, is_whole: bool) -> 
             value = argument.this if isinstance(argument, exp.Order) else argument
             for key in value.expressions if isinstance(value, exp.Distinct) else [value]:
                 order.append("expressions", sort_key(key.copy(), descending))
+    hidden = [node for node in aggregates if not (is_sum(node) or is_result_column(query, node))]
+    for node in hidden:
+        query.append("expressions", node.copy())
+    if hidden:
+        for part in ("having", "order", "limit", "offset", "distinct"):
+            query.set(part, None)
 
 
 def loose_windows(query: exp.Select) -> list[exp.Window]:
-    """The windows of the query, or their named definitions, in which rows that tie are told apart by a function."""
-    definitions = {window.name.lower(): window for window in query.args.get("windows") or ()}
-    found: dict[int, exp.Window] = {}
+    """The calls of window functions that tell apart rows which tie in the window's order, such as `row_number`."""
+    found = []
     for window in _windows(clauses(query, "order", "qualify")):
-        definition = definitions.get(window.alias.lower(), window)
-        function, spec = unwrapped(window.this), definition.args.get("spec")
-        by_rows = spec is not None and spec.args.get("kind") == "ROWS" and isinstance(function, exp.AggFunc)
-        if by_rows and spec.args.get("start") == spec.args.get("end") == "UNBOUNDED":
-            by_rows = False
+        function = unwrapped(window.this)
+        by_rows = isinstance(function, exp.AggFunc) and _frames_single_rows(_definition(query, window))
         if by_rows or is_loose(function) or isinstance(function, _BY_POSITION):
-            found[id(definition)] = definition
-    return list(found.values())
+            found.append(window)
+    return found
+
+
+def _frames_single_rows(window: exp.Window) -> bool:
+    """Whether the frame is counted in rows and is not the whole partition."""
+    spec = window.args.get("spec")
+    if spec is None or spec.args.get("kind") != "ROWS":
+        return False
+    return not spec.args.get("start") == spec.args.get("end") == "UNBOUNDED"
 
 
 def sort_windows(query: exp.Query, descending: bool) -> None:
-    """Sorts the rows that tie in such a window by what they show and by what the window functions take."""
+    """Sorts the rows that tie in such a window by what they show and by what the window functions take.
+
+    The functions become row numbers beside what they took, because those differ upwards and downwards as soon as two
+    rows do: what `lag` gives may be the same both ways and another one between.
+    """
     assert isinstance(query, exp.Select)
-    keys = [column.unalias() for column in query.expressions if not column.find(exp.Window, exp.Query)]
-    keys += [unwrapped(window.this).this for window in _windows(query.expressions)]
-    keys = [key.copy() for key in keys if isinstance(key, exp.Expr) and not isinstance(key, exp.Literal | exp.Null)]
-    for window in loose_windows(query):
+    windows = loose_windows(query)
+    shown = [column.unalias() for column in query.expressions if not column.find(exp.Window, exp.Query)]
+    arguments = [unwrapped(window.this).args.get("this") for window in _windows(clauses(query, "order", "qualify"))]
+    taken = [value.copy() for value in arguments if isinstance(value, exp.Expr) and not isinstance(value, _CONSTANTS)]
+    keys = [value.copy() for value in shown if not isinstance(value, _CONSTANTS)] + taken
+    for definition in {id(window): window for window in (_definition(query, window) for window in windows)}.values():
         for key in keys:
-            order_of(window).append("expressions", sort_key(key.copy(), descending))
+            order_of(definition).append("expressions", sort_key(key.copy(), descending))
+    for window in windows:
+        window.set("this", exp.RowNumber())
+    for value in taken:
+        query.append("expressions", value.copy())
+
+
+def row_number_bounds(query: exp.Select) -> set[int]:
+    """The numbers of first rows that are taken by a row number; empty when it has another use, or is not the only one.
+
+    Everything outside may only ask of the row number whether it is small enough, as in `WHERE n <= 3`.
+    """
+    windows = loose_windows(query)
+    alias = windows[0].parent
+    if len(windows) > 1 or not isinstance(windows[0].this, exp.RowNumber) or not isinstance(alias, exp.Alias):
+        return set()
+    if not is_result_column(query, windows[0]) or query.parent is None:
+        return set()
+    bounds = set()
+    for column in query.root().find_all(exp.Column):
+        if column.name.lower() == alias.alias.lower() or column.is_star:
+            bound = _upper_bound(column)
+            if bound is None:
+                return set()
+            bounds.add(bound)
+    return bounds
+
+
+def _upper_bound(column: exp.Column) -> int | None:
+    comparison = column.parent
+    if not isinstance(comparison, exp.LT | exp.LTE | exp.EQ) or comparison.this is not column:
+        return None
+    number = comparison.expression
+    if not isinstance(number, exp.Literal) or not number.is_int:
+        return None
+    bound = int(number.this)
+    if isinstance(comparison, exp.EQ):
+        return 1 if bound == 1 else None
+    return bound - isinstance(comparison, exp.LT)
+
+
+def take_first_rows(query: exp.Query, descending: bool, bound: int, dialect: str) -> str:
+    """The rows that the query numbers up to `bound`, without the number, ties sorted by what they show."""
+    assert isinstance(query, exp.Select)
+    sort_windows(query, descending)
+    columns = [exp.alias_(column.unalias(), f"c{i}") for i, column in enumerate(query.expressions)]
+    number = next(i for i, column in enumerate(query.expressions) if column.find(exp.RowNumber))
+    query.set("expressions", columns)
+    shown = ", ".join(f"c{i}" for i in range(len(columns)) if i != number)
+    return f"SELECT {shown or 1} FROM ({query.sql(dialect)}) AS q WHERE c{number} <= {bound}"
+
+
+def _definition(query: exp.Select, window: exp.Window) -> exp.Window:
+    """Where the window's order is written: in the call, or under its name in the WINDOW clause."""
+    named = {definition.name.lower(): definition for definition in query.args.get("windows") or ()}
+    definition: exp.Window = named.get(window.alias.lower(), window)
+    return definition
 
 
 def star_window_pair(query: exp.Select, dialect: str) -> tuple[str, str]:
@@ -83,7 +161,7 @@ def star_window_pair(query: exp.Select, dialect: str) -> tuple[str, str]:
 
     def numbered(function: str) -> str:
         columns: list[exp.Expr] = []
-        for i, window in enumerate(loose_windows(query)):
+        for i, window in enumerate(_definition(query, window) for window in loose_windows(query)):
             keys = ", ".join(key.sql(dialect) for key in window.args.get("partition_by") or ())
             order = window.args["order"].sql(dialect) if window.args.get("order") else ""
             over = f"{f'PARTITION BY {keys}' if keys else ''} {order}"

@@ -32,20 +32,23 @@ from spftsql.verdicts.bare_columns import bare_columns, decide_bare_columns, dep
 from spftsql.verdicts.input_order import (
     loose_aggregates,
     loose_windows,
+    row_number_bounds,
     sort_aggregated_rows,
     sort_windows,
     star_window_pair,
+    take_first_rows,
 )
 from spftsql.verdicts.reading import DIALECTS
 from spftsql.verdicts.ties import (
     break_ties,
     cut_reason,
-    cuts,
-    decide_hidden_keys,
+    hidden_keys_pair,
     is_single_row,
+    keeps_ties,
+    orders,
     orders_by_what_distinct_hides,
-    reaches_the_end,
     star_cut_pair,
+    uncertain_prefixes,
     width,
 )
 
@@ -120,14 +123,20 @@ def _queries(root: exp.Expr) -> list[exp.Query]:
 
 def _of_whole(statement: _Statement, root: exp.Query, columns: int, rows: int) -> Iterator[Probe]:
     """What LIMIT and ORDER BY of the whole statement leave open."""
-    cut = cuts(root) and not reaches_the_end(root, rows) and not is_single_row(root)
-    if cut or (root.args.get("order") and rows > 1):
-        change = partial(break_ties, columns=columns, dialect=statement.dialect)
-        yield Probe(cut_reason(root), (statement.both(0, change),), ties=True, cut=cut)
+    change = partial(break_ties, columns=columns, dialect=statement.dialect)
+    places = () if is_single_row(root) else uncertain_prefixes(root, rows)
+    if places is None:
+        yield Probe(cut_reason(root))
+    for place in places or ():
+        if place is not None:
+            yield Probe(cut_reason(root), (statement.both(0, partial(change, first=place)),))
+    cut = places is not None and None in places
+    if cut or (rows > 1 and orders(root)):
+        pair = statement.both(0, partial(change, first=rows if keeps_ties(root) else None))
+        yield Probe(cut_reason(root), (pair,), ties=True, cut=cut)
     if orders_by_what_distinct_hides(root):
-        change = partial(decide_hidden_keys, columns=columns, dialect=statement.dialect)
-        reason = "DISTINCT rows sorted by what they do not show"
-        yield Probe(reason, (statement.both(0, change),), cut=cut, order=True)
+        pair = hidden_keys_pair(root, statement.dialect)
+        yield Probe("DISTINCT rows sorted by what they do not show", (pair,), cut=bool(places))
 
 
 def _of_part(statement: _Statement, index: int, query: exp.Query) -> Iterator[Probe]:
@@ -135,33 +144,45 @@ def _of_part(statement: _Statement, index: int, query: exp.Query) -> Iterator[Pr
     dialect, parent, is_whole = statement.dialect, query.parent, query is statement.root
     in_whole = partial(statement.both, index)
 
-    def by_itself(change: _Change) -> tuple[tuple[str, str], ...]:
+    def by_itself(change: _Change, in_place: bool = True) -> tuple[tuple[str, str], ...]:
         alone = () if is_whole else (_both(partial(_detached, query), 0, change, dialect),)
-        return *alone, in_whole(change)
+        return (*alone, in_whole(change)) if is_whole or (in_place and _is_shown(query)) else alone
 
     if not (is_whole or isinstance(parent, exp.Exists) or _ends_recursion(query) or is_single_row(query)):
         columns = width(query)
         change = partial(break_ties, columns=columns or 1, dialect=dialect)
-        if cuts(query):
-            pair = None if columns else star_cut_pair(_detached(query), dialect)
-            pairs = by_itself(change) if columns else (pair,) if pair else ()
+        places = uncertain_prefixes(query)
+        for place in (None,) if places is None else places:
+            pairs: tuple[tuple[str, str], ...] = ()
+            if places is not None and columns:
+                pairs = by_itself(partial(change, first=place), in_place=place is None)
+            elif places is not None and (pair := star_cut_pair(_detached(query), place, dialect)):
+                pairs = (pair,)
             yield Probe(f"{cut_reason(query)} in a subquery", pairs)
-        elif isinstance(parent, exp.Array):
+        if isinstance(parent, exp.Array) and not places:
             yield Probe("an array of rows in any order", (in_whole(change),))
-        elif dialect == "sqlite" and _is_scalar(query):
-            yield Probe("more than one row where one value is taken", by_itself(partial(change, limit=1)))
+        elif dialect == "sqlite" and not places and _is_scalar(query):
+            yield Probe("more than one row where one value is taken", by_itself(partial(change, first=1)))
     if not isinstance(query, exp.Select):
         return
-    if dialect == "sqlite" and (bare := bare_columns(query)):
-        dependence = bare.star or bare.extreme
-        pairs = (dependence_pair(_detached(query)),) if dependence else by_itself(decide_bare_columns)
-        yield Probe("a column that is neither grouped nor aggregated", pairs)
+    bare = bare_columns(query) if dialect == "sqlite" else None
+    if bare and (is_whole or not bare.sorting):
+        counted = bare.star or bare.extreme is not None or not bare.shown
+        pairs = (dependence_pair(_detached(query)),) if counted else by_itself(decide_bare_columns)
+        yield Probe("a column that is neither grouped nor aggregated", pairs, cut=not bare.sorting)
     if loose_aggregates(query, is_whole):
         change = partial(sort_aggregated_rows, is_whole=is_whole)
-        yield Probe("an aggregate over rows in any order", (in_whole(change),))
+        yield Probe("an aggregate over rows in any order", by_itself(change), order=is_whole)
     if loose_windows(query):
-        pair = star_window_pair(_detached(query), dialect) if query.is_star else in_whole(sort_windows)
-        yield Probe("a window function over ties", (pair,))
+        reason = "a window function over ties"
+        if query.is_star:
+            yield Probe(reason, (star_window_pair(_detached(query), dialect),))
+        elif bounds := row_number_bounds(query):
+            for bound in bounds:
+                up, down = (take_first_rows(_detached(query), way, bound, dialect) for way in (False, True))
+                yield Probe(reason, ((up, down),))
+        else:
+            yield Probe(reason, by_itself(sort_windows), order=is_whole)
 
 
 def _is_scalar(query: exp.Query) -> bool:
@@ -173,6 +194,18 @@ def _is_scalar(query: exp.Query) -> bool:
         node = node.parent
     around = (exp.From, exp.Join, exp.Lateral, exp.In, exp.SetOperation, exp.CTE, exp.Any, exp.All)
     return node.parent is not None and not isinstance(node.parent, around)
+
+
+def _is_shown(query: exp.Query) -> bool:
+    """Whether the subquery is a column of the whole result, so that all of its values can be seen there."""
+    node = query.parent
+    while isinstance(node, exp.Subquery):
+        query, node = node, node.parent
+    column = query.parent if isinstance(query.parent, exp.Alias) else query
+    whole = column.parent
+    if not isinstance(whole, exp.Select) or whole.parent is not None or column.arg_key != "expressions":
+        return False
+    return not any(map(whole.args.get, ("distinct", "group", "limit", "offset")))
 
 
 def _ends_recursion(query: exp.Query) -> bool:

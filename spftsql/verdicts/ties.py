@@ -18,17 +18,45 @@ def width(query: exp.Query) -> int | None:
     return len(inner.expressions)
 
 
-def cuts(query: exp.Query) -> bool:
-    """Whether rows are left out by position: LIMIT, OFFSET, FETCH or DISTINCT ON."""
-    if _distinct_on(query):
-        return True
-    limit, offset, order = map(query.args.get, ("limit", "offset", "order"))
+def uncertain_prefixes(query: exp.Query, rows: int | None = None) -> tuple[int | None, ...] | None:
+    """How many first rows must be certain for those that LIMIT, OFFSET, FETCH or DISTINCT ON keep to be certain.
+
+    None among them stands for the query as it is. Empty when no row is left out; `rows` is how many were left, if that
+    is known. None when the numbers are not written out.
+
+    A window into the sorted rows is certain if and only if the rows before it are, and those up to its end: of two
+    unlike rows that tie across such a place, either could stand next to it, within the window.
+    """
+    if _orders_by_all(query):
+        return ()
+    limit, offset = query.args.get("limit"), query.args.get("offset")
+    skipped = 0 if offset is None else _number(offset.expression)
+    kept = (
+        -1 if limit is None or keeps_ties(query) else _number(limit.args.get("expression") or limit.args.get("count"))
+    )
+    if limit and limit.args.get("limit_options") and limit.args["limit_options"].args.get("percent"):
+        kept = None
+    if skipped is None or (skipped and kept is None):
+        return None
+    ends = kept is None or (kept >= 0 and (rows is None or rows >= kept))
+    places: list[int | None] = [None] if _distinct_on(query) or (ends and not skipped) else []
+    if skipped:
+        places.append(skipped)
+        if ends and kept is not None:
+            places.append(skipped + kept)
+    return tuple(places)
+
+
+def keeps_ties(query: exp.Query) -> bool:
+    """Whether it has FETCH … WITH TIES."""
+    limit = query.args.get("limit")
     options = limit.args.get("limit_options") if limit else None
-    if options and options.args.get("with_ties"):
-        return False
-    if order and any(isinstance(key.this, exp.Var) and key.name == "ALL" for key in order.expressions):
-        return False  # DuckDB's ORDER BY ALL: by every column
-    return limit is not None or offset is not None
+    return bool(options and options.args.get("with_ties"))
+
+
+def orders(query: exp.Query) -> bool:
+    """Whether rows are sorted in an order that may not tell all of them apart."""
+    return query.args.get("order") is not None and not _orders_by_all(query)
 
 
 def cut_reason(query: exp.Query) -> str:
@@ -40,15 +68,6 @@ def cut_reason(query: exp.Query) -> str:
     return "LIMIT over ties" if query.args.get("order") else "LIMIT without ORDER BY"
 
 
-def reaches_the_end(query: exp.Query, rows: int) -> bool:
-    """Whether the query's LIMIT had nothing to leave out, since its result has fewer rows."""
-    limit = query.args.get("limit")
-    if limit is None or limit.args.get("limit_options") or query.args.get("offset") or _distinct_on(query):
-        return False
-    count = _count(query)
-    return count is not None and rows < count
-
-
 def is_single_row(query: exp.Query) -> bool:
     """Whether the query makes one row of all that it reads, or reads nothing."""
     if not isinstance(query, exp.Select) or query.args.get("group"):
@@ -58,35 +77,35 @@ def is_single_row(query: exp.Query) -> bool:
     return any(is_aggregate(node) for column in query.expressions for node in own_nodes(column))
 
 
-def break_ties(query: exp.Query, descending: bool, columns: int, dialect: str, limit: int | None = None) -> None:
-    """Sorts rows that tie by what they show; with `limit`, keeps so many rows."""
+def break_ties(query: exp.Query, descending: bool, columns: int, dialect: str, first: int | None = None) -> None:
+    """Sorts rows that tie by what they show; with `first`, keeps so many rows instead of those that it keeps."""
     order = order_of(query)
     if (on := _distinct_on(query)) and not order.expressions:
         for key in on.expressions if isinstance(on, exp.Tuple) else [on]:
             order.append("expressions", sort_key(key.copy(), False))
     for number in range(1, columns + 1):
         order.append("expressions", sort_key(binary(exp.Literal.number(number), dialect), descending))
-    if limit is not None:
-        query.set("limit", exp.Limit(expression=exp.Literal.number(limit)))
+    if first is not None:
+        query.set("limit", exp.Limit(expression=exp.Literal.number(first)))
+        query.set("offset", None)
 
 
-def star_cut_pair(query: exp.Query, dialect: str) -> tuple[str, str] | None:
-    """For columns that a star hides: the number of rows that LIMIT keeps with all that tie with them; that it keeps.
+def star_cut_pair(query: exp.Query, first: int | None, dialect: str) -> tuple[str, str] | None:
+    """For columns that a star hides: the number of first rows with all that tie with the last; without those.
 
-    None where this cannot be asked so simply.
+    `first` as in `uncertain_prefixes`. None where this cannot be asked so simply.
     """
-    count = _count(query)
-    if not isinstance(query, exp.Select) or count is None:
-        return None
-    if any(map(query.args.get, ("offset", "distinct", "group"))):
+    if first is None and (limit := query.args.get("limit")) is not None:
+        first = _number(limit.args.get("expression") or limit.args.get("count"))
+    if not isinstance(query, exp.Select) or not first or query.args.get("distinct") or query.args.get("group"):
         return None
     order = query.args["order"].sql(dialect) if query.args.get("order") else ""
     place = exp.alias_(sqlglot.parse_one(f"rank() OVER ({order})", read=dialect), "place")
     places = source_rows(query, [place]).sql(dialect)
     rows = source_rows(query, [exp.alias_(exp.Literal.number(1), "one")]).sql(dialect)
     return (
-        f"SELECT count(*) FROM ({places}) AS q WHERE place <= {count}",
-        f"SELECT count(*) FROM ({rows} LIMIT {count}) AS q",
+        f"SELECT count(*) FROM ({places}) AS q WHERE place <= {first}",
+        f"SELECT count(*) FROM ({rows} LIMIT {first}) AS q",
     )
 
 
@@ -99,14 +118,13 @@ def orders_by_what_distinct_hides(query: exp.Query) -> bool:
     return bool(_hidden_keys(query))
 
 
-def decide_hidden_keys(query: exp.Query, descending: bool, columns: int, dialect: str) -> None:
-    """Of the equal rows that DISTINCT makes one, takes the smallest or the largest of each hidden sort key."""
+def hidden_keys_pair(query: exp.Query, dialect: str) -> tuple[str, str]:
+    """The number of distinct rows with the hidden sort keys shown, and without: equal where each row has one key."""
     assert isinstance(query, exp.Select)
-    for key in _hidden_keys(query):
-        key.set("this", (exp.Max if descending else exp.Min)(this=key.this))
-    query.set("distinct", None)
-    query.set("group", exp.Group(expressions=[column.unalias().copy() for column in query.expressions]))
-    break_ties(query, False, columns, dialect)
+    shown = [exp.alias_(column.unalias().copy(), f"c{i}") for i, column in enumerate(query.expressions)]
+    hidden = [exp.alias_(binary(key.this.copy(), dialect), f"k{i}") for i, key in enumerate(_hidden_keys(query))]
+    more, fewer = (source_rows(query, columns).sql(dialect) for columns in ([*shown, *hidden], shown))
+    return tuple(f"SELECT count(*) FROM (SELECT DISTINCT * FROM ({rows}) AS q) AS q" for rows in (more, fewer))  # type: ignore[return-value]
 
 
 def _hidden_keys(query: exp.Select) -> list[exp.Ordered]:
@@ -120,13 +138,19 @@ def _hidden_keys(query: exp.Select) -> list[exp.Ordered]:
     return [key for key in query.args["order"].expressions if not is_shown(key.this)]
 
 
+def _orders_by_all(query: exp.Query) -> bool:
+    """Whether it has DuckDB's ORDER BY ALL, by every column."""
+    order = query.args.get("order")
+    return order is not None and any(isinstance(key.this, exp.Var) and key.name == "ALL" for key in order.expressions)
+
+
 def _distinct_on(query: exp.Query) -> exp.Expr | None:
     distinct = query.args.get("distinct")
     return distinct.args.get("on") if isinstance(distinct, exp.Distinct) else None
 
 
-def _count(query: exp.Query) -> int | None:
-    """The number in LIMIT or FETCH."""
-    limit = query.args.get("limit")
-    count = (limit.args.get("expression") or limit.args.get("count")) if limit else None
-    return int(count.this) if isinstance(count, exp.Literal) and count.is_int else None
+def _number(node: exp.Expr) -> int | None:
+    """The number of rows in LIMIT or OFFSET, negative for all of them; None when it is no plain number."""
+    if isinstance(node, exp.Neg | exp.Null) or (isinstance(node, exp.Var) and node.name.upper() == "ALL"):
+        return -1
+    return int(node.this) if isinstance(node, exp.Literal) and node.is_int else None

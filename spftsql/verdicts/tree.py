@@ -51,6 +51,12 @@ def is_sum(node: exp.Expr) -> bool:
     return isinstance(node, exp.Sum | exp.Avg) or (isinstance(node, exp.Anonymous) and node.name.upper() == "TOTAL")
 
 
+def is_result_column(query: exp.Select, node: exp.Expr) -> bool:
+    """Whether the node, perhaps under another name, is a column of the query's result."""
+    column = node.parent if isinstance(node.parent, exp.Alias) else node
+    return column.parent is query and column.arg_key == "expressions"
+
+
 def unwrapped(node: exp.Expr) -> exp.Expr:
     """The call itself, without FILTER and the like around it."""
     while isinstance(node, _WRAPPERS):
