@@ -7,14 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-)
 
 Advance = Callable[[int, int], None]  # (done, total)
 _LINE_EVERY_S = 60.0
@@ -36,6 +28,15 @@ class Reporter:
         """A bar for one stage; the yielded function takes (done, total)."""
         begin = time.monotonic()
         if self.console.is_terminal:
+            from rich.progress import (
+                BarColumn,
+                MofNCompleteColumn,
+                Progress,
+                SpinnerColumn,
+                TextColumn,
+                TimeElapsedColumn,
+            )
+
             columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
             with Progress(*columns, TimeElapsedColumn(), console=self.console, transient=True) as bars:
                 bar = bars.add_task(title, total=None)
