@@ -3,7 +3,7 @@
 A corpus is made of blocks. Each starts with a line `--# family | outcomes that are right` (`refused`, `error`,
 `timeout`, `truncated`, `ran`) and holds one statement. Three notations stand for what a text file cannot hold well:
 `«U+0000»` is a code point, `«text×5000»` a repetition, and `«FOLDER»` the folder of the database, in which there is
-also a file `secret.txt` and a database `secret.sqlite`, both holding `CANARY`.
+also a file `secret.txt` and a database `secret.sqlite`, both holding `CANARY` (and more such files for DuckDB).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import apsw
+import duckdb
 
 from spftsql.synthesis.canonical import mask_literals
 
@@ -104,5 +105,31 @@ def make_sqlite_database(folder: Path) -> Path:
     secret.execute("CREATE TABLE hidden (x TEXT)")
     secret.execute("INSERT INTO hidden VALUES (?)", (CANARY,))
     secret.commit()
+    secret.close()
+    return path
+
+
+def make_duckdb_database(folder: Path) -> Path:
+    """The database that DuckDB's corpus is about, with the secrets beside it, in every form that DuckDB reads."""
+    path = folder / "people & co's.duckdb"
+    with duckdb.connect(str(path), config={"threads": "1"}) as connection:
+        connection.execute(
+            """
+            CREATE TABLE people (id INTEGER PRIMARY KEY, name VARCHAR, age INTEGER);
+            INSERT INTO people SELECT i, 'name ' || i, i % 90 FROM range(2000) t(i);
+            CREATE VIEW adults AS SELECT * FROM people WHERE age >= 18;
+            CREATE SEQUENCE numbers;
+            CREATE MACRO twice(x) AS x + x;
+            CREATE MACRO from_macro(place) AS TABLE SELECT * FROM read_csv(place);
+            """
+        )
+    with duckdb.connect(str(folder / "secret.duckdb")) as connection:
+        connection.execute(f"CREATE TABLE hidden AS SELECT '{CANARY}' AS x")
+        for kind in ("csv", "parquet", "json"):
+            connection.execute("COPY hidden TO '" + str(folder / f"secret.{kind}").replace("'", "''") + "'")
+    (folder / "secret.txt").write_text(CANARY)
+    with sqlite3.connect(folder / "secret.sqlite") as secret:
+        secret.execute("CREATE TABLE hidden (x TEXT)")
+        secret.execute("INSERT INTO hidden VALUES (?)", (CANARY,))
     secret.close()
     return path

@@ -21,6 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import _duckdb
 import duckdb
 
 from spftsql.errors import Fault
@@ -31,7 +32,8 @@ from spftsql.sandbox.watchdog import Watchdog
 ENGINE = f"duckdb {duckdb.__version__}"
 
 GUARDS = {
-    "read-only open": "writes to the database, also by WITH x AS (DELETE …)",
+    "read-only open": "writes to the database",
+    "writing CTE": "WITH x AS (DELETE …), also INSERT, UPDATE and COPY",
     "outside": "files, the network, extensions, secrets and the Python variables around a call",
     "lock": "SET and RESET of all that is configured here",
     "memory limit": "tables, sorts and joins of more than about a half of what the process may have",
@@ -74,19 +76,16 @@ _OUTSIDE = {
 # inner states of aggregates for what they are.
 _HARMLESS = {"random", "uuid", "uuidv4", "uuidv7", "gen_random_uuid", "error"}
 _REFUSED_FUNCTIONS = {
-    "current_setting",
-    "getvariable",
-    "pg_sleep",
-    "get_block_size",
-    "json_serialize_plan",
-    "index_key",
+    *("current_setting", "getvariable", "pg_sleep", "get_block_size", "json_serialize_plan", "index_key"),
+    *("to_aggregate_state", "finalize", "combine", "combine_aggr"),
 }
-_STATES = {"to_aggregate_state", "finalize", "combine", "combine_aggr"}
 _TABLE_FUNCTIONS = {"unnest", "range", "generate_series", "repeat", "repeat_row", "json_each", "json_tree"}
 _SCHEMA_TABLES = {
     *("sqlite_master", "sqlite_schema", "duckdb_columns", "duckdb_constraints", "duckdb_indexes"),
     *("duckdb_schemas", "duckdb_tables", "duckdb_types", "duckdb_views"),
 }
+
+_WRITES = {"insert", "update", "delete", "copy", "merge"}
 
 _WORD = re.compile(r"[^\W\d]\w*")
 # These words at another place than that of a column or at the end of ORDER BY.
@@ -104,7 +103,9 @@ _CELL_TYPES = frozenset(
 
 _libc = ctypes.CDLL(None)
 _M_ARENA_MAX = -8
-_WORTH_TRIMMING_MS = 20.0
+# `Allocator::FlushAll`, which SQL has no name for: gives back what DuckDB has freed.
+_flush_allocator = getattr(ctypes.CDLL(_duckdb.__file__), "_ZN6duckdb9Allocator8FlushAllEv", None)
+_HEAVY_MS = 20.0
 
 
 class _Refused(Exception):
@@ -118,7 +119,7 @@ class _Names:
     functions: frozenset[str]
     table_functions: frozenset[str]
     tables: frozenset[str]
-    words: frozenset[str]  # all of these
+    words: frozenset[str]  # all of these, and those that write
 
 
 class DuckdbRunner:
@@ -175,8 +176,8 @@ class DuckdbRunner:
         rows: list[tuple[Cell, ...]] = []
         status, reason = self._run(sql, rows, max_rows)
         elapsed = (time.perf_counter() - started) * 1000
-        if elapsed > _WORTH_TRIMMING_MS:
-            _libc.malloc_trim(0)  # gives back what a heavy statement took
+        if elapsed > _HEAVY_MS:
+            _give_memory_back()
         return Execution(status, reason, self._columns, rows, elapsed, ENGINE)
 
     def _run(self, sql: str, rows: list[tuple[Cell, ...]], max_rows: int) -> tuple[RunStatus, str]:
@@ -196,6 +197,7 @@ class DuckdbRunner:
             failure = "error", "refused: not Unicode text"
         except (MemoryError, duckdb.OutOfMemoryException):
             failure = "error", "memory"
+            self._reopen(cursor)
         except duckdb.IOException as error:
             raise Fault(f"the database file cannot be read: {_first_line(error)}") from None
         except (duckdb.FatalException, duckdb.InternalException) as error:
@@ -223,9 +225,10 @@ class DuckdbRunner:
             raise _Refused("no statement")
         if "stacked" in self._guards and len(statements) > 1:
             raise _Refused("more than one statement")
-        for statement in statements:
-            if "SELECT" in self._guards and statement.type != duckdb.StatementType.SELECT:
-                raise _Refused(f"{statement.type.name}, not a query")
+        if "SELECT" in self._guards:
+            for kind in map(_kind, statements):
+                if kind != "SELECT":
+                    raise _Refused(f"{kind}, not a query")
         if self._is_suspect(sql):
             (tree,) = cursor.execute("SELECT json_serialize_sql(?)", [sql]).fetchone() or ("{}",)
             self._check_tree(json.loads(tree))
@@ -237,7 +240,9 @@ class DuckdbRunner:
 
     def _check_tree(self, tree: Any) -> None:
         for node in _nodes(tree):
-            kind = node.get("type")
+            kind = str(node.get("type"))
+            if kind.endswith("_QUERY_NODE") and "writing CTE" in self._guards:
+                raise _Refused(f"{kind.removesuffix('_QUERY_NODE')} in WITH")
             if kind == "SHOW_REF" and "SHOW" in self._guards:
                 raise _Refused("SHOW, DESCRIBE or SUMMARIZE")
             if kind == "BASE_TABLE" and "tables" in self._guards:
@@ -246,7 +251,7 @@ class DuckdbRunner:
                     raise _Refused(f"table {name}")
             if "function_name" in node and "functions" in self._guards:
                 name = str(node["function_name"]).lower()
-                if name in self._refused.functions or (kind is None and name in self._refused.table_functions):
+                if name in self._refused.functions or (kind == "None" and name in self._refused.table_functions):
                     raise _Refused(f"function {name}")
 
     def _fetch(self, cursor: duckdb.DuckDBPyConnection, rows: list[tuple[Cell, ...]], max_rows: int) -> bool:
@@ -276,7 +281,10 @@ class DuckdbRunner:
         return False
 
     def _reopen(self, cursor: duckdb.DuckDBPyConnection) -> None:
-        """DuckDB gives up an open database after an error of its own. Raises `Fault` when it stays that way."""
+        """After an error of its own DuckDB gives up an open database, and without memory it may lose some for good.
+
+        Raises `Fault` when it cannot be opened again.
+        """
         cursor.close()
         self._connection.close()
         self._connection = self._open()
@@ -300,6 +308,13 @@ def open_database(address: str, limits: Limits) -> DuckdbRunner:
     return DuckdbRunner(Path(address), limits)
 
 
+def _give_memory_back() -> None:
+    """To the system, so that what a statement can have does not depend on those before it."""
+    if _flush_allocator:
+        _flush_allocator()
+    _libc.malloc_trim(0)
+
+
 def _memory_limit(limits: Limits) -> int:
     """MiB for the tables, sorts and joins; as much again is left for texts and lists, which DuckDB does not count."""
     return (limits.memory_mb - _OWN_MEMORY_MB) // 2
@@ -316,13 +331,20 @@ def _refused_names() -> _Names:
     with_effects = {name for name, kind, effects in known if effects and kind != "table"} - _HARMLESS
     functions = with_effects | _REFUSED_FUNCTIONS
     tables = {name for name, schema in views if schema != "information_schema"} - _SCHEMA_TABLES
-    return _Names(*map(frozenset, (functions, of_tables, tables, functions | of_tables | tables)))
+    return _Names(*map(frozenset, (functions, of_tables, tables, functions | of_tables | tables | _WRITES)))
 
 
 def _has_log(database: Path) -> bool:
     places = {database, database.resolve()}
     logs = (log for place in places for log in place.parent.glob(f"{glob.escape(place.name)}.wal*"))
     return any(log.stat().st_size for log in logs)
+
+
+def _kind(statement: duckdb.Statement) -> str:
+    try:
+        return statement.type.name
+    except ValueError:  # a kind that the Python library does not know
+        return "something else"
 
 
 def _nodes(tree: Any) -> Iterator[dict[str, Any]]:

@@ -105,6 +105,7 @@ def _spawn(
     if engine == "postgresql":
         environment |= {name: value for name, value in os.environ.items() if name.startswith(_FOR_SERVERS)}
     environment |= {"PYTHONPATH": str(_ROOT), "PYTHONNOUSERSITE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    environment["DUCKDB_JE_MALLOC_CONF"] = "retain:false"  # what it frees must not count against the address space
     return subprocess.Popen(
         [*_COMMAND, *arguments],
         pass_fds=[descriptor],

@@ -15,7 +15,7 @@ _MODULES: dict[Engine, str] = {
     "duckdb": "spftsql.sandbox.duckdb",
     "postgresql": "spftsql.sandbox.postgresql.runner",
 }
-# Databases that a child has open at once. DuckDB keeps in memory what it has read of each, which others would then lack.
+# Databases that a child has open at once: DuckDB keeps in memory what it has read of each, and others would lack it.
 OPEN_DATABASES: dict[Engine, int] = {"sqlite": 16, "duckdb": 1, "postgresql": 16}
 
 
