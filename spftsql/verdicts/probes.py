@@ -19,7 +19,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from itertools import islice
 from typing import TypeVar
 
@@ -78,6 +78,7 @@ class Probe:
     order: bool = False
 
 
+@lru_cache(maxsize=2_000)
 def probes(sql: str, columns: int, rows: int, engine: Engine = "sqlite") -> tuple[Probe, ...]:
     """The probes for a statement that gave so many columns and rows; none where its text leaves nothing open.
 

@@ -16,8 +16,9 @@ from spftsql.errors import Fault, UserError
 from spftsql.records import Policy, Status, Verdict, VerificationRequest
 from spftsql.sandbox.execute import Sandbox
 from spftsql.sandbox.result import Execution
-from spftsql.verdicts import digest, verdict_of
+from spftsql.verdicts import Stability, digest, verdict_of
 from spftsql.verification.cache import ResultCache, engine_version, repeatable, result_key
+from spftsql.verification.gold_stability import gold_stability
 from spftsql.verification.node_cache import NodeCache
 from spftsql.verification.replicas import ExecutorFactory, Replicas
 
@@ -25,6 +26,8 @@ _CHUNK = 16  # statements whose results are in memory together
 _CACHE_BYTES = 64 << 20
 _PATIENCE = 3  # statements in a row that may fail for our reasons before the rest is given up
 _WORTH_KEEPING_MS = 1.0  # statements that are no gold and faster are executed again for less than keeping them costs
+
+_CERTAIN = Stability()
 
 _Question = tuple[str | None, str]  # gold statement and policy
 _Outcomes = dict[str, Execution | Fault]
@@ -147,16 +150,26 @@ class Verifier:
         self, db_id: str, part: _Part | None, asked: Mapping[str, Iterable[_Question]]
     ) -> Iterator[tuple[str, _Question, Verdict]]:
         golds = {gold for questions in asked.values() for gold, _ in questions if gold is not None}
+        stabilities: Mapping[str, Stability | Fault] = {}
         if part is None:
             results: _Outcomes = dict.fromkeys([*golds, *asked], Fault(f"no database is named {db_id}"))
         else:
             results = self._outcomes(part, golds, asked)
+            stabilities = self._stabilities(part, asked, results)
         for sql, questions in asked.items():
             result = results[sql]
             bare = _bare_verdict(db_id, result)
             for question in questions:
                 gold, policy = question
-                yield sql, question, _with_gold(bare, sql, result, gold, results, cast(Policy, policy))
+                yield sql, question, _with_gold(bare, sql, result, gold, results, stabilities, cast(Policy, policy))
+
+    def _stabilities(
+        self, part: _Part, asked: Mapping[str, Iterable[_Question]], results: _Outcomes
+    ) -> dict[str, Stability | Fault]:
+        """What the data leaves open in the golds; only the policy `strict` minds."""
+        golds = {gold for questions in asked.values() for gold, policy in questions if gold and policy == "strict"}
+        ran = {gold: result for gold in golds if not isinstance(result := results[gold], Fault)}
+        return gold_stability(ran, part.replicas.engine, lambda statements: self._outcomes(part, statements, ()))
 
     def _outcomes(self, part: _Part, golds: Set[str], others: Iterable[str]) -> _Outcomes:
         """What every statement gives: kept results first, then one execution for each that is not kept."""
@@ -229,15 +242,18 @@ def _with_gold(
     result: Execution | Fault,
     gold: str | None,
     results: Mapping[str, Execution | Fault],
+    stabilities: Mapping[str, Stability | Fault],
     policy: Policy,
 ) -> Verdict:
     if gold is None or isinstance(result, Fault):
         return bare
     gold_result = results[gold]
-    if isinstance(gold_result, Fault):
-        return replace(bare, status="unverifiable", reason="fault", fault=f"gold: {gold_result}")
+    stability = stabilities.get(gold, _CERTAIN) if policy == "strict" else _CERTAIN
+    if isinstance(gold_result, Fault) or isinstance(stability, Fault):
+        fault = gold_result if isinstance(gold_result, Fault) else stability
+        return replace(bare, status="unverifiable", reason="fault", fault=f"gold: {fault}")
     status: Status
-    status, reason = verdict_of(result, gold_result, gold, policy, sql)
+    status, reason = verdict_of(result, gold_result, gold, policy, sql, stability)
     return replace(bare, status=status, reason=reason)
 
 
