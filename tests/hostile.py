@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 import sqlite3
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,9 @@ from pathlib import Path
 import apsw
 import duckdb
 
+from spftsql.errors import Fault
+from spftsql.sandbox.execute import Sandbox
+from spftsql.sandbox.result import Execution
 from spftsql.synthesis.canonical import mask_literals
 
 CANARY = "canary-7f3a91c2"
@@ -72,6 +76,25 @@ def _expand(match: re.Match[str]) -> str:
     if match["code"]:
         return chr(int(match["code"], 16))
     return match["text"] * int(match["times"])
+
+
+def timed(sandbox: Sandbox, database: str | Path, sql: str, limit: float) -> tuple[Execution | Fault, float]:
+    """The answer and its seconds, starting a new child included; past `limit` the better of two attempts.
+
+    A machine that is busy with something else makes one statement late, and hardly the same one twice.
+    """
+    seconds = float("inf")
+    for _ in range(2):
+        started = time.monotonic()
+        answer: Execution | Fault
+        try:
+            (answer,) = sandbox.execute(database, [sql])
+        except Fault as fault:
+            answer = fault
+        seconds = min(seconds, time.monotonic() - started)
+        if seconds <= limit:
+            break
+    return answer, seconds
 
 
 def contents(folder: Path) -> dict[str, str]:

@@ -14,6 +14,7 @@ import pytest
 
 from tests import fuzz
 from tests.hostile import CANARY, contents, make_sqlite_database, read_corpus
+from tests.unguarded import guards_off
 
 EXECUTED = 0.3
 
@@ -78,7 +79,7 @@ def duckdb_engine(tmp_path: Path) -> fuzz.Engine:
         functions=functions_of(DUCKDB_FUNCTIONS),
         state=lambda: contents(tmp_path),
         syntax_error=re.compile("Parser Error|syntax error|more than one|NUL|no statement|not Unicode"),
-        hostile=[case.sql for case in read_corpus("sqlite", tmp_path)],
+        hostile=[case.sql for case in read_corpus("duckdb", tmp_path)],
         config=fuzz.LIMITS.model_copy(update={"memory_mb": 512}),
     )
 
@@ -143,3 +144,10 @@ def benchmark_golds(root: Path) -> dict[Path, list[str]]:
         name = entry["db_id"]
         golds.setdefault(root / "spider" / "database" / name / f"{name}.sqlite", []).append(entry["query"])
     return golds
+
+
+def test_what_gets_through_is_seen(sqlite_engine: fuzz.Engine) -> None:
+    writing = {"authorizer", "query", "query_only", "read-only open", "immutable", "FSIZE", "Landlock"}
+    with guards_off(writing):
+        report = fuzz.run(sqlite_engine, count=100, seed=1)
+    assert any("changed something" in line for line in report.broken)
