@@ -24,7 +24,9 @@ app = typer.Typer(
 config_app = typer.Typer(help="Configuration.", no_args_is_help=True)
 data_app = typer.Typer(help="Benchmark data.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
+scale_app = typer.Typer(help="More or fewer workers while a run goes on.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+app.add_typer(scale_app, name="scale")
 
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a configuration key: a.b=value.")]
 Recipe = Annotated[str, typer.Argument(help="Name of a recipe that comes with the package, or a YAML file.")]
@@ -281,6 +283,29 @@ def data_check(
     _out.print(render_findings(findings), markup=False, soft_wrap=True)
     if any(finding.state in ("missing", "partial") for finding in findings):
         raise typer.Exit(1)
+
+
+@scale_app.command("verifiers")
+def scale_verifiers(
+    address: Annotated[str, typer.Option(help="Address of the cluster's dashboard, as http://HOST:8265.")],
+    count: Annotated[int | None, typer.Argument(help="How many verifiers there shall be.")] = None,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Do not wait until they run.")] = False,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for them.")] = 120.0,
+    watch: Annotated[bool, typer.Option("--watch", help="Go on scaling between --min and --max.")] = False,
+    minimum: Annotated[int, typer.Option("--min", help="Fewest verifiers (with --watch).")] = 1,
+    maximum: Annotated[int | None, typer.Option("--max", help="Most verifiers (with --watch).")] = None,
+) -> None:
+    """Sets the number of verifier workers of a cluster; no verdict is lost or repeated. Exit 2: no room for them."""
+    from spftsql import scaling
+
+    if watch:
+        if count is not None or maximum is None:
+            raise UserError("--watch takes --max and no number: `spftsql scale verifiers --min 2 --max 32 --watch …`")
+        scaling.watch_verifiers(minimum, maximum, address)
+    elif count is None:
+        raise UserError("say how many: `spftsql scale verifiers 8 --address http://HOST:8265`")
+    else:
+        scaling.scale_verifiers(count, address, not no_wait, timeout)
 
 
 def _policy(name: str | None) -> Policy | None:

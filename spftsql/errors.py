@@ -7,6 +7,11 @@ full, a replica is gone): it is retried where that makes sense, counted, and nev
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 
 class UserError(Exception):
     """A mistake that the user can mend; the message is one line and says what to do."""
@@ -18,3 +23,14 @@ class Fault(Exception):
     """The infrastructure failed; says nothing about any SQL."""
 
     exit_code = 4
+
+
+@contextmanager
+def disk_faults(folder: Path) -> Iterator[None]:
+    """Turns the errors of a disk that is full or fails, while something is written below `folder`, into a `Fault`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS):
+            raise
+        raise Fault(f"{folder} cannot be written ({error.strerror}): make room, then run again") from None

@@ -13,7 +13,7 @@ import os
 import types
 import typing
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -157,13 +157,15 @@ def to_table(rows: Sequence[R], record: type[R]) -> pa.Table:
     """Rows as an Arrow table of `record`'s schema."""
     import pyarrow as pa
 
-    return pa.Table.from_pylist([asdict(row) for row in rows], schema=arrow_schema(record))
+    schema = arrow_schema(record)
+    columns = [pa.array([getattr(row, field.name) for row in rows], field.type) for field in schema]
+    return pa.Table.from_arrays(columns, schema=schema)
 
 
 def from_table(table: pa.Table, record: type[R]) -> list[R]:
     """The rows of an Arrow table; raises `KeyError` when a column is missing."""
-    names = [field.name for field in fields(record)]
-    return [record(**row) for row in table.select(names).to_pylist()]
+    columns = [table.column(field.name).to_pylist() for field in fields(record)]
+    return [record(*row) for row in zip(*columns, strict=True)]
 
 
 def write_records(path: Path, rows: Iterable[R], record: type[R], chunk: int = 20_000) -> int:
@@ -173,15 +175,19 @@ def write_records(path: Path, rows: Iterable[R], record: type[R], chunk: int = 2
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     count = 0
-    with pq.ParquetWriter(temporary, arrow_schema(record)) as writer:
-        buffer: list[R] = []
-        for row in rows:
-            buffer.append(row)
-            if len(buffer) >= chunk:
-                writer.write_table(to_table(buffer, record))
-                count, buffer = count + len(buffer), []
-        writer.write_table(to_table(buffer, record))
-        count += len(buffer)
+    try:
+        with pq.ParquetWriter(temporary, arrow_schema(record)) as writer:
+            buffer: list[R] = []
+            for row in rows:
+                buffer.append(row)
+                if len(buffer) >= chunk:
+                    writer.write_table(to_table(buffer, record))
+                    count, buffer = count + len(buffer), []
+            writer.write_table(to_table(buffer, record))
+            count += len(buffer)
+    except BaseException:  # a full disk above all, which it would keep full
+        temporary.unlink(missing_ok=True)
+        raise
     temporary.replace(path)
     return count
 

@@ -20,7 +20,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from spftsql.config import Config
-from spftsql.errors import UserError
+from spftsql.errors import UserError, disk_faults
 from spftsql.records import content_hash
 
 
@@ -60,8 +60,13 @@ class Run:
         """The stage `name` for `inputs` (anything that JSON can say), built by `build(folder)` unless it is there.
 
         With `keep_partial` a folder that an interrupted build has left is handed to the next one, which resumes in
-        it (training); otherwise it is emptied first.
+        it (training); otherwise it is emptied first. Raises `Fault` when the disk is full, upon which what is finished
+        stays finished.
         """
+        with disk_faults(self.root):
+            return self._stage(name, inputs, build, keep_partial)
+
+    def _stage(self, name: str, inputs: object, build: Callable[[Path], None], keep_partial: bool) -> Stage:
         key = content_hash(name, inputs)
         final = self.root / "stages" / f"{name}-{key}"
         if final.is_dir():

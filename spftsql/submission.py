@@ -48,11 +48,11 @@ def submit(
     interpreter on the cluster: this one where the cluster is on this machine, else the first on its path.
     Raises `UserError` for a bad recipe, and when the cluster cannot be reached.
     """
-    address = _with_scheme(address)
+    address = dashboard_url(address)
     local = _is_loopback(urlsplit(address).hostname or "")
     config = resolve(recipe, ["serve.port=0", *overrides, "cluster.address=auto"])
     tree = _placed(config, local)
-    client = _connect(address)
+    client = connect(address)
     job = submit_module(
         client,
         "jobs.run",
@@ -143,7 +143,8 @@ async def _stream(client: JobSubmissionClient, job: str, shown: int) -> int:
     return max(position, shown)
 
 
-def _connect(address: str) -> JobSubmissionClient:
+def connect(address: str) -> JobSubmissionClient:
+    """A client of the dashboard at `address`, with the cluster's token; raises `UserError` when it does not answer."""
     url = urlsplit(address)
     try:
         # Ray's client waits for a silent host for minutes; this does not.
@@ -171,11 +172,12 @@ def _connect(address: str) -> JobSubmissionClient:
         raise UserError(f"no Ray job server answers at {address}: {' '.join(str(error).split())[:200]}") from None
 
 
-def _with_scheme(address: str) -> str:
+def dashboard_url(address: str) -> str:
+    """The address as a URL; raises `UserError` for one of another kind."""
     address = address if "://" in address else f"http://{address}"
     url = urlsplit(address)
     if url.scheme not in ("http", "https") or not url.hostname:
-        raise UserError(f"--address takes the job server as http://HOST:8265, not {address}")
+        raise UserError(f"--address takes the cluster's dashboard as http://HOST:8265, not {address}")
     return address
 
 

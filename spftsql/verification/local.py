@@ -12,7 +12,7 @@ from pathlib import Path
 
 from spftsql.config import Config
 from spftsql.databases.places import Databases
-from spftsql.errors import Fault
+from spftsql.errors import disk_faults
 from spftsql.records import Verdict, VerificationRequest, read_records, write_records
 from spftsql.verification.batches import batches_by_database
 from spftsql.verification.cache import open_results
@@ -26,7 +26,7 @@ def verify_dataset(source: Path, target: Path, databases: Databases, config: Con
     """Reads `VerificationRequest` rows from `source` and writes one `Verdict` each, in their order, to `target`.
 
     `target` is a directory with one Parquet file. A row that fails for our reasons, again and again, has `fault` set.
-    Raises `Fault` when the file cannot be written.
+    Raises `Fault` when the disk is full.
     """
     requests = read_records(source, VerificationRequest)
     results, node_cache = open_results(config.verification), open_node_cache(config.verification)
@@ -46,10 +46,8 @@ def verify_dataset(source: Path, target: Path, databases: Databases, config: Con
         finally:
             for verifier in verifiers:
                 verifier.close()
-    try:
+    with disk_faults(target):
         write_records(target / "verdicts.parquet", [verdicts[request.id] for request in requests], Verdict)
-    except OSError as error:
-        raise Fault(f"the verdicts cannot be written to {target}: {error.strerror or error}") from None
 
 
 def _verified(

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from spftsql.errors import UserError
-from spftsql.submission import _connect, follow_job, submit, submit_module
+from spftsql.submission import connect, follow_job, submit, submit_module
 from tests import loops
 
 pytestmark = pytest.mark.integration
@@ -57,7 +57,7 @@ def cluster() -> Iterator[str]:
         deadline = time.monotonic() + 240
         while True:
             try:
-                _connect(address)
+                connect(address)
                 break
             except UserError as error:
                 if "token" in str(error) or time.monotonic() > deadline or head.poll() is not None:
@@ -77,7 +77,7 @@ def cluster() -> Iterator[str]:
 def test_a_job_runs_on_the_cluster_and_its_output_and_exit_code_come_back(
     cluster: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    client = _connect(cluster)
+    client = connect(cluster)
     job = submit_module(client, "jobs.doctor", name="doctor", environment={}, python=sys.executable)
     taken_up = submit_module(client, "jobs.doctor", name="doctor", environment={}, python=sys.executable)
     assert job == taken_up == "doctor"
