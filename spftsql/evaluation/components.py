@@ -11,6 +11,7 @@ what stands on the right of a comparison (sub-queries apart) are left out.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -46,6 +47,9 @@ _PLACES = {  # of clauses; 0 begins a query
 }
 _QUERY = exp.Select | exp.SetOperation
 _LEFT_OUT = exp.Literal | exp.Null | exp.Boolean
+# A compiled parser ends the process where a deep statement exhausts its stack.
+_MOST_TOKENS = 20_000
+_DEEPEST = 100
 _WRAPPERS = exp.Paren | exp.Alias | exp.Ordered
 
 
@@ -97,15 +101,24 @@ class Query:
 
 
 def components(sql: str, names: Names, dialect: str = "sqlite") -> Query | None:
-    """The components of a statement; None for text that is not a query."""
+    """The components of a statement; None for text that is not a query, or too deep or long to be read safely."""
     language = Dialect.get_or_raise(dialect)
     try:
-        trees = language.parser().parse(_in_place(language.tokenize(sql)), sql)
+        tokens = _in_place(language.tokenize(sql))
+        if len(tokens) > _MOST_TOKENS or _depth(tokens) > _DEEPEST:
+            return None
+        trees = language.parser().parse(tokens, sql)
+        if len(trees) != 1 or not isinstance(trees[0], _QUERY | exp.Subquery):
+            return None
+        return _query(trees[0], names, {}, nested=False)
     except (SqlglotError, RecursionError):
         return None
-    if len(trees) != 1 or not isinstance(trees[0], _QUERY | exp.Subquery):
-        return None
-    return _query(trees[0], names, {}, nested=False)
+
+
+def _depth(tokens: list[Token]) -> int:
+    """How deep the parentheses go."""
+    steps = ((t.token_type == TokenType.L_PAREN) - (t.token_type == TokenType.R_PAREN) for t in tokens)
+    return max(itertools.accumulate(steps), default=0)
 
 
 def _in_place(tokens: list[Token]) -> list[Token]:

@@ -113,7 +113,7 @@ def _json(path: Path, text: str) -> Any:
     try:
         if path.suffix.lower() != ".jsonl":
             return decode(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         if not str(error).startswith("Extra data"):
             raise UserError(f"predictions file {path} begins like JSON but is not: {error}") from None
     rows = []
@@ -121,7 +121,7 @@ def _json(path: Path, text: str) -> Any:
         if line.strip():
             try:
                 rows.append(decode(line))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise UserError(f"predictions file {path}, line {number} is not JSON: {error}") from None
     return rows
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from spftsql.errors import UserError
 from spftsql.evaluation.predictions import Predictions, read_predictions
@@ -170,6 +173,27 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         read(tmp_path, 'sql,id\n"SELECT 1', name="p.csv")
     with pytest.raises(UserError, match="has no predictions"):
         read(tmp_path, "sql,id\n", name="p.csv")
+
+
+@pytest.mark.parametrize("name", ["deep.json", "deep.jsonl"])
+def test_json_that_is_too_deep(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match="JSON"):
+        read(tmp_path, "[" * 200_000, name=name)
+
+
+@given(st.permutations(range(8)), st.sampled_from(["index", "question_id", "question"]))
+def test_the_order_of_keyed_rows_does_not_matter(order: list[int], key: str) -> None:
+    questions = [Question("shop", f"question {i}", f"SELECT {i}", id=f"q{i}") for i in range(8)]
+    rows = [
+        {"index": i, "sql": f"SELECT {i}"}
+        if key == "index"
+        else {key: getattr(q, key.removeprefix("question_")), "sql": f"SELECT {i}"}
+        for i, q in enumerate(questions)
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        found = read(Path(folder), json.dumps([rows[i] for i in order]), questions)
+    assert found.statements == tuple(f"SELECT {i}" for i in range(8))
+    assert found.pairing == {"index": "by index", "question_id": "by id", "question": "by question"}[key]
 
 
 def test_equal_questions_need_not_be_told_apart(tmp_path: Path) -> None:

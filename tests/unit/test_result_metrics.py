@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from spftsql.evaluation.result_metrics import r_ves, soft_f1, time_ratio, ves
 
@@ -23,6 +25,17 @@ def test_all_vectors_are_there() -> None:
 def test_soft_f1_agrees_with_minidevs_program(case: dict[str, Any]) -> None:
     prediction, gold = ([tuple(row) for row in case[side]] for side in ("prediction", "gold"))
     assert soft_f1(prediction, gold) == pytest.approx(case["soft_f1"], abs=5e-5)
+
+
+cells = st.sampled_from([0, 1, 1.0, "1", None, b"1"])
+results = st.integers(1, 3).flatmap(lambda width: st.lists(st.tuples(*[cells] * width), max_size=4))
+
+
+@given(results, results)
+def test_soft_f1_is_a_share_and_one_for_a_result_and_itself(prediction: list[Any], gold: list[Any]) -> None:
+    assert 0.0 <= soft_f1(prediction, gold) <= 1.0
+    assert soft_f1(gold, gold) == pytest.approx(1.0)
+    assert soft_f1([*gold, *gold], gold) == pytest.approx(1.0)
 
 
 def test_soft_f1_takes_null_for_a_value() -> None:

@@ -14,6 +14,8 @@ import pytest
 
 from spftsql.errors import UserError
 from spftsql.evaluation.passes import instance_name, over_instances
+from spftsql.evaluation.score_page import page
+from spftsql.evaluation.score_report import markdown
 from spftsql.evaluation.score_result import NO_DATABASE, ScoreResult
 from spftsql.evaluation.scoring import LIMITS, ScoreOptions, limits, score, spider_text
 from spftsql.evaluation.threads import Progress
@@ -360,3 +362,34 @@ def test_one_process_serves_all_databases_of_a_worker(tmp_path: Path, monkeypatc
     write_questions(tmp_path, rows)
     assert scored(tmp_path, ["SELECT 0"] * 4, workers=1).accuracy == 1.0
     assert len(started) == 1
+
+
+@pytest.mark.parametrize("policy", ["spider", "bird", "strict"])
+def test_hostile_predictions_get_a_verdict_and_bring_nothing_down(root: Path, policy: str) -> None:
+    deep = 20_000
+    hostile = [
+        "SELECT * FROM " + "(SELECT * FROM " * deep + "city" + ")" * deep,
+        "SELECT " + "(" * deep + "1" + ")" * deep,
+        "SELECT " + "NOT " * deep + "1",
+        "SELECT " + "CASE WHEN 1 THEN " * deep + "1" + " END" * deep,
+        " UNION ".join(["SELECT 1"] * deep),
+        "SELECT 1 WHERE " + " AND ".join(["1"] * deep),
+        "SELECT '\ud800'",
+        "SELECT '\0'",
+        "SELECT 1 -- \x1b[31m</script>",
+        "/*" * deep,
+        "DROP TABLE city",
+        "SELECT count(*) FROM city; DELETE FROM city",
+        "",
+    ]
+    rows = [{"db_id": "towns", "question": "q", "sql": "SELECT count(*) FROM city"} for _ in hostile]
+    write_questions(root, rows)
+    (root / "hostile.json").write_text(json.dumps(hostile))
+    before = (root / "towns.sqlite").read_bytes()
+    result = run("jsonl", root, root / "hostile.json", policy=policy, metrics=("exact-match", "soft-f1"), samples=True)
+    assert len(result.items) == len(hostile)
+    assert set(verdicts(result)) <= {"error", "different"}
+    assert sum(item.values["exact-match"] for item in result.items) == 0
+    assert (root / "towns.sqlite").read_bytes() == before
+    for text in (result.to_json(), markdown(result), page(result)):
+        text.encode("utf-8", "backslashreplace")
