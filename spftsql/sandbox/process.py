@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from spftsql.errors import Fault
 from spftsql.sandbox.channel import Channel
+from spftsql.sandbox.folders import Folder
 from spftsql.sandbox.location import Engine
 from spftsql.sandbox.result import Limits
 
@@ -36,12 +37,12 @@ _SPAWNER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sandbox-spawner
 class ChildProcess:
     """A running child. The constructor raises `Fault` when it does not come up.
 
-    `readable` are the files and folders that it may read where the kernel can hold it to them; None: any file.
+    `readable` are the folders that it may read where the kernel can hold it to them; None: any file.
     """
 
-    def __init__(self, engine: Engine, limits: Limits, readable: Iterable[str] | None = ()) -> None:
+    def __init__(self, engine: Engine, limits: Limits, readable: Iterable[Folder] | None = ()) -> None:
         self._readable = None if readable is None else frozenset(readable)
-        paths = None if readable is None else sorted(readable)
+        paths = None if self._readable is None else sorted({folder.path for folder in self._readable})
         ours, theirs = socket.socketpair()
         # Rows travel as MessagePack, at most 9 bytes per number and 5 more than its length (in UTF-8) per text.
         self._channel = Channel(ours, max_frame=(1 << 20) + 16 * limits.max_bytes)
@@ -58,7 +59,7 @@ class ChildProcess:
                 message = lines[-1] if lines else "no message"
                 raise Fault(f"the sandbox process does not start: {message}") from None
 
-    def may_read(self, folder: str | None) -> bool:
+    def may_read(self, folder: Folder | None) -> bool:
         """Whether it can open files in `folder`, as far as the kernel holds it to what it was given."""
         return folder is None or self._readable is None or folder in self._readable or bool(self.layers["Landlock"])
 

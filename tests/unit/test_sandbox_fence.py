@@ -6,6 +6,7 @@ import ctypes
 import errno
 import json
 import os
+import shutil
 import socket
 import struct
 import subprocess
@@ -231,24 +232,34 @@ def test_a_user_namespace_keeps_the_users_own_files_readable() -> None:
 
 def test_folders_of_databases_become_readable_as_they_are_asked_for(tmp_path: Path) -> None:
     files = [tmp_path / "database" / name / f"{name}.sqlite" for name in "abc"]
-    for file in (
-        *files,
-        tmp_path / "flat" / "one.db",
-        tmp_path / "flat" / "two.db",
-        tmp_path / "database" / "d" / "no",
-    ):
+    flat = [tmp_path / "flat" / "one.db", tmp_path / "flat" / "two.db"]
+    for file in (*files, *flat, tmp_path / "database" / "d" / "no"):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
     folders = Folders()
-    assert folders.of(files[0]) == str(files[0].parent)
-    assert folders.known == {str(files[0].parent)}
+
+    def known() -> set[str]:
+        return {folder.path for folder in folders.known}
+
+    folders.expect([files[0], tmp_path / "not" / "there.sqlite"])
+    assert known() == {str(files[0].parent)}
     folders.of(files[1])  # the second of many databases side by side
-    assert folders.known == {str(file.parent) for file in files}
-    assert folders.of(tmp_path / "flat" / "one.db") == folders.of(tmp_path / "flat" / "two.db")
-    assert len(folders.known) == 4
+    assert known() == {str(file.parent) for file in files}
+    assert folders.of(flat[0]) == folders.of(flat[1])
+    assert len(known()) == 4
     link = tmp_path / "link.sqlite"
     link.symlink_to(files[2])
-    assert folders.of(link) == str(files[2].parent)
+    assert folders.of(link) == folders.of(files[2])
+    assert folders.of(tmp_path / "not" / "there.sqlite") is None
+
+
+def test_a_folder_that_is_made_anew_is_readable_again(tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    with Sandbox(SandboxConfig()) as sandbox:
+        for _ in range(2):
+            folder.mkdir()
+            assert sandbox.execute(make_sqlite_database(folder), ["SELECT count(*) FROM people"])[0].rows == [(2000,)]
+            shutil.rmtree(folder)
 
 
 def test_a_child_is_replaced_for_a_folder_that_it_may_not_read(tmp_path: Path) -> None:

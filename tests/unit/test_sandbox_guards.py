@@ -26,6 +26,7 @@ from spftsql.config import SandboxConfig
 from spftsql.errors import Fault
 from spftsql.sandbox import fence, sqlite
 from spftsql.sandbox.execute import Sandbox
+from spftsql.sandbox.folders import Folders
 from spftsql.sandbox.process import ChildProcess
 from spftsql.sandbox.result import Limits
 from tests.hostile import CANARY, contents, make_sqlite_database, read_corpus
@@ -364,11 +365,13 @@ def test_address_space(template: Path) -> None:
 def test_deadline_and_cpu_time(template: Path) -> None:
     database = next(template.glob("people*"))
     limits = Limits(**SMALL.model_dump() | {"hard_seconds": 0.5})
+    folders = Folders()
+    folders.expect([database])
 
     def seconds_of(off: set[str], patience: float) -> tuple[float, str]:
         """How long the statement lasts when no one watches the clock, and how its process ends."""
         with guards_off(off):
-            child = ChildProcess("sqlite", limits, [str(template)])
+            child = ChildProcess("sqlite", limits, folders.known)
         try:
             child.send(str(database), [LONG_OPCODE], 1, time.monotonic() + 10)
             child.receive(time.monotonic() + 10)
