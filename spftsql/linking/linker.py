@@ -73,26 +73,21 @@ class Linker:
         assert self._costs is not None
         budget = float(self._budget)
         while kept := select(self._words, logits, self._costs, budget):
-            part = restricted(self._schema, self._words, kept)
+            part = restricted(self._words, kept)
             text = schema_text(part, "kinds")
             if self._count(text) <= self._budget:
                 return part, text
             budget *= _SHRINK  # pieces joined can have more tokens than apart
-        part = restricted(self._schema, self._words, [int(logits.argmax())])
+        part = restricted(self._words, [int(logits.argmax())])
         return part, schema_text(part, "kinds")
 
     def _piece_costs(self) -> Costs:
         dialect = self._schema.dialect
-        names = [(table, column) for table, column in self._words.columns]
-        keys = {}
-        for key in self._schema.foreign_keys:
-            ends = [(key.table, key.column), (key.target, key.target_column)]
-            numbers = [self._words.number_of.get((table.lower(), column.lower())) for table, column in ends]
-            keys[tuple(numbers)] = self._count(key_text(key, dialect) + "\n")
+        keys = zip(self._schema.foreign_keys, self._words.key_ends, strict=True)
         return Costs(
             [self._count(table_text(table, dialect, "kinds") + "\n") for table in self._schema.tables],
-            [self._count(", " + column_text(column, dialect, "kinds")) for _, column in names],
-            [keys[link] for link in self._words.links],
+            [self._count(", " + column_text(column, dialect, "kinds")) for _, column in self._words.columns],
+            [self._count(key_text(key, dialect) + "\n") for key, ends in keys if None not in ends],
         )
 
     def _shown(self, values: Sequence[ValueMatch], logits: Floats, part: Schema) -> tuple[ValueMatch, ...]:

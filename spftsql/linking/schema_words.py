@@ -86,7 +86,8 @@ class SchemaWords:
         self._by_letter: dict[str, list[str]] = defaultdict(list)
         for word in self._vocabulary:
             self._by_letter[word[0]].append(word)
-        self.links = self._links()
+        self.key_ends = self._key_ends()
+        self.links = [(left, right) for left, right in self.key_ends if left is not None and right is not None]
 
     def said(self, stems: Sequence[str]) -> Floats:
         """How far a question of these stems says each word of the vocabulary: 0 to 1."""
@@ -136,14 +137,15 @@ class SchemaWords:
         alike = process.extract(word, self._spelled, scorer=fuzz.ratio, score_cutoff=_ALIKE, limit=5)
         return found + [(number, _SPELLED * ratio / 100) for _, ratio, number in alike]
 
-    def _links(self) -> list[tuple[int, int]]:
-        """The foreign keys as pairs of column numbers."""
-        numbers = self.number_of
-        ends = [
-            (numbers.get((k.table.lower(), k.column.lower())), numbers.get((k.target.lower(), k.target_column.lower())))
-            for k in self.schema.foreign_keys
+    def _key_ends(self) -> list[tuple[int | None, int | None]]:
+        """The foreign keys as pairs of column numbers; None for a column that the schema does not have."""
+        return [
+            (
+                self.number_of.get((key.table.lower(), key.column.lower())),
+                self.number_of.get((key.target.lower(), key.target_column.lower())),
+            )
+            for key in self.schema.foreign_keys
         ]
-        return [(left, right) for left, right in ends if left is not None and right is not None]
 
 
 def _expanded(name: str, known: Collection[str]) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from spftsql.databases.schema import ForeignKey, Schema
+from spftsql.databases.schema import Column, Schema
 from spftsql.linking.schema_words import Floats, SchemaWords
 
 _BRIDGED = -2.0  # logit from which a column's table is joined to the kept ones through a further table
@@ -29,26 +29,27 @@ def select(words: SchemaWords, scores: Floats, costs: Costs, budget: float) -> l
     them comes with the table between, where there is one.
     """
     choice = _Choice(words, costs, budget)
+    cheapest = min(costs.columns, default=0)
     for column in np.lexsort((np.arange(len(scores)), -scores)).tolist():
+        if choice.left < cheapest:
+            break
         if column not in choice.columns:
             _ = choice.add(choice.with_keys(column, bridge=scores[column] >= _BRIDGED)) or choice.add({column})
     return sorted(choice.columns)
 
 
-def restricted(schema: Schema, words: SchemaWords, kept: Sequence[int]) -> Schema:
-    """`schema` with the kept columns alone; tables and keys that lost theirs are gone."""
-    tables = []
-    names = {(words.columns[n][0].name.lower(), words.columns[n][1].name.lower()) for n in kept}
-    for table in schema.tables:
-        columns = tuple(column for column in table.columns if (table.name.lower(), column.name.lower()) in names)
-        if columns:
-            tables.append(replace(table, columns=columns))
-
-    def whole(key: ForeignKey) -> bool:
-        ends = (key.table, key.column), (key.target, key.target_column)
-        return all((table.lower(), column.lower()) in names for table, column in ends)
-
-    return replace(schema, tables=tuple(tables), foreign_keys=tuple(filter(whole, schema.foreign_keys)))
+def restricted(words: SchemaWords, kept: Sequence[int]) -> Schema:
+    """The schema with the kept columns alone; tables and keys that lost theirs are gone."""
+    schema, chosen = words.schema, set(kept)
+    columns: dict[int, list[Column]] = {}
+    for number in sorted(chosen):
+        columns.setdefault(int(words.table_of[number]), []).append(words.columns[number][1])
+    keys = zip(schema.foreign_keys, words.key_ends, strict=True)
+    return replace(
+        schema,
+        tables=tuple(replace(schema.tables[table], columns=tuple(own)) for table, own in columns.items()),
+        foreign_keys=tuple(key for key, ends in keys if chosen.issuperset(ends)),
+    )
 
 
 class _Choice:
@@ -58,7 +59,8 @@ class _Choice:
         self.columns: set[int] = set()
         self._tables: list[int] = []
         self._at = words.table_of.tolist()
-        self._costs, self._left = costs, budget
+        self.left = budget
+        self._costs = costs
         self._links = words.links
         self._primary: dict[int, set[int]] = {}
         self._near: dict[int, list[tuple[int, int, int]]] = {}  # table: (other table, own column, its column)
@@ -94,9 +96,9 @@ class _Choice:
             + sum(self._costs.tables[table] for table in fresh)
             + sum(self._costs.links[number] for number in links)
         )
-        if cost > self._left:
+        if cost > self.left:
             return False
-        self._left -= cost
+        self.left -= cost
         self.columns |= new
         self._tables += fresh
         return True
