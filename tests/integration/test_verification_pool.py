@@ -4,16 +4,19 @@ import asyncio
 import os
 import signal
 import sqlite3
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from spftsql.config import Config, SandboxConfig, ServeConfig, VerificationConfig, validate
-from spftsql.errors import UserError
+from spftsql.errors import Fault, UserError
 from spftsql.records import Verdict, VerificationRequest, read_records, write_records
+from tests.small_disk import small_disk
 
 pytestmark = pytest.mark.integration
 
@@ -46,16 +49,17 @@ def config() -> Config:
 
 
 @pytest.fixture(scope="module")
-def ray_session() -> Iterator[None]:
+def ray_session() -> Iterator[str]:
+    """A session with two CPUs, and the address of its dashboard."""
     import ray
 
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
+    context = ray.init(address="local", num_cpus=2, include_dashboard=True, log_to_driver=False)
+    yield f"http://{context.dashboard_url}"
     ray.shutdown()
 
 
 @pytest.fixture(scope="module")
-def busy_cpu(ray_session: None) -> Iterator[None]:
+def busy_cpu(ray_session: str) -> Iterator[None]:
     """An actor that holds one of the two CPUs, as a generation engine would."""
     import ray
 
@@ -68,6 +72,20 @@ def busy_cpu(ray_session: None) -> Iterator[None]:
     assert ray.get(engine.ready.remote(), timeout=60)
     yield
     ray.kill(engine)
+
+
+def counts(rows: int) -> list[VerificationRequest]:
+    """Slow statements, every third of which is not what its gold says."""
+    return [
+        VerificationRequest(
+            str(i), ("shop", "zoo")[i % 2], COUNT.format(i), f"SELECT {60_000 + i + i % 3 // 2}", "strict"
+        )
+        for i in range(rows)
+    ]
+
+
+def wanted(rows: int) -> list[str]:
+    return ["different" if i % 3 == 2 else "equal" for i in range(rows)]
 
 
 def verify(
@@ -110,12 +128,7 @@ def test_pool_runs_and_is_reused(busy_cpu: None, databases: dict[str, Path], con
 def test_every_row_gets_one_verdict_though_a_worker_dies(
     busy_cpu: None, databases: dict[str, Path], config: Config, tmp_path: Path
 ) -> None:
-    requests = [
-        VerificationRequest(
-            str(i), ("shop", "zoo")[i % 2], COUNT.format(i), f"SELECT {60_000 + i + i % 3 // 2}", "strict"
-        )
-        for i in range(ROWS)
-    ]
+    requests = counts(ROWS)
     killed: list[int] = []
 
     def kill_one() -> None:
@@ -135,8 +148,66 @@ def test_every_row_gets_one_verdict_though_a_worker_dies(
     assert killed
     assert [v.id for v in verdicts] == [r.id for r in requests]
     assert [v.fault for v in verdicts if v.fault] == []
-    assert [v.status for v in verdicts] == ["different" if i % 3 == 2 else "equal" for i in range(ROWS)]
+    assert [v.status for v in verdicts] == wanted(ROWS)
     assert killed[0] not in worker_processes()
+
+
+def test_scaling_up_and_down_loses_and_repeats_no_verdict(
+    busy_cpu: None, ray_session: str, databases: dict[str, Path], config: Config, tmp_path: Path
+) -> None:
+    from spftsql.scaling import PoolScaler, scale_verifiers
+
+    numbers: list[int] = []
+
+    def scale() -> None:
+        await_work()
+        for count in (3, 1):
+            scale_verifiers(count, ray_session, timeout_s=200)
+            numbers.append(len(worker_processes()))
+
+    with ThreadPoolExecutor(1) as thread:
+        scaling = thread.submit(scale)
+        verdicts = verify(counts(ROWS), databases, config, tmp_path)
+        scaling.result()
+    assert numbers == [3, 1]
+    assert [v.id for v in verdicts] == [str(i) for i in range(ROWS)]
+    assert [v.fault for v in verdicts if v.fault] == []
+    assert [v.status for v in verdicts] == wanted(ROWS)
+    with pytest.raises(UserError, match=r"of 9 verifiers run, \d wait for .* more CPU"):
+        scale_verifiers(9, ray_session, timeout_s=5)
+    PoolScaler(ray_session).ask_for(2)
+
+
+def await_work() -> None:
+    """Returns when a worker's child is in the midst of its rows."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        children = [child for worker in worker_processes() for child in sandbox_children(worker)]
+        if any(cpu_seconds(child) > 0.3 for child in children):
+            return
+        time.sleep(0.05)
+    pytest.fail("no worker has begun")
+
+
+@pytest.mark.long
+def test_a_full_disk_is_a_fault_and_the_stage_can_be_run_again(
+    busy_cpu: None, databases: dict[str, Path], config: Config, tmp_path: Path
+) -> None:
+    from spftsql.verification.stage import verify_dataset_ray
+
+    requests = [
+        VerificationRequest(f"{i}-{os.urandom(60).hex()}", "shop", "SELECT 1", None, "bird") for i in range(500)
+    ]
+    write_records(tmp_path / "requests.parquet", requests, VerificationRequest)
+    with small_disk(tmp_path / "disk", "64k") as disk:
+        (disk / "ballast").write_bytes(bytes(50_000))
+        with pytest.raises(Fault, match="No space left"):
+            verify_dataset_ray(tmp_path / "requests.parquet", disk / "verdicts", databases, config)
+        assert not (disk / "verdicts").exists()
+        (disk / "ballast").unlink()
+        subprocess.run(["mount", "-o", "remount,size=8m", str(disk)], check=True)
+        verify_dataset_ray(tmp_path / "requests.parquet", disk / "verdicts", databases, config)
+        assert {v.id for v in read_records(disk / "verdicts", Verdict)} == {request.id for request in requests}
 
 
 def test_bad_rows_do_not_stop_the_stage(

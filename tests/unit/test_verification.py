@@ -1,5 +1,6 @@
 """The verifier without Ray: one verdict per request, caching, faults, and the stage in threads."""
 
+import io
 import os
 import signal
 import sqlite3
@@ -10,13 +11,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from spftsql.config import Config, SandboxConfig, VerificationConfig, validate
+from spftsql.config import Config, DatabaseConfig, SandboxConfig, VerificationConfig, validate
+from spftsql.databases.catalogue import open_catalogue
 from spftsql.errors import Fault, UserError
+from spftsql.execution import LocalExecution
+from spftsql.progress import Reporter
 from spftsql.records import Verdict, VerificationRequest, read_records, write_records
+from spftsql.runs import Run
+from spftsql.selfplay.stages import Stages
 from spftsql.verification.batches import batches_by_database
 from spftsql.verification.local import verify_dataset
 from spftsql.verification.worker import Verifier
+from tests.small_disk import small_disk
 
 LIMITS = SandboxConfig(soft_seconds=1.0, hard_seconds=2.0, max_rows=100)
 SLOW_GOLD = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 400000) SELECT count(*) FROM n"
@@ -162,6 +170,23 @@ def test_verify_dataset_in_threads(databases: dict[str, Path], tmp_path: Path) -
     verdicts = read_records(tmp_path / "verdicts", Verdict)
     assert [v.id for v in verdicts] == [r.id for r in requests]
     assert [v.status for v in verdicts] == ["equal" if i % 7 == i % 5 else "different" for i in range(300)]
+
+
+def test_a_full_disk_is_a_fault_and_the_stage_is_resumed(databases: dict[str, Path], tmp_path: Path) -> None:
+    requests = [request("SELECT 1", "SELECT 1", id=f"{i}-{os.urandom(60).hex()}") for i in range(500)]
+    with small_disk(tmp_path / "disk", "256k") as disk:
+        run = Run(config().model_copy(update={"run_dir": disk}))
+        execution = LocalExecution(config(), databases)
+        catalogue = open_catalogue([DatabaseConfig(name="shop", url=str(databases["shop"]))])
+        stages = Stages(config(), run, execution, catalogue, Reporter(Console(file=io.StringIO())))
+        (disk / "ballast").write_bytes(bytes(150_000))  # leaves room for the requests, not for the verdicts
+        with pytest.raises(Fault, match="No space left on device"):
+            stages.verify("labels", requests)
+        assert not list(disk.rglob("*.tmp"))
+        (disk / "ballast").unlink()
+        verdicts = stages.verify("labels", requests)
+        assert {id: v.status for id, v in verdicts.items()} == {r.id: "equal" for r in requests}
+        run.close()
 
 
 def children_of(pid: int) -> list[int]:
