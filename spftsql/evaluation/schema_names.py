@@ -19,10 +19,11 @@ _FILES = {  # of the layouts in `spftsql.evaluation.sources`, and beside Spider'
 }
 
 
-def read_names(benchmark: str, root: Path, databases: Mapping[str, Location]) -> dict[str, Names]:
+def read_names(benchmark: str, root: Path, databases: Mapping[str, Location | None]) -> dict[str, Names]:
     """The names of each database: from the benchmark's own list of tables, else from the SQLite file itself.
 
-    Of other engines nothing is known: columns then go by the name that they have in a statement.
+    Of other engines, and without a file (None), nothing is known: columns then go by the name that they have in a
+    statement.
 
     Raises `UserError` for a list that cannot be read.
     """
@@ -50,8 +51,8 @@ def _of_entry(entry: Mapping[str, Any]) -> Names:
     return _names(columns, keys)
 
 
-def _declared(location: Location) -> Names:
-    if location.engine != "sqlite":
+def _declared(location: Location | None) -> Names:
+    if location is None or location.engine != "sqlite":
         return Names({})
     address = f"{Path(location.address).resolve().as_uri()}?mode=ro&immutable=1"
     try:

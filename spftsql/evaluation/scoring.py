@@ -28,6 +28,7 @@ from spftsql.records import Policy, Verdict, content_hash
 from spftsql.sandbox.location import Location, locate
 
 if TYPE_CHECKING:  # imported where they are used
+    from spftsql.evaluation.components import Query
     from spftsql.evaluation.exact_match import PartialScore
     from spftsql.suites import Suite
 
@@ -278,17 +279,17 @@ def _match_exactly(options: ScoreOptions, prepared: Prepared, file: Predictions,
     from spftsql.evaluation.exact_match import match, partial_scores
     from spftsql.evaluation.schema_names import read_names
 
-    names = read_names(options.benchmark, options.root, prepared.databases)
-    matches, unread = {}, 0
+    locations = {question.db_id: prepared.databases.get(question.db_id) for question in prepared.questions}
+    names = read_names(options.benchmark, options.root, locations)
+    golds: dict[tuple[str, str], Query | None] = {}  # many questions share one
+    matches = {}
     for index, (question, sql) in enumerate(zip(prepared.questions, file.statements, strict=True)):
-        if question.db_id in names:
-            dialect = _dialect(prepared, question)
-            gold = components(question.sql, names[question.db_id], dialect)
-            if gold is None:
-                unread += 1
-            else:
-                matches[index] = match(components(sql, names[question.db_id], dialect), gold)
-    if unread:
+        known, dialect, key = names[question.db_id], _dialect(prepared, question), (question.db_id, question.sql)
+        if key not in golds:
+            golds[key] = components(question.sql, known, dialect)
+        if gold := golds[key]:
+            matches[index] = match(components(sql, known, dialect), gold)
+    if unread := len(prepared.questions) - len(matches):
         found.notes = (*found.notes, f"{unread} golds cannot be parsed; for exact match they count as not matched")
     found.values["exact-match"] = {index: found_match.exact for index, found_match in matches.items()}
     found.components = partial_scores(matches.values())

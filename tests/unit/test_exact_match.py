@@ -95,7 +95,7 @@ def test_the_printed_example_of_the_official_evaluator(published: Path) -> None:
     golds = [line.split("\t") for line in (folder / "gold_example.txt").read_text().splitlines()]
     predictions = [line.split("\t")[0] for line in (folder / "pred_example.txt").read_text().splitlines()]
     printed = (folder / "eval_result_example.txt").read_text().splitlines()
-    names = read_names("spider", published / "spider", {db_id: locate("none") for _, db_id in golds})
+    names = read_names("spider", published / "spider", {db_id: None for _, db_id in golds})
     levels = [spider_hardness(gold) for gold, _ in golds]
     matches, in_2018, now = [], [], []
     for index, ((gold, db_id), prediction) in enumerate(zip(golds, predictions, strict=True)):
@@ -139,7 +139,7 @@ def test_the_printed_example_of_the_official_evaluator(published: Path) -> None:
 @pytest.mark.parametrize(("name", "unread"), [("spider", 0), ("spider-dk", 1)])
 def test_every_gold_matches_itself(published: Path, name: str, unread: int) -> None:
     test = read_split("spider", published / name)
-    names = read_names("spider", published / name, {question.db_id: locate("none") for question in test.rows})
+    names = read_names("spider", published / name, {question.db_id: None for question in test.rows})
     for question in test.rows:
         parsed = components(question.sql, names[question.db_id])
         unread -= parsed is None  # Spider-DK has a gold that lacks a comma, and runs nowhere
@@ -150,7 +150,7 @@ def test_every_gold_matches_itself(published: Path, name: str, unread: int) -> N
 def test_real_predictions_match_as_the_official_evaluator_says(published: Path) -> None:
     """All that its grammar reads; what it cannot read (an alias without AS, INNER JOIN, <>) is wrong there."""
     test = read_split("spider", published / "spider")
-    names = read_names("spider", published / "spider", {question.db_id: locate("none") for question in test.rows})
+    names = read_names("spider", published / "spider", {question.db_id: None for question in test.rows})
     golds = {question.sql: components(question.sql, names[question.db_id]) for question in test.rows}
     official = json.loads((FIXTURES / "exact_match_official.json").read_text())["verdicts"]
     assert len(official) == 5

@@ -364,7 +364,7 @@ def test_one_process_serves_all_databases_of_a_worker(tmp_path: Path, monkeypatc
     assert len(started) == 1
 
 
-@pytest.mark.parametrize("policy", ["spider", "bird", "strict"])
+@pytest.mark.parametrize("policy", ["spider", "strict"])
 def test_hostile_predictions_get_a_verdict_and_bring_nothing_down(root: Path, policy: str) -> None:
     deep = 20_000
     hostile = [
