@@ -6,9 +6,13 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from tests.postgres import Server
 
 # No deadline per example: how long one takes says more about the machine than about the code.
 settings.register_profile("spftsql", deadline=None)
@@ -35,6 +39,15 @@ def data_root() -> Path:
     if not root:
         pytest.skip("SPFTSQL_DATA is not set")
     return Path(root)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Server]:
+    """A PostgreSQL server; skips where there are no programs to start one."""
+    from tests.postgres import start_server
+
+    with start_server() as server:
+        yield server
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime, time, timedelta
 from decimal import Decimal
 from typing import Any
@@ -119,8 +119,23 @@ class Reader:
         self._transformer.set_pgresult(first)
         self._plain = all(first.ftype(i) in _AS_THEY_ARE for i in range(first.nfields))
 
-    def rows(self, part: PGresult) -> list[tuple[Cell, ...]]:
-        """The rows of one part."""
+    def rows(self, part: PGresult) -> Iterable[tuple[Cell, ...]]:
+        """The rows of one part. Those that cost something are read one by one, so that one can stop in between."""
         self._transformer.set_pgresult(part, set_loaders=False)
-        rows = self._transformer.load_rows(0, part.ntuples, tuple)
-        return rows if self._plain else [tuple(map(to_cell, row)) for row in rows]
+        if self._plain:
+            return self._transformer.load_rows(0, part.ntuples, tuple)
+        return (self._row(part, row) for row in range(part.ntuples))
+
+    def _row(self, part: PGresult, row: int) -> tuple[Cell, ...]:
+        values = self._transformer.load_row(row, tuple) or ()
+        try:
+            return tuple(map(to_cell, values))
+        except ValueError:  # nested more deeply than Python's JSON can follow
+            return tuple(_cell_or_text(value, part.get_value(row, column)) for column, value in enumerate(values))
+
+
+def _cell_or_text(value: object, text: bytes | None) -> Cell:
+    try:
+        return to_cell(value)
+    except ValueError:
+        return (text or b"").decode()

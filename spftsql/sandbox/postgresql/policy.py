@@ -134,6 +134,8 @@ def check(sql: str, unlisted: Set[str]) -> None:
     """
     if len(sql) > MAX_LENGTH:
         raise Refused(f"longer than {MAX_LENGTH} characters")
+    if "\0" in sql:
+        raise Refused("a NUL character")  # where the server's copy of the text would end
     tokens = tokenize(sql)
     while tokens and tokens[-1].symbol == ";":
         tokens.pop()
@@ -175,8 +177,8 @@ def tokenize(sql: str) -> list[Token]:
             tokens.append(Token("string", text))
         elif kind == "unicode":
             raise Refused("a name or string with Unicode escapes")
-        elif kind == "symbol" and text in "'\"$\0":
-            raise Refused({"$": "a parameter", "\0": "a NUL character"}.get(text, "a string or name without an end"))
+        elif kind == "symbol" and text in "'\"$":
+            raise Refused("a parameter" if text == "$" else "a string or name without an end")
         else:
             if kind == "word":
                 text = text.translate(_TO_LOWER)

@@ -9,7 +9,7 @@ server holds, a second connection that cancels, and a session that is made new a
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from psycopg.pq import DiagnosticField, ExecStatus
 from psycopg.pq.abc import PGresult
@@ -47,7 +47,7 @@ _REFUSED = ("25006", "42501")  # a write in a read-only transaction; insufficien
 _ENCODING = ("22021", "22P05")
 # Classes and codes (https://www.postgresql.org/docs/15/errcodes-appendix.html) that say nothing about the statement:
 # connection, time-outs of a session, conflict with recovery or deadlock, resources, lock, intervention, system, damage.
-_FAULTS = ("08", "25P03", "25P04", "40", "53", "55P03", "57", "58", "F0", "XX001", "XX002")
+_FAULTS = ("080", "25P03", "25P04", "40", "53", "55P03", "57", "58", "F0", "XX001", "XX002")
 _ROWS = (ExecStatus.TUPLES_OK, ExecStatus.TUPLES_CHUNK)
 _OPTIONAL = "client_connection_check_interval"  # not before version 14
 
@@ -219,7 +219,7 @@ class PostgresRunner:
                 self._connection.cancel()
         return ended or ("ran", ""), reader.columns if reader else ()
 
-    def _take(self, new: Sequence[tuple[Cell, ...]], rows: list[tuple[Cell, ...]], max_rows: int) -> _Outcome | None:
+    def _take(self, new: Iterable[tuple[Cell, ...]], rows: list[tuple[Cell, ...]], max_rows: int) -> _Outcome | None:
         for row in new:
             self._left -= 8 * len(row)
             for cell in row:
