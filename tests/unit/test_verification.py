@@ -6,22 +6,27 @@ import signal
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from rich.console import Console
 
 from spftsql.config import Config, DatabaseConfig, SandboxConfig, VerificationConfig, validate
 from spftsql.databases.catalogue import open_catalogue
+from spftsql.databases.files import file_hash
+from spftsql.databases.places import Source
 from spftsql.errors import Fault, UserError
 from spftsql.execution import LocalExecution
 from spftsql.progress import Reporter
 from spftsql.records import Verdict, VerificationRequest, read_records, write_records
 from spftsql.runs import Run
+from spftsql.sandbox.result import Execution, RunStatus
 from spftsql.selfplay.stages import Stages
 from spftsql.verification.batches import batches_by_database
+from spftsql.verification.cache import ResultCache, ResultStore
 from spftsql.verification.local import verify_dataset
 from spftsql.verification.worker import Verifier
 from tests.small_disk import small_disk
@@ -116,6 +121,65 @@ def test_gold_of_a_changed_file_is_executed_again(tmp_path: Path) -> None:
     assert [v.status for v in verdicts] == ["equal", "different"]
 
 
+def test_results_are_kept_for_other_verifiers_and_later_runs(databases: dict[str, Path], tmp_path: Path) -> None:
+    source = Source((str(databases["shop"]),), file_hash(databases["shop"]))
+    requests = [
+        request("SELECT count(*) FROM t, t AS u, t AS v", "SELECT 150*150*150"),
+        request("SELECT  count(*)  FROM t, t AS u, t AS v ;", "SELECT 150*150*150", id="2"),
+        request("SELECT name FROM t WHERE id = 1", "SELECT 'shop 1'", id="3"),
+    ]
+    verdicts = []
+    for number in range(2):
+        store = ResultStore(tmp_path / "results.sqlite", 1 << 20)
+        with Verifier({"shop": source}, LIMITS, results=ResultCache(1 << 20, store)) as verifier:
+            verdicts.append(verifier.verify(requests))
+            # Only the quick statement that is no gold is executed again: keeping it would cost as much.
+            assert verifier.stats()["executed"] == (4, 1)[number]
+            assert verifier.stats()["kept"] == (1, 4)[number]
+    assert verdicts[0] == [replace(new, elapsed_ms=old.elapsed_ms) for old, new in zip(*verdicts, strict=True)]
+    assert [v.status for v in verdicts[0]] == ["equal"] * 3
+    with Verifier({"shop": replace(source, content="0" * 16)}, LIMITS, results=ResultCache(1 << 20, store)) as other:
+        assert all("is not what it was" in (v.fault or "") for v in other.verify(requests))
+
+
+class Counting:
+    """Executes nothing and remembers what it was asked for."""
+
+    asked: ClassVar[list[str]] = []
+    status: ClassVar[RunStatus] = "ran"
+
+    def __init__(self, config: SandboxConfig) -> None:
+        pass
+
+    def execute(self, database: str | Path, statements: Sequence[str], max_rows: int | None = None) -> list[Execution]:
+        self.asked.extend(statements)
+        reason = "longer than 5 s" if self.status == "timeout" else ""
+        return [Execution(self.status, reason, ("a",), [], 5.0, "postgresql 15.18") for _ in statements]
+
+    def close(self) -> None:
+        pass
+
+
+def test_results_of_a_server_are_kept_for_one_call() -> None:
+    """Its content may change at any time, and nothing would tell."""
+    Counting.asked, Counting.status = [], "ran"
+    requests = [request(f"SELECT {i} + a FROM t", "SELECT a  FROM t", id=str(i)) for i in range(40)]
+    with Verifier({"shop": "postgresql://reader@host/shop"}, LIMITS, sandbox=Counting) as verifier:
+        for calls in (1, 2):
+            assert [v.status for v in verifier.verify(requests)] == ["equal"] * 40
+            assert len(Counting.asked) == calls * 41
+            assert Counting.asked.count("SELECT a  FROM t") == calls
+
+
+def test_a_gold_that_times_out_is_tried_once_a_call() -> None:
+    Counting.asked, Counting.status = [], "timeout"
+    requests = [request(f"SELECT {i}", "SELECT slow FROM t", id=str(i)) for i in range(40)]
+    with Verifier({"shop": "postgresql://reader@host/shop"}, LIMITS, sandbox=Counting) as verifier:
+        for calls in (1, 2):
+            assert {v.status for v in verifier.verify(requests)} == {"unverifiable"}
+            assert Counting.asked.count("SELECT slow FROM t") == calls
+
+
 def test_faults_are_no_verdicts(databases: dict[str, Path], tmp_path: Path) -> None:
     with Verifier({**databases, "gone": tmp_path / "gone.sqlite"}, LIMITS) as verifier:
         requests = [request(f"SELECT {i}", "SELECT 1", db="gone", id=str(i)) for i in range(20)]
@@ -170,6 +234,19 @@ def test_verify_dataset_in_threads(databases: dict[str, Path], tmp_path: Path) -
     verdicts = read_records(tmp_path / "verdicts", Verdict)
     assert [v.id for v in verdicts] == [r.id for r in requests]
     assert [v.status for v in verdicts] == ["equal" if i % 7 == i % 5 else "different" for i in range(300)]
+
+
+def test_a_replica_that_is_away_for_a_while_costs_no_row(databases: dict[str, Path], tmp_path: Path) -> None:
+    requests = [request(f"SELECT {i}", f"SELECT {i}", id=f"r{i}") for i in range(50)]
+    write_records(tmp_path / "requests.parquet", requests, VerificationRequest)
+    away, path = databases["shop"], tmp_path / "shop.sqlite"
+    comes_back = threading.Timer(1.5, lambda: path.write_bytes(away.read_bytes()))
+    comes_back.start()
+    verify_dataset(tmp_path / "requests.parquet", tmp_path / "verdicts", {"shop": path}, config())
+    comes_back.join()
+    assert [(v.id, v.status, v.fault) for v in read_records(tmp_path / "verdicts", Verdict)] == [
+        (r.id, "equal", None) for r in requests
+    ]
 
 
 def test_a_full_disk_is_a_fault_and_the_stage_is_resumed(databases: dict[str, Path], tmp_path: Path) -> None:
