@@ -57,10 +57,14 @@ class _Runners:
                 bound_cpu_time(self._limits)
                 run = runner.execute(sql, max_rows)
                 channel.send((run.status, run.reason, run.columns, run.rows, run.elapsed_ms))
-        except Fault as fault:
+        except MemoryError:
+            raise  # the end of this process, which the parent counts
+        except Exception as error:
+            # Any other than a `Fault` is a mistake of ours, which must not look like one of the statement.
+            message = str(error) if isinstance(error, Fault) else f"{type(error).__name__} in the sandbox: {error}"
             if address in self._open:  # whatever is wrong with it, the next batch opens it anew
                 self._open.pop(address)[1].close()
-            channel.send(("fault", str(fault)))
+            channel.send(("fault", message))
 
     def _of(self, address: str) -> Runner:
         state = state_of(Location(self._engine, address))
