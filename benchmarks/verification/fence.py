@@ -8,7 +8,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from benchmarks.measure import Ratio, in_turns, peak_mib, ratio, seconds
@@ -140,10 +140,8 @@ class _Peak(threading.Thread):
         while True:
             pid = self._sandbox.pid
             if pid is not None:
-                try:
+                with suppress(OSError, ValueError):
                     self._peak = max(self._peak, peak_mib(pid))
-                except (OSError, ValueError):
-                    pass
             if self._over.wait(0.005):
                 return
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 from benchmarks.measure import Ratio, in_turns, ratio
 from benchmarks.verification.fence import SMALL, shop
@@ -17,22 +18,25 @@ from spftsql.config import Config, SandboxConfig, resolve
 from spftsql.records import VerificationRequest
 from spftsql.sandbox.result import Execution
 
+CURVE = (1, 2, 4, 8, 16, 32, 64)
 _WORKERS = 2
 _BATCH = 64
 _BATCHES = 60
-_IN_FLIGHT = 8  # batches on their way per worker
-CURVE = (1, 2, 4, 8, 16, 32, 64)
+_IN_FLIGHT = 4  # batches on their way per worker
 _WAIT_SECONDS = 0.25  # one query of the slow database
-_WAITS_PER_CALL = 4
-_CALLS_PER_WORKER = 8
+_WAITS_PER_BATCH = 4
+_BATCHES_PER_WORKER = 20
+
+Call = Callable[[list[VerificationRequest], int], Awaitable[Sequence[object]]]
 
 
 @contextmanager
 def session() -> Iterator[Config]:
-    """A Ray session of this machine with a configuration for it."""
+    """A Ray session of this machine with a configuration for it; results of statements are not kept."""
     from spftsql.session import end_session, ensure_session
 
-    config = resolve("demo", ["serve.port=0", f"verification.workers={_WORKERS}", "verification.cpus=0.01"])
+    settings = ["serve.port=0", "cluster.dashboard=true", f"verification.workers={_WORKERS}", "verification.cpus=0.01"]
+    config = resolve("demo", settings)
     ensure_session(config)
     try:
         yield config
@@ -44,49 +48,57 @@ def pool_over_actors(config: Config, repeats: int) -> dict[str, Ratio | float]:
     """Rows per second through the pool, over the same worker class as bare actors: the same batches, in turns."""
     import ray
 
-    from spftsql.verification.pool import PoolWorker, start_pool, stop_pool
+    from spftsql.databases.places import sources_of
+    from spftsql.verification.pool import PoolClient, PoolWorker, _request_row, start_pool, stop_pool
 
     with shop() as path:
-        handle = start_pool({"shop": path}, config)
-        files, limits = {"shop": str(path)}, config.sandbox.model_dump()
-        actors = [ray.remote(num_cpus=0.01)(PoolWorker).remote(files, limits) for _ in range(_WORKERS)]
+        start_pool(config)
+        settings = config.verification.model_dump(mode="json", exclude={"workers", "batch_size", "policy"})
+        remote = ray.remote(num_cpus=0.01)(PoolWorker)
+        actors = [remote.remote(settings, index) for index in range(_WORKERS)]
+        limits = config.sandbox.model_dump_json()
+        sources = {name: (s.addresses, s.content) for name, s in sources_of({"shop": path}).items()}
 
-        async def through_pool(batch: list[dict[str, Any]], _: int) -> Any:
-            return await handle.verify.remote(batch)
+        def through_pool(round_: int) -> float:
+            async def drive() -> float:
+                client = PoolClient({"shop": path}, config.sandbox)
+                return await _drive(lambda batch, _: client.verify(batch), _batches(round_))
 
-        async def through_actors(batch: list[dict[str, Any]], index: int) -> Any:
-            return await actors[index % _WORKERS].verify.remote(batch)
+            return asyncio.run(drive())
 
-        asyncio.run(_drive(through_pool, _batches(0)))  # starts the children
-        asyncio.run(_drive(through_actors, _batches(1)))
-        rounds = itertools.count(2)
-        pool, bare = in_turns(
-            repeats,
-            lambda: asyncio.run(_drive(through_pool, _batches(next(rounds)))),
-            lambda: asyncio.run(_drive(through_actors, _batches(next(rounds)))),
-        )
+        def through_actors(round_: int) -> float:
+            async def verify(batch: list[VerificationRequest], index: int) -> Sequence[object]:
+                rows = [_request_row(request) for request in batch]
+                answer: Sequence[object] = await actors[index % _WORKERS].verify.remote(limits, sources, rows)
+                return answer
+
+            return asyncio.run(_drive(verify, _batches(round_)))
+
+        rounds = itertools.count()
+        for start in (through_pool, through_actors):  # starts the children
+            start(next(rounds))
+        pool, bare = in_turns(repeats, lambda: through_pool(next(rounds)), lambda: through_actors(next(rounds)))
         for actor in actors:
             ray.kill(actor)
         stop_pool()
-    rows = _BATCH * _BATCHES
-    return {"pool_vs_actors": ratio(bare, pool), "pool_rows_per_second": rows / min(pool)}
+    return {"pool_vs_actors": ratio(bare, pool), "pool_rows_per_second": _BATCH * _BATCHES / min(pool)}
 
 
-def _batches(round_: int) -> list[list[dict[str, Any]]]:
+def _batches(round_: int) -> list[list[VerificationRequest]]:
     """Rows whose statements stand nowhere else, so that no result that is kept answers for them."""
     rows = []
     for i in range(_BATCH * _BATCHES):
         unique = 1_000_000 * (round_ + 1) + i
         sql, gold = (f"{SMALL[i % len(SMALL)]} LIMIT {number}" for number in (unique, 1_000_000_000 + unique // 8))
-        rows.append(asdict(VerificationRequest(str(unique), "shop", sql, gold, "bird")))
+        rows.append(VerificationRequest(str(unique), "shop", sql, gold, "bird"))
     return [rows[start : start + _BATCH] for start in range(0, len(rows), _BATCH)]
 
 
-async def _drive(call: Any, batches: Sequence[list[dict[str, Any]]]) -> float:
+async def _drive(call: Call, batches: Sequence[list[VerificationRequest]], workers: int = _WORKERS) -> float:
     """Seconds until all batches are answered, with a bounded number on their way."""
-    slots = asyncio.Semaphore(_IN_FLIGHT * _WORKERS)
+    slots = asyncio.Semaphore(_IN_FLIGHT * workers)
 
-    async def one(index: int, batch: list[dict[str, Any]]) -> None:
+    async def one(index: int, batch: list[VerificationRequest]) -> None:
         async with slots:
             answer = await call(batch, index)
         assert len(answer) == len(batch)
@@ -94,3 +106,97 @@ async def _drive(call: Any, batches: Sequence[list[dict[str, Any]]]) -> float:
     started = time.perf_counter()
     await asyncio.gather(*(one(index, batch) for index, batch in enumerate(batches)))
     return time.perf_counter() - started
+
+
+class SlowDatabase:
+    """Executes nothing: waits, as for a database far away. A stand-in for `Sandbox`, for the curve of workers."""
+
+    def __init__(self, config: SandboxConfig) -> None:
+        """Takes what a `Sandbox` takes; like it, does one batch at a time."""
+        self._lock = threading.Lock()
+
+    def execute(self, database: str | Path, statements: Sequence[str], max_rows: int | None = None) -> list[Execution]:
+        """One row for every statement, after a quarter of a second each."""
+        with self._lock:
+            time.sleep(_WAIT_SECONDS * len(statements))
+        return [Execution("ran", "", ("n",), [(1,)], _WAIT_SECONDS * 1000, "slow") for _ in statements]
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One size of the pool: seconds until it had that size, its throughput over what waiting allows, its memory."""
+
+    HEADER: ClassVar = ("workers", "seconds to grow", "queries/s", "efficiency", "memory of a worker, MiB")
+
+    workers: int
+    grown_seconds: float
+    per_second: float
+    efficiency: float
+    worker_mib: float
+
+    def row(self) -> tuple[str, ...]:
+        """The point as a line of the table."""
+        figures = (f"{self.grown_seconds:.1f}", f"{self.per_second:.1f}", f"{self.efficiency:.3f}")
+        return str(self.workers), *figures, f"{self.worker_mib:.0f}"
+
+
+def curve_of_waiting_workers(config: Config, sizes: Sequence[int]) -> list[Point]:
+    """The pool grown step by step through its external scaler, and measured at every size once its workers run."""
+    import ray
+
+    from spftsql.scaling import scale_verifiers
+    from spftsql.verification.pool import PoolClient, pool_stats, start_pool, stop_pool
+
+    address = f"http://{ray._private.worker.global_worker.node.webui_url}"  # type: ignore[attr-defined]
+    with shop() as path:
+        config = config.model_copy(
+            update={"verification": config.verification.model_copy(update={"workers": sizes[0]})}
+        )
+        began = time.perf_counter()
+        start_pool(config, SlowDatabase)
+        points = []
+        for size in sizes:
+            if points:
+                began = time.perf_counter()
+                scale_verifiers(size, address, timeout_s=600)
+            grown = time.perf_counter() - began
+            count = _BATCHES_PER_WORKER * size
+            numbers = itertools.count(1_000_000 * size)
+            batches = [
+                [VerificationRequest(str(n), "shop", f"SELECT {n}", None, "strict") for n in _next(numbers)]
+                for _ in range(count)
+            ]
+
+            async def drive(batches: list[list[VerificationRequest]] = batches, size: int = size) -> float:
+                client = PoolClient({"shop": path}, config.sandbox)
+                await _drive(lambda batch, _: client.verify(batch), batches[:size], size)  # the router learns of all
+                return await _drive(lambda batch, _: client.verify(batch), batches[size:], size)
+
+            seconds = asyncio.run(drive())
+            done = (count - size) * _WAITS_PER_BATCH
+            ideal = size / _WAIT_SECONDS
+            pids = [int(stats["pid"]) for stats in pool_stats()]
+            memory = sum(map(_unique_mib, pids)) / max(1, len(pids))
+            points.append(Point(size, grown, done / seconds, done / seconds / ideal, memory))
+        stop_pool()
+    return points
+
+
+def _next(numbers: Iterator[int]) -> list[int]:
+    return list(itertools.islice(numbers, _WAITS_PER_BATCH))
+
+
+def cost_of_a_replica(curve: Sequence[Point]) -> dict[str, float]:
+    """Seconds and memory for one more worker, over the steps of the curve."""
+    added = curve[-1].workers - curve[0].workers
+    seconds = sum(point.grown_seconds for point in curve[1:])
+    return {"seconds_per_replica": seconds / max(1, added), "mib_per_replica": curve[-1].worker_mib}
+
+
+def _unique_mib(pid: int) -> float:
+    """The memory that would come back if the process ended (not shared with others), in MiB."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024

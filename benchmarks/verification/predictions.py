@@ -112,7 +112,7 @@ def beside_official(data: Path, checkout: Path, repeats: int) -> dict[str, Ratio
         theirs = [sys.executable, "-c", _RUN_OFFICIAL, str(checkout), "--etype", "exec", "--db", str(copies)]
         theirs += ["--gold", str(data / "spider" / "dev_gold.sql"), "--pred", str(predictions)]
         theirs += ["--table", str(data / "spider" / "tables.json")]
-        ours = [sys.executable, "-m", "spftsql.cli", "score", "--benchmark", "spider", "--root", str(data / "spider")]
+        ours = [sys.executable, "-m", "spftsql", "score", "--benchmark", "spider", "--root", str(data / "spider")]
         ours += ["--predictions", str(predictions), "--workers", "2", "--json", str(found)]
         # Each run of ours has a cache of its own, so that nothing of the run before helps it.
         cold = in_turns(
