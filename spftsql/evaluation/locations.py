@@ -14,7 +14,7 @@ from pathlib import Path
 
 from spftsql.config import DatabaseConfig
 from spftsql.errors import UserError
-from spftsql.evaluation.sources import GEOQUERY_DATABASE
+from spftsql.evaluation.sources import GEOQUERY_DATABASE, read_text
 
 # The SQLite file declares no keys. These are the ones of geography-schema.csv, with their targets.
 GEOQUERY_KEYS = (
@@ -98,8 +98,8 @@ def _listed(file: Path) -> dict[str, DatabaseConfig]:
     import yaml
 
     try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
+        tree = yaml.safe_load(read_text(file))
+    except yaml.YAMLError:
         raise UserError(f"{file} is not YAML; write one `name: file or URL` a line") from None
     if not isinstance(tree, dict) or not all(isinstance(x, str) for pair in tree.items() for x in pair):
         raise UserError(f"{file} must map the names of databases to files or URLs, one `name: file or URL` a line")

@@ -24,7 +24,7 @@ from typing import Any
 
 from spftsql.errors import UserError
 from spftsql.evaluation.keyed_predictions import pair_rows
-from spftsql.evaluation.sources import Question
+from spftsql.evaluation.sources import Question, read_text
 
 _BIRD_SEPARATOR = "\t----- bird -----\t"
 _LONGEST_FIELD = 1 << 24  # of CSV; Python's own limit is lower than some predictions are long
@@ -57,11 +57,7 @@ def read_predictions(path: Path, questions: Sequence[Question]) -> Predictions:
     """
     if not path.is_file():
         raise UserError(f"predictions file {path} does not exist")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"predictions file {path} is not UTF-8 (byte {error.start})") from None
-    statements, pairing, notes = _paired(path, text, questions)
+    statements, pairing, notes = _paired(path, read_text(path), questions)
     fenced = sum(sql.startswith(_FENCE) for sql in statements)
     if fenced > _FENCED_SHARE * len(statements):
         notes.append(f"{fenced} of {len(statements)} predictions begin with {_FENCE}: no SQL, and scored as it is")

@@ -11,6 +11,7 @@ from typing import Any
 
 from spftsql.errors import UserError
 from spftsql.evaluation.components import Names
+from spftsql.evaluation.sources import read_text
 from spftsql.sandbox.location import Location
 
 _FILES = {  # of the layouts in `spftsql.evaluation.sources`, and beside Spider's robustness sets
@@ -38,7 +39,7 @@ def read_names(benchmark: str, root: Path, databases: Mapping[str, Location | No
 def _listed(file: Path) -> dict[str, Names]:
     """Spider's form: original names of tables and columns, foreign keys as pairs of column numbers."""
     try:
-        return {entry["db_id"]: _of_entry(entry) for entry in json.loads(file.read_text(encoding="utf-8"))}
+        return {entry["db_id"]: _of_entry(entry) for entry in json.loads(read_text(file))}
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise UserError(f"{file} has not the form of Spider's tables.json: {error!r}") from None
 

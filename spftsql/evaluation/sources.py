@@ -162,6 +162,16 @@ def read_questions(
     return read_split(benchmark, root, "dev" if benchmark != "jsonl" and part == "test" else part)
 
 
+def read_text(file: Path) -> str:
+    """A text file in UTF-8, with or without a mark at its beginning. Raises `UserError` when it is none."""
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not UTF-8 (byte {error.start})") from None
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}") from None
+
+
 def _geoquery(root: Path, split: str) -> Questions:
     file = _existing("geoquery", root, (_GEOQUERY_FILE,), "it is data/geography.json of text2sql-data")
     key, wanted = "question-split", split
@@ -200,7 +210,7 @@ def _published(benchmark: str, root: Path, layout: _Layout, sqls: Sequence[str])
 
 def _with_golds(rows: Sequence[Question], file: Path, golds: Path) -> tuple[tuple[Question, ...], tuple[str, ...]]:
     """The questions with the SQL of the gold file, after a look that the two belong together."""
-    lines = [line for line in golds.read_text(encoding="utf-8").split("\n") if line.strip()]
+    lines = [line for line in read_text(golds).split("\n") if line.strip()]
     if len(lines) != len(rows):
         raise UserError(
             f"{golds} has {len(lines)} golds for the {len(rows)} questions of {file}: take both from one release"
@@ -246,7 +256,7 @@ def _question(row: Any, file: Path, index: int, texts: Sequence[str], sqls: Sequ
 
 def _json_rows(file: Path) -> list[Any]:
     try:
-        rows = json.loads(file.read_text(encoding="utf-8"))
+        rows = json.loads(read_text(file))
     except ValueError as error:
         raise UserError(f"{file} is not JSON: {error}") from None
     if not isinstance(rows, list):
@@ -256,7 +266,7 @@ def _json_rows(file: Path) -> list[Any]:
 
 def _json_lines(file: Path) -> list[Any]:
     rows = []
-    for number, line in enumerate(file.read_bytes().split(b"\n"), start=1):
+    for number, line in enumerate(read_text(file).split("\n"), start=1):
         if line.strip():
             try:
                 rows.append(json.loads(line))

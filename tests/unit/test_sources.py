@@ -134,6 +134,18 @@ def test_jsonl_splits_are_files_and_its_databases_may_be_listed(tmp_path: Path) 
     }
 
 
+def test_files_that_are_no_text(spider: Path) -> None:
+    (spider / "dev_gold.sql").write_bytes("SELECT 'é'\tone\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"dev_gold\.sql is not UTF-8 \(byte 8\)"):
+        read_split("spider", spider)
+    (spider / "dev.json").write_bytes(b"\xff")
+    with pytest.raises(UserError, match=r"dev\.json is not UTF-8"):
+        read_split("spider", spider)
+    (spider / "dev.json").write_bytes(b"\xef\xbb\xbf[]")
+    (spider / "dev_gold.sql").unlink()
+    assert read_split("spider", spider).rows == ()
+
+
 def test_databases_that_the_user_names(tmp_path: Path) -> None:
     one = make_database(tmp_path / "databases" / "one" / "one.sqlite")
     two = make_database(tmp_path / "databases" / "two.db")
