@@ -1,0 +1,113 @@
+"""The stage's caller without Ray: every row gets one verdict, whatever the pool does; only what failed goes again."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spftsql.config import Config, VerificationConfig, validate
+from spftsql.errors import Fault
+from spftsql.records import Verdict, VerificationRequest, from_table, to_table
+from spftsql.verification import stage
+
+Answer = Callable[[Sequence[VerificationRequest], int], list[Verdict]]
+
+
+def verdict(request: VerificationRequest, fault: str | None = None) -> Verdict:
+    status = "unverifiable" if fault else "ran"
+    return Verdict(request.id, request.db_id, status, "", 0.1, 1, False, "", "sqlite", fault)
+
+
+def verified(
+    monkeypatch: pytest.MonkeyPatch, requests: Sequence[VerificationRequest], answer: Answer
+) -> tuple[list[Verdict], list[list[str]], list[float]]:
+    """The caller's verdicts with a pool that answers so; the calls (ids of their rows), and the pauses between them."""
+    calls: list[list[str]] = []
+    pauses: list[float] = []
+
+    class Client:
+        def __init__(self, databases: Any, limits: Any) -> None:
+            pass
+
+        async def verify(self, batch: Sequence[VerificationRequest]) -> list[Verdict]:
+            calls.append([request.id for request in batch])
+            return answer(batch, len(calls))
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    async def run() -> list[Verdict]:
+        caller = stage.PoolCaller({"shop": "shop.sqlite", "zoo": "zoo.sqlite"}, config())
+        tables = [table async for table in caller(to_table(requests, VerificationRequest))]
+        return [verdict for table in tables for verdict in from_table(table, Verdict)]
+
+    monkeypatch.setattr(stage, "PoolClient", Client)
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    return asyncio.run(run()), calls, pauses
+
+
+def config() -> Config:
+    base = validate({"name": "test", "data": {"benchmark": "demo"}, "model": {"path": "unused"}}, where="test")
+    return base.model_copy(update={"verification": VerificationConfig(batch_size=8)})
+
+
+def rows(count: int, database: str = "shop") -> list[VerificationRequest]:
+    return [VerificationRequest(f"{database}{i}", database, f"SELECT {i}", None, "strict") for i in range(count)]
+
+
+def test_a_batch_whose_worker_is_lost_goes_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(batch: Sequence[VerificationRequest], call: int) -> list[Verdict]:
+        if call <= 3:
+            raise Fault("the worker died")
+        return [verdict(request) for request in batch]
+
+    verdicts, calls, pauses = verified(monkeypatch, rows(5), answer)
+    assert [v.status for v in verdicts] == ["ran"] * 5
+    assert len(calls) == 4
+    assert pauses == [1, 2, 4]
+
+
+def test_only_the_rows_that_failed_go_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(batch: Sequence[VerificationRequest], call: int) -> list[Verdict]:
+        return [verdict(request, "replica away" if request.id == "shop3" and call < 3 else None) for request in batch]
+
+    verdicts, calls, _ = verified(monkeypatch, rows(5), answer)
+    assert [v.fault for v in verdicts] == [None] * 5
+    assert calls == [[f"shop{i}" for i in range(5)], ["shop3"], ["shop3"]]
+
+
+def test_a_database_that_stays_away_costs_its_rows_and_no_time_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(batch: Sequence[VerificationRequest], call: int) -> list[Verdict]:
+        return [verdict(request, "gone" if request.db_id == "zoo" else None) for request in batch]
+
+    requests = [*rows(24, "zoo"), *rows(8), *rows(4, "unknown")]
+    verdicts, calls, _ = verified(monkeypatch, requests, answer)
+    assert Counter((v.db_id, v.fault) for v in verdicts) == {
+        ("zoo", "gone"): 24,
+        ("shop", None): 8,
+        ("unknown", "no database is named unknown"): 4,
+    }
+    attempts = Counter(name for call in calls for name in call if name.startswith("zoo"))
+    assert max(attempts.values()) == stage._ATTEMPTS
+    assert len(calls) < 1 + 3 * stage._ATTEMPTS  # not every batch of it to the last attempt
+
+
+@given(st.lists(st.sampled_from(["answers", "dies", "fails for some"]), max_size=40), st.integers(0, 40))
+def test_every_row_gets_one_verdict_or_one_fault(fates: list[str], count: int) -> None:
+    def answer(batch: Sequence[VerificationRequest], call: int) -> list[Verdict]:
+        fate = fates[call - 1] if call <= len(fates) else "answers"
+        if fate == "dies":
+            raise Fault("the worker died")
+        failing = fate == "fails for some"
+        return [verdict(r, "away" if failing and int(r.id[-1]) % 2 else None) for r in batch]
+
+    requests = [*rows(count), *rows(count // 2, "zoo")]
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        verdicts, calls, _ = verified(monkeypatch, requests, answer)
+    assert sorted(v.id for v in verdicts) == sorted(r.id for r in requests)
+    assert all((v.fault is None) == (v.status == "ran") for v in verdicts)
+    assert all(len(call) <= 8 and len({name[:3] for name in call}) == 1 for call in calls)
