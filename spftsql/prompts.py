@@ -56,7 +56,7 @@ class PromptBuilder:
         """Builds what prompts need of the databases and is not in the cache yet, so that no question waits for it."""
         if self._links:
             for database in databases:
-                open_index(database.content, database.schema, database.source.addresses).close()
+                open_index(database.content, database.schema, database.location).close()
 
     def text_to_sql(self, database: Database, question: str, evidence: str = "") -> str:
         """The prompt that asks for SQL; `evidence` is a hint that comes with the question (BIRD)."""
@@ -96,7 +96,7 @@ class PromptBuilder:
             return self._schema_texts[key], ()
         linker = self._linkers.pop(key, None)
         if linker is None:
-            index = open_index(database.content, database.schema, database.source.addresses)
+            index = open_index(database.content, database.schema, database.location)
             linker = Linker(database.schema, index, self._count_tokens, self._config.max_schema_tokens)
             if len(self._linkers) >= _LINKERS:
                 self._linkers.pop(next(iter(self._linkers))).close()

@@ -62,7 +62,7 @@ class Source:
 
     def index(self) -> ValueIndex | None:
         """The index of its values."""
-        return open_index(file_hash(self.file), self.schema, [self.file]) if self.file else None
+        return open_index(file_hash(self.file), self.schema, self.file) if self.file else None
 
 
 def gold_of(sql: str, schema: Schema) -> Gold:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import random
-import sqlite3
 from collections.abc import Sequence
+from contextlib import ExitStack
 from itertools import accumulate
 from pathlib import Path
+
+from spftsql.databases.reading import plain, quoted, reader
+from spftsql.sandbox.location import Location, locate
 
 Value = str | int | float
 Row = tuple[Value, ...]
@@ -16,11 +19,13 @@ _LONGEST = 60  # characters of a value that a question could still mention
 
 
 class Values:
-    """Reads a SQLite file through one read-only connection. Not for use in several threads at once."""
+    """Reads a database through one read-only connection. Not for use in several threads at once."""
 
-    def __init__(self, path: Path) -> None:
-        self._connection = sqlite3.connect(f"file:{path.resolve()}?mode=ro&immutable=1", uri=True)
-        self._connection.text_factory = lambda raw: raw.decode("utf-8", errors="replace")
+    def __init__(self, database: str | Path | Location) -> None:
+        """Raises `UserError` when the database cannot be opened."""
+        self._location = database if isinstance(database, Location) else locate(database)
+        self._open = ExitStack()
+        self._query = self._open.enter_context(reader(self._location))
         self._columns: dict[tuple[str, str], list[tuple[Value, int]]] = {}
         self._rows: dict[tuple[str, tuple[str, ...]], tuple[list[Row], list[float]]] = {}
         self._shared: dict[tuple[tuple[str, str], ...], tuple[list[Value], list[float]]] = {}
@@ -72,13 +77,19 @@ class Values:
         return rounded if inside else value
 
     def _read(self, table: str, columns: tuple[str, ...]) -> list[tuple[Row, int]]:
-        names = ", ".join(_quoted(column) for column in columns)
-        kinds = " AND ".join(f"typeof({_quoted(c)}) IN ('text', 'integer', 'real')" for c in columns)
+        names = ", ".join(quoted(column) for column in columns)
+        kinds = "typeof({}) IN ('text', 'integer', 'real')" if self._location.engine == "sqlite" else "{} IS NOT NULL"
+        wanted = " AND ".join(kinds.format(quoted(column)) for column in columns)
         query = (
-            f"SELECT {names}, COUNT(*) FROM {_quoted(table)} WHERE {kinds} "
+            f"SELECT {names}, COUNT(*) FROM {quoted(table)} WHERE {wanted} "
             f"GROUP BY {names} ORDER BY COUNT(*) DESC, {names} LIMIT {_CAP}"
         )
-        return [(tuple(row[:-1]), int(row[-1])) for row in self._connection.execute(query)]
+        found = []
+        for *cells, count in self._query(query):
+            row = [value for value in map(plain, cells) if value is not None]
+            if len(row) == len(cells):
+                found.append((tuple(row), int(count)))
+        return found
 
 
 def _cumulative(counts: Sequence[int]) -> list[float]:
@@ -90,7 +101,3 @@ def _sayable(value: Value) -> bool:
     if not isinstance(value, str):
         return value == value and abs(value) < 1e15
     return 0 < len(value) <= _LONGEST and value == value.strip() and value.isprintable() and "\ufffd" not in value
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'

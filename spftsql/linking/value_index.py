@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,11 +101,11 @@ class ValueIndex:
         ]
 
 
-def open_index(content: str, schema: Schema, addresses: Sequence[str | Path | Location]) -> ValueIndex:
+def open_index(content: str, schema: Schema, database: str | Path | Location) -> ValueIndex:
     """The index of the database with that content hash, built now where the cache does not have it.
 
-    It is read from the first of `addresses` that can be opened. Raises `UserError` when none can, or when the cache
-    directory cannot be written, and `Fault` when the database stops answering.
+    Raises `UserError` when the database cannot be opened or the cache directory not be written, and `Fault` when the
+    database stops answering.
     """
     columns = [(t.name, t.rows, c.name, c.kind, c.distinct) for t in schema.tables for c in t.columns]
     path = cache_folder("values") / f"{content}-{content_hash(FORMAT, columns)}.sqlite"
@@ -116,7 +116,7 @@ def open_index(content: str, schema: Schema, addresses: Sequence[str | Path | Lo
             path.unlink(missing_ok=True)  # damaged: made again
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with _first_reader(addresses) as query:
+        with reader(database) as query:
             _build(temporary, schema, query)
         temporary.replace(path)
     except (OSError, apsw.FullError, apsw.IOError, apsw.CantOpenError) as error:
@@ -127,17 +127,6 @@ def open_index(content: str, schema: Schema, addresses: Sequence[str | Path | Lo
     finally:
         temporary.unlink(missing_ok=True)
     return ValueIndex(path)
-
-
-def _first_reader(addresses: Sequence[str | Path | Location]) -> AbstractContextManager[Query]:
-    *replicas, last = addresses
-    for address in replicas:
-        try:
-            with reader(address):
-                return reader(address)
-        except UserError:
-            continue
-    return reader(last)
 
 
 def _build(path: Path, schema: Schema, query: Query) -> None:

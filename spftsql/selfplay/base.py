@@ -41,7 +41,7 @@ def _texts(stages: Stages, labels: Sequence[Example]) -> Iterator[str]:
         yield spaced(example.sql)
         yield spaced(hidden.sql)
     for database in stages.catalogue.values():
-        values = Values(database.path)
+        values = Values(database.location)
         for table in database.schema.tables:
             for column in table.columns:
                 yield f"{table.name} {column.name}"

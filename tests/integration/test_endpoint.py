@@ -23,6 +23,7 @@ from spftsql.databases.schema import Schema
 from spftsql.endpoint import ask, render_answer, start_endpoint
 from spftsql.errors import UserError
 from spftsql.prompts import PromptBuilder
+from spftsql.sandbox.location import locate
 
 pytestmark = pytest.mark.integration
 KEY = "a key for the tests"
@@ -55,7 +56,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build_scratch_model(scratch, 256, [text for pair in LESSONS.items() for text in pair] * 20, folder, seed=1)
     tokenizer, causal = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
     prompts = PromptBuilder(configuration().prompt, folder)
-    people = Database("people", Path("people.sqlite"), "", Schema("people", "sqlite", ()), Source(()))
+    people = Database("people", locate("people.sqlite"), "", Schema("people", "sqlite", ()), Source(()))
     rows = [
         (tokenizer(prompts.text_to_sql(people, question)).input_ids, tokenizer(prompts.answer(sql)).input_ids)
         for question, sql in LESSONS.items()
