@@ -32,6 +32,7 @@ _BELOW = ("database/*/*", "*_databases/*/*", "*/*_databases/*/*", "*")
 _INSIDE = ("*/*", "*", *_BELOW)  # of a folder that the user names, which may be `database` itself
 _BESIDE = ("spider/database", "database")  # of the root's own folder
 _LIST = "databases.yaml"
+_DESCRIPTIONS = ("tables.json", "dev_tables.json", "train_tables.json", "test_tables.json")
 
 
 def database_configs(benchmark: str, root: Path, split: str | None = None) -> dict[str, DatabaseConfig]:
@@ -84,8 +85,19 @@ def _files(folder: Path, patterns: Sequence[str]) -> dict[str, DatabaseConfig]:
     found: dict[str, DatabaseConfig] = {}
     for path in _candidates(folder, patterns):
         if path.parent == folder or path.stem == path.parent.name:
-            found.setdefault(path.stem, DatabaseConfig(name=path.stem, url=str(path)))
+            config = DatabaseConfig(name=path.stem, url=str(path), descriptions=_descriptions(path, folder))
+            found.setdefault(path.stem, config)
     return found
+
+
+def _descriptions(database: Path, root: Path) -> Path | None:
+    """What people wrote about a benchmark's database: BIRD's folder beside it, or a list above it, not above `root`."""
+    beside = database.parent / "database_description"
+    if beside.is_dir():
+        return beside
+    above = [folder for folder in (*database.parents[1:3], root.parent) if folder.is_relative_to(root.parent)]
+    lists = (folder / name for folder in above for name in _DESCRIPTIONS)
+    return next((file for file in lists if file.is_file()), None)
 
 
 def _candidates(folder: Path, patterns: Sequence[str]) -> Iterator[Path]:

@@ -165,7 +165,8 @@ def read_questions(
 def read_text(file: Path) -> str:
     """A text file in UTF-8, with or without a mark at its beginning. Raises `UserError` when it is none."""
     try:
-        return file.read_text(encoding="utf-8-sig")
+        # A lone carriage return stays: it is white space within a statement, and no end of a line.
+        return file.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{file} is not UTF-8 (byte {error.start})") from None
     except OSError as error:

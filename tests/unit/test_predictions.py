@@ -52,6 +52,11 @@ def test_lines_end_at_the_first_tab_and_may_be_empty(tmp_path: Path) -> None:
     assert found.notes == ()
 
 
+def test_only_line_feeds_end_a_line(tmp_path: Path) -> None:
+    (tmp_path / "p.sql").write_bytes(b"SELECT\r1\r\nSELECT\x0c2\nSELECT 3\r\n")
+    assert read_predictions(tmp_path / "p.sql", QUESTIONS).statements == ("SELECT\r1", "SELECT\x0c2", "SELECT 3")
+
+
 def test_a_line_that_goes_on_after_a_tab_is_told(tmp_path: Path) -> None:
     found = read(tmp_path, "SELECT 1\nSELECT 2\t FROM item\nSELECT 3")
     assert found.statements == PAIRED
