@@ -32,13 +32,15 @@ class DatabaseConfig(Section):
     """One database: `url` is a file or `sqlite:///…`; `foreign_keys` adds keys that it does not declare.
 
     `replicas` are further places of the same content on the same engine: files on other mounts, or other servers. SQL
-    is executed on all of them in turn, and on the others while one fails.
+    is executed on all of them in turn, and on the others while one fails. `descriptions` is a folder of BIRD's CSV
+    files or a file like Spider's `tables.json`, and says in words what tables and columns hold.
     """
 
     name: str
     url: str
     replicas: tuple[str, ...] = ()
     foreign_keys: tuple[str, ...] = ()  # "table.column = table.column"
+    descriptions: Path | None = None
 
 
 class DataConfig(Section):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from spftsql.config import DatabaseConfig
+from spftsql.databases.descriptions import described
 from spftsql.databases.files import database_location, file_hash
 from spftsql.databases.places import Source, common_content, source_of
 from spftsql.databases.reflection import reflect
@@ -52,6 +53,8 @@ def open_catalogue(configs: Iterable[DatabaseConfig]) -> dict[str, Database]:
         source = source_of(config.name, (config.url, *config.replicas))
         location = _first_location(source.addresses)
         schema = reflect(config.name, location, config.foreign_keys)
+        if config.descriptions is not None:
+            schema = described(schema, config.descriptions)
         if location.file:
             content = common_content(config.name, source.addresses) or file_hash(location.file)
             source = replace(source, content=content)

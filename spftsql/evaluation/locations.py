@@ -91,11 +91,12 @@ def _files(folder: Path, patterns: Sequence[str]) -> dict[str, DatabaseConfig]:
 
 
 def _descriptions(database: Path, root: Path) -> Path | None:
-    """What people wrote about a benchmark's database: BIRD's folder beside it, or a list above it, not above `root`."""
+    """What people wrote about a benchmark's database: BIRD's folder beside it, or a list above it, up to the root."""
     beside = database.parent / "database_description"
     if beside.is_dir():
         return beside
-    above = [folder for folder in (*database.parents[1:3], root.parent) if folder.is_relative_to(root.parent)]
+    top = root.parent if root.name == "database" else root
+    above = [folder for folder in database.parents[1:3] if folder.is_relative_to(top)]
     lists = (folder / name for folder in above for name in _DESCRIPTIONS)
     return next((file for file in lists if file.is_file()), None)
 
