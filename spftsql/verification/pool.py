@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 from spftsql.config import Config, SandboxConfig, VerificationConfig
 from spftsql.databases.places import Databases, Source, sources_of
-from spftsql.endpoint import start_serve
 from spftsql.errors import Fault, UserError
 from spftsql.records import Verdict, VerificationRequest, content_hash
 from spftsql.sandbox.execute import Sandbox
@@ -185,6 +184,8 @@ def start_pool(config: Config, sandbox: ExecutorFactory = Sandbox) -> Deployment
     not come up.
     """
     from ray import serve
+
+    from spftsql.endpoint import start_serve  # not needed by the workers, whose memory counts
 
     start_serve(config)
     settings = config.verification.model_dump(mode="json", exclude={"workers", "batch_size", "policy"})

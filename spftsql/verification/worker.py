@@ -7,7 +7,8 @@ import threading
 import uuid
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import replace
+from dataclasses import fields
+from operator import attrgetter
 from typing import Any, Self, cast
 
 from spftsql.config import SandboxConfig
@@ -17,7 +18,7 @@ from spftsql.records import Policy, Status, Verdict, VerificationRequest
 from spftsql.sandbox.execute import Sandbox
 from spftsql.sandbox.result import Execution
 from spftsql.verdicts import Stability, digest, verdict_of
-from spftsql.verification.cache import ResultCache, engine_version, repeatable, result_key
+from spftsql.verification.cache import ResultCache, engine_version, repeatable, result_keys
 from spftsql.verification.gold_stability import gold_stability
 from spftsql.verification.node_cache import NodeCache
 from spftsql.verification.replicas import ExecutorFactory, Replicas
@@ -28,6 +29,9 @@ _PATIENCE = 3  # statements in a row that may fail for our reasons before the re
 _WORTH_KEEPING_MS = 1.0  # statements that are no gold and faster are executed again for less than keeping them costs
 
 _CERTAIN = Stability()
+
+_FIELDS = tuple(field.name for field in fields(Verdict))
+_values = attrgetter(*_FIELDS)
 
 _Question = tuple[str | None, str]  # gold statement and policy
 _Outcomes = dict[str, Execution | Fault]
@@ -113,7 +117,7 @@ class Verifier:
                 for sql, question, verdict in self._judge(db_id, part, questions_of):
                     verdicts[db_id, sql, question] = verdict
         self._count(requests=len(requests))
-        return [replace(verdicts[r.db_id, r.sql, (r.gold_sql, r.policy)], id=r.id) for r in requests]
+        return [_copy(verdicts[r.db_id, r.sql, (r.gold_sql, r.policy)], id=r.id) for r in requests]
 
     def run(
         self, db_id: str, sql: str, max_rows: int | None = None, sources: Mapping[str, Source] | None = None
@@ -175,13 +179,14 @@ class Verifier:
         """What every statement gives: kept results first, then one execution for each that is not kept."""
         replicas, engine = part.replicas, engine_version(part.replicas.engine) or part.replicas.engine
         statements = list(dict.fromkeys([*golds, *others]))
-        keys = {sql: result_key(part.content, sql, self._config, engine) for sql in statements}
+        keys = result_keys(part.content, statements, self._config, engine)
         found: dict[bytes, Execution | Fault] = dict(self._results.get_many(set(keys.values())))
         found |= {key: part.failed_golds[key] for key in keys.values() if key in part.failed_golds}
         wanted = {key: sql for sql, key in reversed(keys.items()) if key not in found}  # a gold before its equals
         executed = dict(zip(wanted, self._execute(replicas, list(wanted.values())), strict=True))
         self._count(executed=len(wanted), kept=len(statements) - len(wanted))
         if executed and part.has_changed():
+            self._count(faults=1)
             return dict.fromkeys(statements, Fault("the database changed while statements were executed on it"))
         worth: dict[bytes, Execution] = {}
         for key, result in executed.items():
@@ -251,10 +256,15 @@ def _with_gold(
     stability = stabilities.get(gold, _CERTAIN) if policy == "strict" else _CERTAIN
     if isinstance(gold_result, Fault) or isinstance(stability, Fault):
         fault = gold_result if isinstance(gold_result, Fault) else stability
-        return replace(bare, status="unverifiable", reason="fault", fault=f"gold: {fault}")
+        return _copy(bare, status="unverifiable", reason="fault", fault=f"gold: {fault}")
     status: Status
     status, reason = verdict_of(result, gold_result, gold, policy, sql, stability)
-    return replace(bare, status=status, reason=reason)
+    return _copy(bare, status=status, reason=reason)
+
+
+def _copy(verdict: Verdict, **changes: Any) -> Verdict:
+    """As `dataclasses.replace`, in a third of its time."""
+    return Verdict(**dict(zip(_FIELDS, _values(verdict), strict=True), **changes))
 
 
 def _chunks(items: Sequence[str], size: int) -> Iterator[Sequence[str]]:
