@@ -1,5 +1,6 @@
 # `make demo` and `make test` install what is missing first. Everything is kept inside .venv: nothing depends on the
-# state of the home directory.
+# state of the home directory. Only PostgreSQL's server, which some tests start, is installed on the machine, by `make
+# setup` and the targets that need it, and where apt and the rights for it are there.
 #
 # PYTHON           a Python 3.11 (the pins in lock/ are for it)
 # TARGET           cpu or gpu: which of lock/cpu.txt and lock/gpu.txt is installed
@@ -20,6 +21,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 .DELETE_ON_ERROR:
 
 setup: $(INSTALLED)
+	@sh tests/setup-postgresql.sh
 
 $(INSTALLED): lock/$(TARGET).txt lock/dev.txt pyproject.toml
 	@command -v g++ >/dev/null || { echo "setup: g++ is missing (Debian: apt-get install -y g++)"; exit 1; }
@@ -48,7 +50,7 @@ endif
 	@$(BIN)/python -c 'import torch; print("setup: done with torch", torch.__version__, "(" + ("CUDA " + torch.version.cuda if torch.version.cuda else "CPU") + " build)")'
 	@touch $@
 
-demo: setup
+demo: $(INSTALLED)
 	$(BIN)/spftsql demo
 
 test: setup
