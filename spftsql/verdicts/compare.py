@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from spftsql.records import Policy
 from spftsql.sandbox.result import Cell
@@ -15,6 +16,7 @@ Row = tuple[Cell, ...]
 RELATIVE_TOLERANCE = 1e-9
 ABSOLUTE_TOLERANCE = 1e-12  # what is left where a sum of floats cancels out
 _EXACT_BELOW = 2.0**53  # whole floats below are exact integers
+_NUMBERS = frozenset([int, float])
 _MATCHED_ROWS = 500  # alike rows up to which all partners are tried; building the graph takes their square
 
 
@@ -67,24 +69,26 @@ def _has_fraction(rows: Iterable[Row]) -> bool:
     return any(type(cell) is float and not _is_whole(cell) for row in rows for cell in row)
 
 
-def _paired(left: Iterable[Row], right: Iterable[Row], thorough: bool) -> bool:
+def _paired(left: Sequence[Row], right: Sequence[Row], thorough: bool) -> bool:
     """Pairs only rows whose cells are the same but for numbers that are near each other, directly or in a chain.
 
     Among such rows the pairs follow the order of the numbers, which is right for one column of measurements. When that
     fails and `thorough`, a matching is looked for.
     """
-    left, right = list(left), list(right)
-    chains = _chains(cell for rows in (left, right) for row in rows for cell in row if isinstance(cell, int | float))
-    alike: dict[tuple[object, ...], tuple[list[Row], list[Row]]] = {}
+    chain_of = _chains(cell for rows in (left, right) for row in rows for cell in row if type(cell) in _NUMBERS)
+    if not chain_of:
+        return False  # no two rows are near each other without being equal
+    alike: dict[Row, tuple[list[Row], list[Row]]] = {}
     for side, rows in enumerate((left, right)):
         for row in rows:
-            key = tuple((chains[cell],) if isinstance(cell, int | float) else cell for cell in row)
+            key = tuple([chain_of.get(cell, cell) for cell in row])
             alike.setdefault(key, ([], []))[side].append(row)
     if any(len(ours) != len(theirs) for ours, theirs in alike.values()):
         return False
     for ours, theirs in alike.values():
-        ours.sort(key=_numbers)
-        theirs.sort(key=_numbers)
+        if len(ours) > 1:
+            ours.sort(key=_numbers)
+            theirs.sort(key=_numbers)
         if all(map(_same_row, ours, theirs)):
             continue
         if not thorough or len(ours) > _MATCHED_ROWS or not _matched(ours, theirs):
@@ -92,14 +96,17 @@ def _paired(left: Iterable[Row], right: Iterable[Row], thorough: bool) -> bool:
     return True
 
 
-def _chains(cells: Iterable[int | float]) -> dict[int | float, int]:
-    """Gives the numbers of one chain, each near enough to the next, the same rank."""
-    ranks: dict[int | float, int] = {}
-    rank, last = 0, -math.inf
-    for number in sorted(set(cells)):
-        rank += not _near(last, number)
-        ranks[number], last = rank, number
-    return ranks
+def _chains(cells: Iterable[Cell]) -> dict[Cell, Any]:
+    """Names the chains of numbers, each near enough to the next; numbers without a neighbour are in none."""
+    chains: dict[Cell, Any] = {}
+    name, last = 0, None
+    for number in sorted(set(cells)):  # type: ignore[type-var]
+        if last is not None and _near(last, number):
+            chains[last] = chains[number] = (name,)  # a tuple is no cell
+        else:
+            name += 1
+        last = number
+    return chains
 
 
 def _numbers(row: Row) -> tuple[int | float, ...]:
@@ -122,15 +129,15 @@ def _same_row(one: Row, other: Row) -> bool:
     return one == other or (len(one) == len(other) and all(map(_same_cell, one, other)))
 
 
-def _same_cell(one: Cell, other: Cell) -> bool:
+def _same_cell(one: Any, other: Any) -> bool:
     if one == other:
         return True
-    if not isinstance(one, int | float) or not isinstance(other, int | float):
+    if type(one) not in _NUMBERS or type(other) not in _NUMBERS:
         return False
     return not (_is_whole(one) and _is_whole(other)) and _near(one, other)
 
 
-def _near(one: int | float, other: int | float) -> bool:
+def _near(one: Any, other: Any) -> bool:
     return math.isclose(one, other, rel_tol=RELATIVE_TOLERANCE, abs_tol=ABSOLUTE_TOLERANCE)
 
 

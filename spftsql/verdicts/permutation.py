@@ -31,10 +31,19 @@ def equal_under_permutation(one: Sequence[tuple[Cell, ...]], other: Sequence[tup
         return one == other or Counter(zip(*one, strict=True)) == Counter(zip(*other, strict=True))
     if Counter(one) == Counter(other):
         return True
+    kinds: dict[frozenset[tuple[Cell, int]], int] = {}  # of columns, by what is in them
+    ours, theirs = (
+        [kinds.setdefault(frozenset(Counter(column).items()), len(kinds)) for column in zip(*rows, strict=True)]
+        for rows in (one, other)
+    )
+    if sorted(ours) != sorted(theirs):
+        return False
+    if len(set(ours)) == len(ours):  # the usual case: there is but one permutation that can be
+        order = [ours.index(kind) for kind in theirs]
+        return Counter(tuple([row[column] for column in order]) for row in one) == Counter(other)
     numbers: dict[Cell, int] = {}
     grids = tuple([[numbers.setdefault(cell, len(numbers)) for cell in row] for row in rows] for rows in (one, other))
-    width = len(one[0])
-    return _match(grids[0], grids[1], [0] * width, [0] * width)
+    return _match(grids[0], grids[1], ours, theirs)
 
 
 def _match(one: _Grid, other: _Grid, one_colours: list[int], other_colours: list[int]) -> bool:

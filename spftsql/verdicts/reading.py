@@ -23,7 +23,7 @@ _TEXTS = (TokenType.STRING, TokenType.BYTE_STRING, TokenType.HEREDOC_STRING)
 _MAY_VARY: dict[Engine, re.Pattern[str]] = {
     "sqlite": re.compile(r"random|current_|date|time|julianday|unixepoch", re.IGNORECASE),
     "postgresql": re.compile(
-        r"random|seed|uuid|now|today|tomorrow|yesterday|current|local|time|age\b|val\b|txid|pg_|inet_|sample",
+        r"random|seed|uuid|now|today|tomorrow|yesterday|current|local|time|age\b|val\b|txid_|pg_|inet_|sample",
         re.IGNORECASE,
     ),
     "duckdb": re.compile(
@@ -34,15 +34,18 @@ _MAY_VARY: dict[Engine, re.Pattern[str]] = {
 _POSTGRESQL_CALLS = """
     RANDOM RANDOM_NORMAL SETSEED GEN_RANDOM_UUID GEN_RANDOM_BYTES UUID_GENERATE_V1 UUID_GENERATE_V1MC UUID_GENERATE_V4
     UUIDV4 UUIDV7 NOW CLOCK_TIMESTAMP STATEMENT_TIMESTAMP TRANSACTION_TIMESTAMP TIMEOFDAY NEXTVAL CURRVAL LASTVAL SETVAL
-    TXID_CURRENT TXID_CURRENT_IF_ASSIGNED TXID_CURRENT_SNAPSHOT PG_CURRENT_XACT_ID PG_CURRENT_XACT_ID_IF_ASSIGNED
-    PG_CURRENT_SNAPSHOT PG_BACKEND_PID PG_POSTMASTER_START_TIME PG_CONF_LOAD_TIME PG_IS_IN_RECOVERY PG_CURRENT_WAL_LSN
-    PG_LAST_WAL_RECEIVE_LSN PG_LAST_WAL_REPLAY_LSN PG_LAST_XACT_REPLAY_TIMESTAMP PG_MY_TEMP_SCHEMA INET_CLIENT_ADDR
-    INET_CLIENT_PORT INET_SERVER_ADDR INET_SERVER_PORT
+    CURRENT_QUERY MXID_AGE INET_CLIENT_ADDR INET_CLIENT_PORT INET_SERVER_ADDR INET_SERVER_PORT
 """
 _DUCKDB_CALLS = """
     RANDOM SETSEED UUID GEN_RANDOM_UUID UUIDV4 UUIDV7 NOW TODAY GET_CURRENT_TIME GET_CURRENT_TIMESTAMP
-    TRANSACTION_TIMESTAMP CURRENT_LOCALTIME CURRENT_LOCALTIMESTAMP TXID_CURRENT NEXTVAL CURRVAL GETVARIABLE
+    TRANSACTION_TIMESTAMP CURRENT_LOCALTIME CURRENT_LOCALTIMESTAMP TXID_CURRENT CURRENT_TRANSACTION_ID
+    CURRENT_CONNECTION_ID CURRENT_QUERY CURRENT_QUERY_ID CURRENT_DATABASE CURRENT_SETTING GETVARIABLE NEXTVAL CURRVAL
+    SETVAL
 """
+# PostgreSQL's functions about the server and its transactions, but for those about names, types and encodings.
+_ABOUT_SERVER = re.compile(
+    "(?:PG|TXID)_(?!GET_|TYPEOF$|SIZE_PRETTY$|SIZE_BYTES$|COLUMN_SIZE$|COLLATION_FOR$|.*_IS_VISIBLE$|.*ENCODING)"
+)
 _CALLS: dict[Engine, frozenset[str]] = {
     "sqlite": frozenset(["RANDOM", "RANDOMBLOB"]),
     "postgresql": frozenset(_POSTGRESQL_CALLS.split()),
@@ -107,6 +110,8 @@ def nondeterminism(sql: str, engine: Engine = "sqlite") -> str | None:
         if name == "USING" and index + 1 < len(tokens) and tokens[index + 1].text.upper() == "SAMPLE":
             return "using sample"
         if called and (name in calls or (name in dates and _asks_clock(tokens, index + 1, dates[name]))):
+            return f"{name.lower()}()"
+        if called and engine == "postgresql" and _ABOUT_SERVER.match(name):
             return f"{name.lower()}()"
     return None
 
