@@ -18,8 +18,8 @@ from spftsql.sandbox.execute import Sandbox
 from spftsql.suites.golds import GoldFacts, read_golds
 from spftsql.suites.instances import Style, make_rows, style
 from spftsql.suites.mutations import mutants
+from spftsql.suites.reader import read_source
 from spftsql.suites.selection import Outcome, Target, choose, on_candidate, on_original
-from spftsql.suites.source import read_source
 from spftsql.suites.writing import write_instance, write_twin
 
 LIMITS = SandboxConfig(

@@ -17,7 +17,6 @@ from spftsql.suites.source import Cell, Link, Row, Source, SourceTable
 from spftsql.suites.values import fresh, meeting, moved, stored
 
 _TRIES = 12  # attempts to find a row that breaks no key
-_SPREADS: tuple[Spread, ...] = ("even", "skewed", "stairs")
 Spread = Literal["even", "skewed", "stairs"]
 
 
@@ -53,7 +52,7 @@ def style(index: int, rng: random.Random) -> Style:
         exchange=(0.0, 0.5, 1.0, 0.3)[index % 4],
         witness=(0.5, 0.3, 0.6, 0.15, 0.4)[index % 5],
         repeat=rng.choice((0.0, 0.0, 0.1)),
-        orphans=rng.choice((0.1, 0.3, 0.5)),
+        orphans=rng.choice((0.0, 0.2, 0.5)),
         spread=("stairs", "skewed", "even")[index % 3],
         numbers=("distinct", "distinct", "kept", "few")[(index // 2) % 4],
         nulls=rng.choice((1.0, 1.0, 2.0, 0.0)),
@@ -233,20 +232,17 @@ class _Maker:
         order = order[: max(1, round(total * (1 - self.how.orphans)))]
         if link.columns in table.keys:
             return order[:count]
-        chosen: list[int] = []
         if not order:
-            return chosen
-        spread = self.how.spread
-        if spread == "stairs":
-            for size, parent in enumerate(order, 1):
-                chosen += [parent] * size
-                if len(chosen) >= count:
-                    break
-            chosen += self.rng.choices(order[:1] if len(chosen) < count else order, k=max(0, count - len(chosen)))
-            chosen = chosen[-count:]
+            return []
+        # Either every parent has a child, or some have none.
+        chosen = list(order) if self.how.orphans == 0 and count >= total else []
+        left = count - len(chosen)
+        if self.how.spread == "stairs":
+            steps = [parent for size, parent in enumerate(order, 1) for _ in range(size)][:left]
+            chosen += steps + self.rng.choices(order[-1:], k=left - len(steps))
         else:
-            weights = [1.0 if spread == "even" else 1 / (rank + 1) for rank in range(len(order))]
-            chosen = self.rng.choices(order, weights, k=count)
+            weights = [1.0 if self.how.spread == "even" else 1 / rank for rank in range(1, len(order) + 1)]
+            chosen += self.rng.choices(order, weights, k=left)
         self.rng.shuffle(chosen)
         return chosen
 
@@ -275,7 +271,7 @@ class _Maker:
         first: bool,
     ) -> None:
         rows = self.rows[link.parent]
-        if not rows or not parents:
+        if not rows or not parents or any(row[i] is None for i in link.columns):
             return
         block = next(block for block in table.blocks if link.columns[0] in block)
         if len(block) > 1 and len(link.columns) == 1:
@@ -297,7 +293,7 @@ class _Maker:
         else:
             chosen = parents[number % len(parents)] if first else self.rng.choice(parents)
         marked = self.witnesses.get(link.parent)
-        if witness and marked and not own and self.rng.random() < 0.5:
+        if witness and marked and not own and self.how.orphans and self.rng.random() < 0.5:
             chosen = self.rng.choice(marked)
         parent = rows[chosen]
         for mine, theirs in (*zip(link.columns, link.parent_columns, strict=True), *link.copies):
@@ -354,6 +350,10 @@ class _Maker:
                 row[index] = self.rng.choice(column.values)
             elif column.nulls and self.rng.random() < 0.2 * (self.how.nulls - 1):
                 row[index] = None
+        for link in table.links:
+            if any(row[index] is None for index in link.columns):  # then it refers to nothing, as a whole
+                for index in set(link.columns) - keyed:
+                    row[index] = None
 
 
 def _asked(source: Source, facts: Sequence[GoldFacts]) -> dict[str, list[list[Condition]]]:

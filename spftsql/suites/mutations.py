@@ -351,7 +351,16 @@ def _joins(node: exp.Expr) -> bool:
 
 
 def _retyped(kind: type[exp.Expr]) -> Edit:
-    return lambda node: kind(**{key: _copied(value) for key, value in node.args.items() if value is not None})
+    # What SQLite means by `/`: whole numbers stay whole, and nothing is an error.
+    extra = {"typed": True, "safe": True} if kind is exp.Div else {}
+
+    def edit(node: exp.Expr) -> exp.Expr:
+        kept = (
+            node.args if issubclass(kind, exp.SetOperation) else {key: node.args[key] for key in ("this", "expression")}
+        )
+        return kind(**{key: _copied(value) for key, value in kept.items() if value is not None}, **extra)
+
+    return edit
 
 
 def _copied(value: object) -> object:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from spftsql.databases.files import file_hash
+from spftsql.databases.files import database_file, file_hash
 from spftsql.errors import Fault, UserError
 from spftsql.suites.building import Built, build
 from spftsql.suites.store import suite_key
@@ -82,6 +82,7 @@ def build_suite(
     """
     if k < 1:
         raise UserError(f"a suite needs at least 1 instance, not {k}")
+    database = database_file(str(database))
     golds = sorted(set(golds))
     name = suite_key(db_id, file_hash(database), golds, k, seed)
     folder = cache / name

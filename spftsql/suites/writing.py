@@ -8,6 +8,7 @@ from pathlib import Path
 
 import apsw
 
+from spftsql.errors import UserError
 from spftsql.suites.source import Row, Source, SourceTable, quoted
 
 _PAGE = 1024  # bytes; instances are small and have many tables
@@ -24,8 +25,11 @@ def write_instance(source: Source, rows: Mapping[str, Sequence[Row]], target: Pa
         for pragma in (f"page_size = {_PAGE}", *source.pragmas):
             connection.execute(f"PRAGMA {pragma}")
         with connection:
-            for statement in source.statements:
-                connection.execute(statement)
+            try:
+                for statement in source.statements:
+                    connection.execute(statement)
+            except apsw.Error as error:
+                raise UserError(f"no instance can be made of this database, its schema needs more: {error}") from None
             for table in source.tables:
                 _insert(connection, table.name, [c.name for c in table.columns], rows.get(table.name, ()))
             while any([_drop_dangling(connection, table) for table in source.tables]):
