@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from rapidfuzz import fuzz, process
 
 from spftsql.databases.schema import Schema
-from spftsql.linking.words import abbreviates, lexicon, ngrams, stem, stems_of, unglued, words_of
+from spftsql.linking.words import LONGEST_WORD, abbreviates, lexicon, ngrams, stem, stems_of, unglued, words_of
 
 Floats = NDArray[np.float64]
 
@@ -125,7 +125,7 @@ class SchemaWords:
         return dict(meant)
 
     def _by_letters(self, word: str) -> list[tuple[int, float]]:
-        if len(word) < _SHORTEST or not word.isalpha() or word in lexicon().stop:
+        if not _SHORTEST <= len(word) <= LONGEST_WORD or not word.isalpha() or word in lexicon().stop:
             return []
         found = []
         for other in self._by_letter.get(word[0], ()):

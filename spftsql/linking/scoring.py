@@ -34,6 +34,7 @@ WEIGHTS: dict[str, float] = {
     "date and year": 1.62,
 }
 
+_MOST_WORDS = 1_000  # of a text that are looked at
 _SHORT_VALUE = 3  # characters below which a value found is taken for chance half of the time
 
 
@@ -45,7 +46,7 @@ def scores(words: SchemaWords, text: str, values: Sequence[ValueMatch]) -> Float
 
 def signs(words: SchemaWords, text: str, values: Iterable[ValueMatch]) -> dict[str, Floats]:
     """The signs of every column, by name: arrays in the order of the schema."""
-    stems = [stem(word) for word in words_of(text)]
+    stems = [stem(word) for word in words_of(text)[:_MOST_WORDS]]
     said = words.said(stems)
     table_phrase, column_phrase = words.phrases(stems)
     at = words.table_of

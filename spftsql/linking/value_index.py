@@ -6,7 +6,7 @@ with its most frequent values, and long texts, which no question quotes whole, a
 
 from __future__ import annotations
 
-import os
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -25,7 +25,8 @@ from spftsql.sandbox.location import Location
 
 FORMAT = 1  # of the file and of what goes into it; another number is another file
 _ROWS = 1_000_000  # rows of a table that are read
-_PER_COLUMN = 20_000  # distinct values of a column that are kept, the most frequent first
+_MOST_PER_COLUMN = 100_000  # distinct values of a column that are kept, the most frequent first
+_LEAST_PER_COLUMN = 1_000  # where many columns share what a database may have
 _PER_DATABASE = 1_000_000
 _LONGEST = 100  # characters of a value that is kept
 _MOST_WORDS = 12
@@ -57,8 +58,10 @@ class ValueIndex:
 
     def __init__(self, path: Path) -> None:
         """Raises `apsw.Error` for a file that is not an index."""
+        self._path = path
         self._connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
-        self._columns = {number: (table, column) for number, table, column in self._rows("SELECT * FROM columns")}
+        columns = self._connection.execute("SELECT * FROM columns").fetchall()
+        self._columns = {number: (table, column) for number, table, column in columns}
 
     def with_keys(self, keys: Sequence[str]) -> list[Cell]:
         """The cells whose words are one of `keys` (stems with a blank between)."""
@@ -92,7 +95,10 @@ class ValueIndex:
         self._connection.close()
 
     def _rows(self, sql: str, bindings: Sequence[Any] = ()) -> Iterable[tuple[Any, ...]]:
-        return self._connection.execute(sql, bindings).fetchall()
+        try:
+            return self._connection.execute(sql, bindings).fetchall()
+        except (apsw.CorruptError, apsw.IOError) as error:
+            raise Fault(f"{self._path} cannot be read: {error}; remove it, and it is made again") from None
 
     def _cells(self, sql: str, bindings: Sequence[Any]) -> list[Cell]:
         return [
@@ -114,7 +120,7 @@ def open_index(content: str, schema: Schema, database: str | Path | Location) ->
             return ValueIndex(path)
         except apsw.Error:
             path.unlink(missing_ok=True)  # damaged: made again
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         with reader(database) as query:
             _build(temporary, schema, query)
@@ -140,13 +146,11 @@ def _build(path: Path, schema: Schema, query: Query) -> None:
             for column_number, (table, column, values) in enumerate(_columns(schema, query)):
                 connection.execute("INSERT INTO columns VALUES (?, ?, ?)", (column_number, table, column))
                 for value, key, count in values:
-                    if number >= _PER_DATABASE:
-                        break
                     number += 1
                     row = (number, column_number, value, key, count)
                     connection.execute("INSERT INTO cells VALUES (?, ?, ?, ?, ?)", row)
                     connection.execute("INSERT INTO words (rowid, key) VALUES (?, ?)", (number, key))
-                    spellings.update(dict.fromkeys(w for w in words_of(value) if len(w) > 3 and w.isalpha()))
+                    spellings.update(dict.fromkeys(w for w in words_of(fold(value)) if len(w) > 3 and w.isalpha()))
             connection.executemany("INSERT INTO spellings (word) VALUES (?)", ((word,) for word in spellings))
             connection.execute("CREATE INDEX cells_by_key ON cells (key)")
             connection.execute("INSERT INTO words (words) VALUES ('optimize')")
@@ -154,20 +158,18 @@ def _build(path: Path, schema: Schema, query: Query) -> None:
 
 
 def _columns(schema: Schema, query: Query) -> Iterator[tuple[str, str, Iterator[tuple[str, str, int]]]]:
-    for table in schema.tables:
-        for column in table.columns:
-            if column.kind in _KINDS:
-                try:
-                    rows = query(_select(table, column.name))
-                except Exception as error:  # each driver has its own classes
-                    message = " ".join(str(error).split())[:500]
-                    raise Fault(
-                        f"database {schema.db_id}: {table.name}.{column.name} cannot be read: {message}"
-                    ) from None
-                yield table.name, column.name, _values(rows)
+    columns = [(table, column.name) for table in schema.tables for column in table.columns if column.kind in _KINDS]
+    limit = max(_LEAST_PER_COLUMN, min(_MOST_PER_COLUMN, _PER_DATABASE // max(len(columns), 1)))
+    for table, column in columns:
+        try:
+            rows = query(_select(table, column, limit))
+        except Exception as error:  # each driver has its own classes
+            message = " ".join(str(error).split())[:500]
+            raise Fault(f"database {schema.db_id}: {table.name}.{column} cannot be read: {message}") from None
+        yield table.name, column, _values(rows)
 
 
-def _select(table: Table, column: str) -> str:
+def _select(table: Table, column: str, limit: int) -> str:
     """Distinct values with their counts, in SQL that every engine reads; of a large table its first rows alone."""
     name, source = quoted(column), quoted(table.name)
     if table.rows > _ROWS:
@@ -175,7 +177,7 @@ def _select(table: Table, column: str) -> str:
         source = f"(SELECT {name} FROM {source}{f' ORDER BY {order}' if order else ''} LIMIT {_ROWS}) AS first_rows"
     return (
         f"SELECT {name}, COUNT(*) FROM {source} WHERE {name} IS NOT NULL "
-        f"GROUP BY {name} ORDER BY COUNT(*) DESC, {name} LIMIT {_PER_COLUMN}"
+        f"GROUP BY {name} ORDER BY COUNT(*) DESC, {name} LIMIT {limit}"
     )
 
 

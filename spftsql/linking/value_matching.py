@@ -9,7 +9,7 @@ from typing import Literal
 from rapidfuzz import fuzz
 
 from spftsql.linking.value_index import Cell, ValueIndex
-from spftsql.linking.words import lexicon, ngrams, placed_words, stem
+from spftsql.linking.words import LONGEST_WORD, lexicon, ngrams, placed_words, stem
 
 How = Literal["verbatim", "folded", "part"]
 
@@ -62,7 +62,7 @@ def _words(text: str, index: ValueIndex) -> list[_Word]:
     words = []
     for word, start, end in placed:
         root, likeness = stem(word), 1.0
-        if root not in known and word not in stop and len(word) > 4 and word.isalpha():
+        if root not in known and word not in stop and 4 < len(word) <= LONGEST_WORD and word.isalpha():
             spelled = [(fuzz.ratio(word, other), other) for other in index.spelled_like(word, _SPELLINGS)]
             alike, other = max(spelled, default=(0.0, ""))
             if alike >= _ALIKE:

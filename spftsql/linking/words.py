@@ -16,34 +16,35 @@ import yaml
 _PARTS = re.compile(r"[^\W\d_]+|\d+(?:\.\d+)?")
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _SHORTEST_PART = 2  # letters of a word within a glued identifier
-_LONGEST_GLUED = 40  # letters of an identifier that is taken apart
+LONGEST_WORD = 40  # letters of a word that is taken apart or compared by its letters
 _stemmer = snowballstemmer.stemmer("english")
 
 
 def fold(text: str) -> str:
     """`text` without case and accents, its blanks made one."""
-    plain = unicodedata.normalize("NFKD", text.casefold())
-    return " ".join("".join(c for c in plain if not unicodedata.combining(c)).split())
+    return " ".join(_plain(text).casefold().split())
 
 
 def words_of(text: str) -> list[str]:
     """The folded words of an identifier or a sentence, numbers included."""
-    found = []
-    for part in _PARTS.findall(text):
-        for word in _CAMEL.split(part):
-            found += fold(word).split()
-    return found
+    return [word.casefold() for part in _PARTS.findall(_plain(text)) for word in _CAMEL.split(part)]
 
 
 def placed_words(text: str) -> list[tuple[str, int, int]]:
     """The folded words of a sentence, each with its place (start, end); words written together stay so."""
-    return [(folded, *part.span()) for part in _PARTS.finditer(text) if (folded := fold(part[0]).replace(" ", ""))]
+    found = []
+    for part in _PARTS.finditer(text):
+        word = "".join(_PARTS.findall(fold(part[0])))
+        if word:
+            found.append((word, *part.span()))
+    return found
 
 
 @lru_cache(maxsize=100_000)
 def stem(word: str) -> str:
     """The stem of an English word; numbers, and words of other scripts, stay as they are."""
-    return str(_stemmer.stemWord(word)) if word.isascii() and word.isalpha() and len(word) > 2 else word
+    english = word.isascii() and word.isalpha() and 2 < len(word) <= LONGEST_WORD
+    return str(_stemmer.stemWord(word)) if english else word
 
 
 def stems_of(text: str) -> list[str]:
@@ -56,7 +57,7 @@ def unglued(word: str, vocabulary: Collection[str]) -> list[str]:
 
     The fewest words win, then the longest first one. [`word`] where it cannot be taken apart.
     """
-    if len(word) > _LONGEST_GLUED:
+    if len(word) > LONGEST_WORD:
         return [word]
     best: list[list[str] | None] = [[]] + [None] * len(word)
     for end in range(1, len(word) + 1):
@@ -82,6 +83,12 @@ def ngrams(items: Sequence[object], longest: int) -> Iterable[tuple[int, int]]:
     for size in range(min(longest, len(items)), 0, -1):
         for start in range(len(items) - size + 1):
             yield start, start + size
+
+
+def _plain(text: str) -> str:
+    if text.isascii():
+        return text
+    return "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
 
 
 class Lexicon:
