@@ -52,8 +52,7 @@ def main() -> None:
     add(fence.executions_per_second_per_core(given.repeats))
     add(fence.scaling_of_children(given.repeats))
     add(fence.cost_of_runaways())
-    corpus = Path(__file__).parents[2] / "tests" / "fixtures" / "hostile" / "sqlite.sql"
-    add(fence.peak_with_hostile_statements(corpus))
+    add(fence.peak_with_hostile_statements())
     with pool.session() as config:
         add(pool.pool_over_actors(config, given.repeats))
         curve = pool.curve_of_waiting_workers(config, [n for n in pool.CURVE if n <= given.workers])

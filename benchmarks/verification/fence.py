@@ -14,6 +14,7 @@ from pathlib import Path
 from benchmarks.measure import Ratio, in_turns, peak_mib, ratio, seconds
 from spftsql.config import SandboxConfig
 from spftsql.sandbox.execute import Sandbox
+from tests.hostile import read_corpus
 
 _ROWS = 2_000
 _BATCH = 64
@@ -115,15 +116,15 @@ def cost_of_runaways() -> dict[str, float]:
         return {"runaway_in_limits": (with_runaways - plain) / (len(mixed) - len(small)) / limits.soft_seconds}
 
 
-def peak_with_hostile_statements(corpus: Path) -> dict[str, float]:
+def peak_with_hostile_statements() -> dict[str, float]:
     """The largest resident memory of a child under the hostile statements, beside the cap that it was given."""
     limits = SandboxConfig(soft_seconds=0.2, hard_seconds=1.0, max_rows=1000, max_bytes=1_000_000, memory_mb=128)
     peak = 0.0
     with shop() as path, Sandbox(limits) as sandbox:
         sandbox.execute(path, ["SELECT 1"])
-        for block in corpus.read_text(encoding="utf-8").split("\n--# ")[1:]:
+        for hostile in read_corpus("sqlite", path.parent):
             watched = _Peak(sandbox)
-            sandbox.execute(path, [block.partition("\n")[2]])
+            sandbox.execute(path, [hostile.sql])
             peak = max(peak, watched.stop())
     return {"peak_worker_mib": peak, "cap_mib": float(limits.memory_mb)}
 
