@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from itertools import chain
 
 from spftsql.sandbox.result import Cell
 
@@ -14,11 +15,10 @@ def digest(rows: Sequence[tuple[Cell, ...]]) -> str:
     Types are kept apart otherwise ('1' is not 1, text is not a blob). The number of columns of an empty result, and
     the engine that gave the rows, are not in it: keep the engine beside a digest that is stored.
     """
-    lines = sorted(map(_line, rows))
+    kinds = set(map(type, chain.from_iterable(rows)))
+    lines = sorted(map(_line if float in kinds else repr, rows))
     return hashlib.blake2b("\n".join(lines).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 def _line(row: tuple[Cell, ...]) -> str:
-    if float in map(type, row):
-        row = tuple(int(cell) if type(cell) is float and cell.is_integer() else cell for cell in row)
-    return repr(row)
+    return repr(tuple([int(cell) if type(cell) is float and cell.is_integer() else cell for cell in row]))

@@ -222,7 +222,7 @@ def _both(fresh: Callable[[], exp.Expr], index: int, change: _Change, dialect: s
     for descending in (False, True):
         tree = fresh()
         change(_queries(tree)[index], descending)
-        both.append(tree.sql(dialect))
+        both.append(tree.sql(dialect, copy=False))
     return both[0], both[1]
 
 

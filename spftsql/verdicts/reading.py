@@ -127,8 +127,10 @@ def _asks_clock(tokens: list[Token], opening: int, needed: int) -> bool:
             break
         if depth == 1:
             arguments += kind == TokenType.COMMA
-        if kind == TokenType.STRING and tokens[index].text.strip().lower() == "now":
-            return True
+        if kind in (TokenType.STRING, TokenType.IDENTIFIER):  # "now" in double quotes may be read as text, too
+            text = tokens[index].text.strip().lower()
+            if text == "now" or (text in ("subsec", "subsecond") and depth == 1 and arguments == needed - 1):
+                return True
     return arguments < needed
 
 

@@ -66,7 +66,7 @@ def unwrapped(node: exp.Expr) -> exp.Expr:
 
 def same_text(one: exp.Expr, other: exp.Expr) -> bool:
     """Whether two expressions are written alike, apart from case and blanks."""
-    return one.sql().lower() == other.sql().lower()
+    return type(one) is type(other) and one.sql().lower() == other.sql().lower()
 
 
 def order_of(node: exp.Expr) -> exp.Order:
