@@ -25,8 +25,8 @@ class Costs:
 def select(words: SchemaWords, scores: Floats, costs: Costs, budget: float) -> list[int]:
     """The numbers of the kept columns, in the order of the schema: best first, as long as the budget lasts.
 
-    A table comes with its primary key and with the foreign keys to the tables already there; one that no key joins to
-    them comes with the table between, where there is one.
+    A table comes with its primary key and, if the budget allows it, with the foreign keys to the tables already there;
+    one that no key joins to them comes with the table between, where there is one.
     """
     choice = _Choice(words, costs, budget)
     cheapest = min(costs.columns, default=0)
@@ -34,7 +34,8 @@ def select(words: SchemaWords, scores: Floats, costs: Costs, budget: float) -> l
         if choice.left < cheapest:
             break
         if column not in choice.columns:
-            _ = choice.add(choice.with_keys(column, bridge=scores[column] >= _BRIDGED)) or choice.add({column})
+            joined = choice.with_keys(column, bridge=scores[column] >= _BRIDGED)
+            _ = choice.add(joined) or choice.add({column} | choice.primary_key(column))
     return sorted(choice.columns)
 
 
@@ -78,9 +79,13 @@ class _Choice:
         table = self._at[column]
         if table in self._tables:
             return {column}
-        wanted = {column} | self._primary.get(table, set())
+        wanted = {column} | self.primary_key(column)
         direct = [{own, other} for there, own, other in self._near.get(table, ()) if there in self._tables]
         return wanted.union(*direct) if direct or not bridge else wanted | self._bridge(table)
+
+    def primary_key(self, column: int) -> set[int]:
+        """The primary key of the column's table."""
+        return self._primary.get(self._at[column], set())
 
     def add(self, columns: set[int]) -> bool:
         """Keeps the columns if the budget allows it."""

@@ -65,7 +65,7 @@ def unglued(word: str, vocabulary: Collection[str]) -> list[str]:
             before, part = best[start], word[start:end]
             if before is None or part not in vocabulary or part == word:
                 continue
-            if best[end] is None or len(before) + 1 <= len(best[end]):  # type: ignore[arg-type]
+            if best[end] is None or len(before) + 1 < len(best[end]):  # type: ignore[arg-type]
                 best[end] = [*before, part]
     return best[-1] or [word]
 
