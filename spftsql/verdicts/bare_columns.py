@@ -49,11 +49,12 @@ def bare_columns(query: exp.Select) -> BareColumns | None:
     if not found:
         return None
     extremes = {node.sql().lower(): node for node in aggregates if isinstance(node, exp.Min | exp.Max)}
+    one = next(iter(extremes.values())) if len(extremes) == 1 else None
     columns = tuple(node for node in found if isinstance(node, exp.Column) and not node.is_star)
     return BareColumns(
         columns,
         star=len(columns) < len(found),
-        extreme=next(iter(extremes.values())) if len(extremes) == 1 else None,
+        extreme=None if one and isinstance(one.parent, exp.Filter) else one,
         shown=not query.args.get("distinct") and all(is_result_column(query, node) for node in columns),
         sorting=sorting,
     )

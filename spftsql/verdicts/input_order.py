@@ -115,9 +115,11 @@ def row_number_bounds(query: exp.Select) -> set[int]:
         return set()
     if not is_result_column(query, windows[0]) or query.parent is None:
         return set()
+    if any(not isinstance(star.parent, exp.Count) for star in query.root().find_all(exp.Star)):
+        return set()  # which may show the number
     bounds = set()
     for column in query.root().find_all(exp.Column):
-        if column.name.lower() == alias.alias.lower() or column.is_star:
+        if column.name.lower() == alias.alias.lower():
             bound = _upper_bound(column)
             if bound is None:
                 return set()

@@ -7,11 +7,12 @@ results agree the data leaves no choice. A cut with ties is decided by the proje
 ascending and once descending: the smallest and the largest choice of tied rows are equal only if all choices are.
 
 A subquery that leaves something open is asked for by itself, since the extremes of its choices could agree by luck in
-the result of the whole; as a part of the whole only where it refers to the outside. So a choice that the whole does
-not show is counted as visible: a statement that is called variable may not be, but not the other way round.
+the result of the whole; as a part of the whole only where it refers to the outside and is a column of the result. So a
+choice that the whole does not show is counted as visible: a statement that is called variable may not be, but not the
+other way round.
 
 Not asked for: which of the spellings that a collation holds equal DISTINCT or GROUP BY keeps; sort keys that differ by
-the rounding of a sum alone; columns of a system catalogue.
+the rounding of a sum alone (sums are tried in two orders); columns of a system catalogue.
 """
 
 from __future__ import annotations
@@ -161,7 +162,10 @@ def _of_part(statement: _Statement, index: int, query: exp.Query) -> Iterator[Pr
                 pairs = (pair,)
             yield Probe(f"{cut_reason(query)} in a subquery", pairs)
         if isinstance(parent, exp.Array) and not places:
-            yield Probe("an array of rows in any order", (in_whole(change),))
+            up, down = _both(partial(_detached, query), 0, change, dialect)
+            arrays = (f"SELECT ARRAY({up})", f"SELECT ARRAY({down})")
+            shown = isinstance(parent.parent, exp.Select) and parent.parent is statement.root
+            yield Probe("an array of rows in any order", (arrays, in_whole(change)) if shown else (arrays,))
         elif dialect == "sqlite" and not places and _is_scalar(query):
             yield Probe("more than one row where one value is taken", by_itself(partial(change, first=1)))
     if not isinstance(query, exp.Select):

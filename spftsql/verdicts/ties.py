@@ -7,6 +7,8 @@ from sqlglot import exp
 
 from spftsql.verdicts.tree import binary, is_aggregate, order_of, own_nodes, same_text, sort_key, source_rows
 
+_MAKES_ROWS = (exp.Explode, exp.Unnest, exp.GenerateSeries, exp.Anonymous)  # or, being unknown, may do so
+
 
 def width(query: exp.Query) -> int | None:
     """The number of columns; None where a star hides it."""
@@ -31,11 +33,7 @@ def uncertain_prefixes(query: exp.Query, rows: int | None = None) -> tuple[int |
         return ()
     limit, offset = query.args.get("limit"), query.args.get("offset")
     skipped = 0 if offset is None else _number(offset.expression)
-    kept = (
-        -1 if limit is None or keeps_ties(query) else _number(limit.args.get("expression") or limit.args.get("count"))
-    )
-    if limit and limit.args.get("limit_options") and limit.args["limit_options"].args.get("percent"):
-        kept = None
+    kept = -1 if limit is None or keeps_ties(query) else _count(limit)
     if skipped is None or (skipped and kept is None):
         return None
     ends = kept is None or (kept >= 0 and (rows is None or rows >= kept))
@@ -72,9 +70,10 @@ def is_single_row(query: exp.Query) -> bool:
     """Whether the query makes one row of all that it reads, or reads nothing."""
     if not isinstance(query, exp.Select) or query.args.get("group"):
         return False
+    nodes = [node for column in query.expressions for node in own_nodes(column)]
     if query.args.get("from_") is None:
-        return True
-    return any(is_aggregate(node) for column in query.expressions for node in own_nodes(column))
+        return not any(isinstance(node, _MAKES_ROWS) for node in nodes)
+    return any(map(is_aggregate, nodes))
 
 
 def break_ties(query: exp.Query, descending: bool, columns: int, dialect: str, first: int | None = None) -> None:
@@ -96,7 +95,7 @@ def star_cut_pair(query: exp.Query, first: int | None, dialect: str) -> tuple[st
     `first` as in `uncertain_prefixes`. None where this cannot be asked so simply.
     """
     if first is None and (limit := query.args.get("limit")) is not None:
-        first = _number(limit.args.get("expression") or limit.args.get("count"))
+        first = _count(limit)
     if not isinstance(query, exp.Select) or not first or query.args.get("distinct") or query.args.get("group"):
         return None
     order = query.args["order"].sql(dialect) if query.args.get("order") else ""
@@ -124,7 +123,8 @@ def hidden_keys_pair(query: exp.Query, dialect: str) -> tuple[str, str]:
     shown = [exp.alias_(column.unalias().copy(), f"c{i}") for i, column in enumerate(query.expressions)]
     hidden = [exp.alias_(binary(key.this.copy(), dialect), f"k{i}") for i, key in enumerate(_hidden_keys(query))]
     more, fewer = (source_rows(query, columns).sql(dialect) for columns in ([*shown, *hidden], shown))
-    return tuple(f"SELECT count(*) FROM (SELECT DISTINCT * FROM ({rows}) AS q) AS q" for rows in (more, fewer))  # type: ignore[return-value]
+    count = "SELECT count(*) FROM (SELECT DISTINCT * FROM ({}) AS q) AS q"
+    return count.format(more), count.format(fewer)
 
 
 def _hidden_keys(query: exp.Select) -> list[exp.Ordered]:
@@ -149,7 +149,15 @@ def _distinct_on(query: exp.Query) -> exp.Expr | None:
     return distinct.args.get("on") if isinstance(distinct, exp.Distinct) else None
 
 
-def _number(node: exp.Expr) -> int | None:
+def _count(limit: exp.Expr) -> int | None:
+    """The number of rows in LIMIT or FETCH, as `_number`."""
+    options = limit.args.get("limit_options")
+    if options and options.args.get("percent"):
+        return None
+    return _number(limit.args.get("expression") or limit.args.get("count"))
+
+
+def _number(node: exp.Expr | None) -> int | None:
     """The number of rows in LIMIT or OFFSET, negative for all of them; None when it is no plain number."""
     if isinstance(node, exp.Neg | exp.Null) or (isinstance(node, exp.Var) and node.name.upper() == "ALL"):
         return -1

@@ -122,6 +122,9 @@ SELECT {x} + 0 FROM t GROUP BY {y} ORDER BY {x} = 1 LIMIT {n}
 SELECT count(*) FROM (SELECT {x}, row_number() OVER (ORDER BY {z}) AS r FROM t) WHERE r = 1 AND {x} = 2
 SELECT {x} FROM (SELECT {x}, {y}, row_number() OVER (PARTITION BY {y} ORDER BY {z} DESC) AS r FROM t) WHERE r = {n}
 SELECT {x} FROM (SELECT {x}, row_number() OVER (PARTITION BY {y} ORDER BY {z} DESC) AS r FROM t) WHERE r < {n}
+SELECT * FROM (SELECT {x}, row_number() OVER (ORDER BY {z}) AS r FROM t) WHERE r <= {n}
+SELECT {x}, max({y}) FILTER (WHERE {z} = 2) FROM t
+SELECT u.* FROM (SELECT {x}, row_number() OVER (ORDER BY {z}) AS r FROM t) AS u WHERE r <= {n}
 SELECT {x}, first_value({y}) OVER (ORDER BY {z}) FROM t
 SELECT {x} FROM t UNION SELECT group_concat({y}) FROM t GROUP BY {z}
 SELECT {x} FROM t GROUP BY {x} ORDER BY {y}, {x} LIMIT {n}
