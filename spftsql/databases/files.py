@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+from importlib.util import find_spec
 from pathlib import Path
 
 from spftsql.errors import UserError
 from spftsql.sandbox.location import Location, locate
 
+_DRIVERS = {"sqlite": "apsw", "duckdb": "duckdb", "postgresql": "psycopg"}
+_EXTRAS = {"duckdb": "duckdb", "postgresql": "postgres"}
 # What the files begin with: an offset, the bytes there, and what the kind is called.
 _MAGIC = {"sqlite": (0, b"SQLite format 3\x00", "SQLite"), "duckdb": (8, b"DUCK", "DuckDB")}
 
 
 def database_location(url: str) -> Location:
-    """Where a path or URL points to. Raises `UserError` for an address of no known kind, and for no such file.
+    """Where a path or URL points to.
+
+    Raises `UserError` for an address of no known kind, for no such file, and where the engine's package is missing.
 
     Nothing is opened but a file's first bytes: whether a server is there is seen when it is asked.
     """
     location = locate(url)
+    if find_spec(_DRIVERS[location.engine]) is None:
+        extra = _EXTRAS.get(location.engine, "")
+        raise UserError(f"{location.engine} needs a package that is missing: pip install 'spftsql[{extra}]'")
     path = location.file
     if path is None:
         return location

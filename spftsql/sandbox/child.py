@@ -17,7 +17,7 @@ from spftsql.sandbox.channel import Channel
 from spftsql.sandbox.fence import bound_cpu_time, raise_fence
 from spftsql.sandbox.location import Engine, Location
 from spftsql.sandbox.result import Limits
-from spftsql.sandbox.runner import OPEN_DATABASES, EngineModule, Runner, engine_module, state_of
+from spftsql.sandbox.runner import OPEN_DATABASES, EngineModule, Runner, ServerRunner, engine_module, state_of
 
 _MAX_REQUEST = 1 << 30
 
@@ -48,11 +48,13 @@ class _Runners:
         self._open: OrderedDict[str, tuple[tuple[int, ...], Runner]] = OrderedDict()
 
     def answer(self, channel: Channel, address: str, statements: tuple[str, ...], max_rows: int) -> None:
-        """Sends the engine's name, then the outcome of each statement; a fault ends the batch."""
+        """Sends the engine's name, then the outcome of each statement (without any, the state); a fault ends it."""
         try:
             bound_cpu_time(self._limits)
             runner = self._of(address)
             channel.send(("engine", runner.engine))
+            if not statements:
+                channel.send(("state", runner.state() if isinstance(runner, ServerRunner) else ""))
             for sql in statements:
                 bound_cpu_time(self._limits)
                 run = runner.execute(sql, max_rows)

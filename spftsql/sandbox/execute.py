@@ -14,6 +14,7 @@ from spftsql.sandbox.folders import Folders
 from spftsql.sandbox.location import Engine, Location, locate
 from spftsql.sandbox.process import ChildProcess, Ending
 from spftsql.sandbox.result import Execution, Limits
+from spftsql.sandbox.runner import state_of
 
 _CRASHES = 2  # a statement that brings down so many children by itself is an error
 _OPEN_SECONDS = 30.0  # for a child to take a batch and open its database
@@ -86,6 +87,25 @@ class Sandbox:
                 crashes = losses = 0
         return done
 
+    def state(self, database: str | Path) -> str:
+        """Names the content of a server's database as it is now (see `ServerRunner.state`); "" where it is not known.
+
+        Raises `UserError` and `Fault` as `execute`.
+        """
+        location = locate(database)
+        if location.file is not None:
+            return str(state_of(location))
+        with self._lock:
+            child = self._child(location)
+            try:
+                child.send(location.address, (), 0, time.monotonic() + _OPEN_SECONDS)
+                for _ in ("engine", "state"):
+                    text = self._opened(child.receive(time.monotonic() + _OPEN_SECONDS))
+                return text
+            except (TimeoutError, EOFError, ValueError, TypeError):
+                self._discard(location.engine)
+                raise Fault(f"{location}: its sandbox process does not answer") from None
+
     def _drive(
         self, location: Location, statements: Sequence[str], max_rows: int, done: list[Execution]
     ) -> tuple[Ending | Literal["late"] | None, str]:
@@ -97,7 +117,7 @@ class Sandbox:
         engine = ""
         try:
             child.send(location.address, statements, max_rows, time.monotonic() + _OPEN_SECONDS)
-            engine = self._opened(child.receive(time.monotonic() + _OPEN_SECONDS), location.engine)
+            engine = self._opened(child.receive(time.monotonic() + _OPEN_SECONDS))
             for _ in statements:
                 answer = child.receive(time.monotonic() + self._limits.hard_seconds)
                 if answer[0] == "fault":
@@ -126,11 +146,11 @@ class Sandbox:
         return self._latest
 
     @staticmethod
-    def _opened(answer: tuple[str, str], engine: Engine) -> str:
+    def _opened(answer: tuple[str, str]) -> str:
         kind, text = answer
         if kind == "fault":
             raise Fault(text)
-        return text or engine
+        return text
 
     def _discard(self, engine: Engine) -> None:
         child = self._children.pop(engine, None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from spftsql.errors import Fault
 from spftsql.sandbox.location import Engine, Location
@@ -30,6 +30,19 @@ class Runner(Protocol):
 
     def close(self) -> None:
         """Closes it."""
+        ...
+
+
+@runtime_checkable
+class ServerRunner(Runner, Protocol):
+    """A database on a server, whose content can change while it is open."""
+
+    def state(self) -> str:
+        """Names the content as it is now: equal texts mean equal content. "" where it cannot be known.
+
+        Asked for before a statement runs, it names content that the result may be kept under: should the content
+        change in between, nothing will be asked for under the old name again.
+        """
         ...
 
 

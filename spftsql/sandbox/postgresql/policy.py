@@ -171,6 +171,7 @@ def tokenize(sql: str) -> list[Token]:
             if end < 0:
                 raise Refused("a string without an end")
             position = end + len(text)
+            text = sql[match.start() : position]
         if kind in ("string", "escape", "bits", "dollar"):
             if last in ("escape", "bits"):  # the second part follows the rules of the first
                 raise Refused("a string with escapes in several parts")

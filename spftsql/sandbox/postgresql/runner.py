@@ -63,13 +63,14 @@ _OVERDUE = """
         AND pid <> pg_backend_pid() AND clock_timestamp() - query_start > $1::interval
 """
 _MAY_LIMIT_FILES = "SELECT has_parameter_privilege('temp_file_limit', 'SET')"
-# The position in the log names the content, and the time line in its file's name who wrote it. Standbys have no such
-# name; where a provider hides positions, the snapshot says which transactions can be seen.
+# What names the content: on a primary the transactions that can be seen (every change is one, while the log also grows
+# by reading) and the time line, with which the name of a log file begins; on a standby how far it has replayed the log.
+# Some providers hide the log.
 _STATES = (
     """
     SELECT concat_ws(' ', system_identifier, (SELECT oid FROM pg_database WHERE datname = current_database()),
         CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()::text
-        ELSE pg_walfile_name(pg_current_wal_insert_lsn()) || ' ' || pg_current_wal_insert_lsn() END)
+        ELSE left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) || ' ' || pg_current_snapshot() END)
     FROM pg_control_system()
     """,
     "SELECT CASE WHEN NOT pg_is_in_recovery() THEN pg_current_snapshot()::text END",
