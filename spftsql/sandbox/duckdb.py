@@ -17,7 +17,6 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ ENGINE = f"duckdb {duckdb.__version__}"
 
 GUARDS = {
     "read-only open": "writes to the database",
-    "writing CTE": "WITH x AS (DELETE …), also INSERT, UPDATE and COPY",
+    "writing CTE": "WITH x AS (DELETE …), also INSERT, UPDATE, TRUNCATE and COPY",
     "outside": "files, the network, extensions, secrets and the Python variables around a call",
     "lock": "SET and RESET of all that is configured here",
     "memory limit": "tables, sorts and joins of more than about a half of what the process may have",
@@ -85,7 +84,7 @@ _SCHEMA_TABLES = {
     *("duckdb_schemas", "duckdb_tables", "duckdb_types", "duckdb_views"),
 }
 
-_WRITES = {"insert", "update", "delete", "copy", "merge"}
+_WRITES = {"insert", "update", "delete", "truncate", "merge", "copy"}
 
 _WORD = re.compile(r"[^\W\d]\w*")
 # These words at another place than that of a column or at the end of ORDER BY.
@@ -113,13 +112,16 @@ class _Refused(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class _Names:
+class Names:
     """What statements may not name, in lower case."""
 
     functions: frozenset[str]
     table_functions: frozenset[str]
     tables: frozenset[str]
     words: frozenset[str]  # all of these, and those that write
+
+
+_names: dict[str, Names] = {}  # of this engine, once a database was opened
 
 
 class DuckdbRunner:
@@ -134,7 +136,6 @@ class DuckdbRunner:
     def __init__(self, database: Path, limits: Limits, without: frozenset[str] = frozenset()) -> None:
         self._database, self._limits = database, limits
         self._guards = frozenset(GUARDS) - without
-        self._refused = _refused_names()
         self._columns: tuple[str, ...] = ()
         if "log" in self._guards and _has_log(database):
             raise Fault(f"{database} has a write-ahead log: open it for writing and let it checkpoint")
@@ -154,6 +155,7 @@ class DuckdbRunner:
                 str(self._database), read_only="read-only open" in self._guards, config=dict(settings)
             )
             self._guard(connection)
+            self._refused = _names.get(ENGINE) or _names.setdefault(ENGINE, refused_names(connection))
         except duckdb.Error as error:
             raise Fault(f"{self._database} cannot be opened: {_first_line(error)}") from None
         return connection
@@ -203,7 +205,7 @@ class DuckdbRunner:
         except (duckdb.FatalException, duckdb.InternalException) as error:
             failure = "error", _first_line(error)
             self._reopen(cursor)
-        except (duckdb.Error, ValueError, OverflowError, RecursionError) as error:
+        except (duckdb.Error, ValueError, OverflowError) as error:
             message = _first_line(error)
             if "orrupt database" in message:
                 raise Fault(f"the database file cannot be read: {message}") from None
@@ -231,7 +233,10 @@ class DuckdbRunner:
                     raise _Refused(f"{kind}, not a query")
         if self._is_suspect(sql):
             (tree,) = cursor.execute("SELECT json_serialize_sql(?)", [sql]).fetchone() or ("{}",)
-            self._check_tree(json.loads(tree))
+            try:
+                self._check_tree(json.loads(tree))
+            except RecursionError:
+                raise _Refused("nested too deeply to be checked") from None
         return statements
 
     def _is_suspect(self, sql: str) -> bool:
@@ -296,9 +301,8 @@ class DuckdbRunner:
 
 
 def limit_process(limits: Limits) -> None:
-    """Loads what is needed before the fence is up; one heap for all threads, because each would reserve 64 MB."""
+    """One heap for all threads, because each would reserve 64 MB."""
     _libc.mallopt(_M_ARENA_MAX, 1)
-    _refused_names()
 
 
 def open_database(address: str, limits: Limits) -> DuckdbRunner:
@@ -320,18 +324,18 @@ def _memory_limit(limits: Limits) -> int:
     return (limits.memory_mb - _OWN_MEMORY_MB) // 2
 
 
-@cache
-def _refused_names() -> _Names:
-    with duckdb.connect(config={"threads": "1", "async_threads": "0"}) as connection:
-        query = "SELECT lower(function_name), function_type, has_side_effects FROM duckdb_functions()"
-        known = connection.execute(query).fetchall()
-        views = connection.execute("SELECT view_name, schema_name FROM duckdb_views() WHERE internal").fetchall()
-        connection.execute("SELECT TIMESTAMPTZ '2024-02-29 00:00:00+00'").fetchall()  # imports what this type needs
+def refused_names(connection: duckdb.DuckDBPyConnection) -> Names:
+    """What the engine says of itself, less what is harmless."""
+    query = (
+        "SELECT DISTINCT lower(function_name), function_type, has_side_effects FROM duckdb_functions() WHERE internal"
+    )
+    known = connection.execute(query).fetchall()
+    views = connection.execute("SELECT view_name, schema_name FROM duckdb_views() WHERE internal").fetchall()
     of_tables = {name for name, kind, _ in known if kind in ("table", "table_macro")} - _TABLE_FUNCTIONS
     with_effects = {name for name, kind, effects in known if effects and kind != "table"} - _HARMLESS
     functions = with_effects | _REFUSED_FUNCTIONS
     tables = {name for name, schema in views if schema != "information_schema"} - _SCHEMA_TABLES
-    return _Names(*map(frozenset, (functions, of_tables, tables, functions | of_tables | tables | _WRITES)))
+    return Names(*map(frozenset, (functions, of_tables, tables, functions | of_tables | tables | _WRITES)))
 
 
 def _has_log(database: Path) -> bool:
