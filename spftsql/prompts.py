@@ -105,7 +105,7 @@ class PromptBuilder:
         return linked.text, linked.values
 
     def _count_tokens(self, text: str) -> int:
-        return len(self._tokenizer.encode(text, add_special_tokens=False))
+        return len(self._tokenizer.encode(text, add_special_tokens=False, verbose=False))
 
     def _render(self, content: str) -> str:
         return self.render_messages([{"role": "user", "content": content}])

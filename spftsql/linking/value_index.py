@@ -60,7 +60,7 @@ class ValueIndex:
         """Raises `apsw.Error` for a file that is not an index."""
         self._path = path
         self._connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
-        columns = self._connection.execute("SELECT * FROM columns").fetchall()
+        columns: list[Any] = self._connection.execute("SELECT * FROM columns").fetchall()
         self._columns = {number: (table, column) for number, table, column in columns}
 
     def with_keys(self, keys: Sequence[str]) -> list[Cell]:

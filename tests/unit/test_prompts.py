@@ -1,0 +1,167 @@
+"""One question has one prompt: in training, in generation and evaluation, and at the endpoint."""
+
+import asyncio
+import json
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from serve.schemas import ChatRequest, SqlRequest
+from serve.service import Service
+from spftsql.config import Config, DatabaseConfig, PromptConfig, validate
+from spftsql.databases.catalogue import Database, open_catalogue
+from spftsql.linking import scoring
+from spftsql.prompts import PromptBuilder
+from spftsql.records import Example, GenerationRequest, Sample, Verdict, VerificationRequest
+from spftsql.sandbox.result import Execution
+from spftsql.selfplay.stages import Candidate, Exam, Stages
+
+QUESTION = "How many guests from são paulo booked rooms?"
+EVIDENCE = "rooms refers to booked_rooms; VIP guests have kind = 'Gold''s'"
+SMALL = 90  # tokens of a vocabulary of 320: about a fifth of the schema
+
+
+@pytest.fixture
+def hotel(tmp_path: Path) -> Database:
+    path = tmp_path / "hotel.sqlite"
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE guest (id INTEGER PRIMARY KEY, city TEXT, kind TEXT, booked_rooms INT)")
+        connection.execute("INSERT INTO guest VALUES (1, 'São Paulo', 'Gold''s', 2), (2, 'Ulm', 'plain', 1)")
+        for number in range(10):
+            connection.execute(f"CREATE TABLE other{number} (id INTEGER PRIMARY KEY, thing{number} TEXT, amount INT)")
+    connection.close()
+    return open_catalogue([DatabaseConfig(name="hotel", url=str(path))])["hotel"]
+
+
+def builder(model: str, **settings: object) -> PromptBuilder:
+    return PromptBuilder(PromptConfig(**settings), model)  # type: ignore[arg-type]
+
+
+def configuration(model: str, tmp_path: Path, tokens: int) -> Config:
+    tree = {
+        "name": "t",
+        "run_dir": str(tmp_path),
+        "data": {"benchmark": "demo"},
+        "model": {"path": model, "dtype": "float32"},
+        "prompt": {"max_schema_tokens": tokens},
+    }
+    return validate(tree, "test")
+
+
+class Asked(Stages):
+    """Stages that note what models are asked, and have them answer nothing."""
+
+    def generate(
+        self, title: str, requests: Sequence[GenerationRequest], candidates: Sequence[Candidate]
+    ) -> list[Sample]:
+        self.asked = [request.prompt for request in requests]
+        return []
+
+    def verify(self, title: str, requests: Sequence[VerificationRequest]) -> dict[str, Verdict]:
+        return {}
+
+
+class Listening:
+    """A backend that notes the prompts."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    async def generate(self, request: GenerationRequest) -> list[Sample]:
+        self.asked.append(request.prompt)
+        return [Sample(request.id, request.db_id, request.model, i, "SELECT 1", 3, "stop") for i in range(request.n)]
+
+    async def verify(self, requests: Sequence[VerificationRequest]) -> list[Verdict]:
+        return [Verdict(r.id, r.db_id, "ran", "", 1.0, 1, False, "d", "sqlite") for r in requests]
+
+    async def run(self, db_id: str, sql: str, max_rows: int) -> Execution:
+        return Execution("ran", "", ("1",), [(1,)], 1.0, "sqlite")
+
+
+@pytest.mark.parametrize("tokens", [100_000, SMALL])
+@pytest.mark.parametrize("evidence", ["", EVIDENCE])
+def test_training_generation_evaluation_and_serving_ask_the_same(
+    hotel: Database, tiny_models: list[str], tmp_path: Path, tokens: int, evidence: str
+) -> None:
+    config = configuration(tiny_models[0], tmp_path, tokens)
+    run = SimpleNamespace(event=lambda *_, **__: None)
+    stages = Asked(config, run, None, {"hotel": hotel}, None)  # type: ignore[arg-type]
+    stages.use_prompts(tiny_models[0])
+    example = Example("e", "hotel", QUESTION, "SELECT 1", "label", "t", evidence=evidence)
+    trained = stages.sql_row(example).prompt
+    exams = {"synthetic": Exam([example], samples=4, temperature=0.7), "test": Exam([example])}
+    stages.answers("exams", [Candidate("m", tiny_models[0], "k")], exams)
+    backend = Listening()
+    service = Service(Path(tiny_models[0]), "m", {"hotel": hotel}, config, backend)
+    asyncio.run(service.answer(SqlRequest(database="hotel", question=QUESTION, evidence=evidence)))
+    if not evidence:
+        chat = {"model": "m@hotel", "messages": [{"role": "user", "content": QUESTION}]}
+        asyncio.run(service.chat(ChatRequest.model_validate(chat)))
+    prompts = [trained, *stages.asked, *backend.asked]
+    assert len(prompts) == (4 if evidence else 5) and set(prompts) == {trained}
+    assert "guest.city = 'São Paulo'" in trained and ("other7" in trained) == (tokens > SMALL)
+
+
+def test_a_prompt_says_keys_kinds_comments_and_the_values_of_the_question(
+    hotel: Database, tiny_models: list[str], tmp_path: Path
+) -> None:
+    listed = tmp_path / "tables.json"
+    names = {"column_names_original": [[0, "booked_rooms"]], "column_names": [[0, "number of rooms"]]}
+    tables = {"db_id": "hotel", "table_names_original": ["guest"], "table_names": ["people who stay"]}
+    listed.write_text(json.dumps([tables | names]))
+    config = DatabaseConfig(name="hotel", url=hotel.location.address, descriptions=listed)
+    prompt = builder(tiny_models[0]).text_to_sql(open_catalogue([config])["hotel"], QUESTION, EVIDENCE)
+    schema, task = prompt.split("\n\n")
+    guest = "table guest (people who stay): id (number; primary key), city (text; e.g. São Paulo | Ulm), "
+    assert guest + "kind (text; e.g. Gold's | plain), booked_rooms (number; number of rooms)\n" in schema
+    assert "\nValues: guest.city = 'São Paulo'; guest.kind = 'Gold''s'\nHint: rooms refers" in task
+    assert QUESTION in task.splitlines()[-1]
+
+
+def test_questions_about_a_database_share_the_schema_as_their_beginning(
+    hotel: Database, tiny_models: list[str]
+) -> None:
+    prompts = builder(tiny_models[0])
+    first, second = (prompts.text_to_sql(hotel, q) for q in ("amounts of other3", "guests of Ulm"))
+    beginning = first[: first.index("Question:")]
+    assert "other9" in beginning and second.startswith(beginning[: beginning.index("\n\n")])
+    assert prompts.sql_to_text(hotel, "SELECT 1").startswith(beginning[: beginning.index("\n\n")])
+
+
+def test_a_statement_brings_its_own_columns_into_a_small_prompt(hotel: Database, tiny_models: list[str]) -> None:
+    prompt = builder(tiny_models[0], max_schema_tokens=SMALL).sql_to_text(hotel, "SELECT thing6, amount FROM other6")
+    schema = prompt[: prompt.index("\n\n")]
+    assert "table other6: id" in schema and "thing6" in schema and "thing1" not in schema
+
+
+def test_linking_is_a_switch_that_the_hash_knows(
+    hotel: Database, tiny_models: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    linked, plain = builder(tiny_models[0]), builder(tiny_models[0], linking=False)
+    assert linked.hash != plain.hash and builder(tiny_models[0]).hash == linked.hash
+    prompt = plain.text_to_sql(hotel, QUESTION)
+    assert "Values:" not in prompt and "other7" in prompt
+    assert "thing7" in builder(tiny_models[0], linking=False, max_schema_tokens=SMALL).text_to_sql(hotel, QUESTION)
+    monkeypatch.setitem(scoring.WEIGHTS, "value", 9.0)
+    assert builder(tiny_models[0]).hash != linked.hash and builder(tiny_models[0], linking=False).hash == plain.hash
+
+
+def test_prompts_without_a_schema_are_the_question_alone(hotel: Database, tiny_models: list[str]) -> None:
+    for linking in (True, False):
+        prompts = builder(tiny_models[0], schema_text="none", sql_style="spaced", linking=linking)
+        prompts.prepare([hotel])
+        assert prompts.text_to_sql(hotel, QUESTION, EVIDENCE) == f"<|user|>{QUESTION}<|assistant|>"
+        assert prompts.sql_to_text(hotel, "SELECT a.b FROM a") == "<|user|>SELECT a . b FROM a<|assistant|>"
+
+
+def test_many_databases_are_linked_in_turn(
+    hotel: Database, tiny_models: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spftsql.prompts._LINKERS", 2)
+    prompts = builder(tiny_models[0])
+    copies = [Database(f"hotel{n}", hotel.location, hotel.content, hotel.schema, hotel.source) for n in range(5)]
+    asked = [prompts.text_to_sql(copy, QUESTION) for copy in [*copies, *copies]]
+    assert len(set(asked)) == 1
