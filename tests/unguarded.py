@@ -10,15 +10,22 @@ import sys
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
-from spftsql.sandbox import child, fence, process, sqlite
+from spftsql.sandbox import child, fence, process
+
+_RUNNERS = {
+    "sqlite": ("spftsql.sandbox.sqlite", "SqliteRunner"),
+    "duckdb": ("spftsql.sandbox.duckdb", "DuckdbRunner"),
+}
 
 
 @contextmanager
 def guards_off(guards: Set[str]) -> Iterator[None]:
-    """Inside, new children for SQLite leave out these guards (of `sqlite.GUARDS` and `fence.GUARDS`)."""
-    unknown = guards - sqlite.GUARDS.keys() - fence.GUARDS.keys()
+    """Inside, new children for SQLite and DuckDB leave out these guards (of `GUARDS` of the engine and of `fence`)."""
+    engines = (import_module(module).GUARDS.keys() for module, _ in _RUNNERS.values())
+    unknown = guards - fence.GUARDS.keys() - set().union(*engines)
     assert not unknown, unknown
     usual = process._COMMAND
     process._COMMAND = (sys.executable, "-P", "-m", "tests.unguarded", json.dumps(sorted(guards)))
@@ -31,9 +38,11 @@ def guards_off(guards: Set[str]) -> Iterator[None]:
 def main() -> None:
     guards = frozenset(json.loads(sys.argv.pop(1)))
     child.raise_fence = partial(fence.raise_fence, without=guards)
-    sqlite.open_database = lambda address, limits: sqlite.SqliteRunner(Path(address), limits, guards)
+    place, name = _RUNNERS[sys.argv[1]]
+    module = import_module(place)
+    module.open_database = lambda address, limits: getattr(module, name)(Path(address), limits, guards)
     if "heap limit" in guards:
-        sqlite.limit_process = lambda limits: None
+        module.limit_process = lambda limits: None
     if "CPU" in guards:
         child.bound_cpu_time = lambda limits: None
     child.main()

@@ -14,13 +14,13 @@ import ctypes
 import glob
 import json
 import re
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import _duckdb
 import duckdb
 
 from spftsql.errors import Fault
@@ -103,7 +103,8 @@ _CELL_TYPES = frozenset(
 _libc = ctypes.CDLL(None)
 _M_ARENA_MAX = -8
 # `Allocator::FlushAll`, which SQL has no name for: gives back what DuckDB has freed.
-_flush_allocator = getattr(ctypes.CDLL(_duckdb.__file__), "_ZN6duckdb9Allocator8FlushAllEv", None)
+_library = ctypes.CDLL(sys.modules[duckdb.DuckDBPyConnection.__module__].__file__)
+_flush_allocator = getattr(_library, "_ZN6duckdb9Allocator8FlushAllEv", None)
 _HEAVY_MS = 20.0
 
 

@@ -1,14 +1,11 @@
 """Every guard of the SQLite sandbox is needed: switched off, it lets something through that it stopped.
 
-Guards overlap, on purpose. For each there is a statement, and what comes of it with every guard on (`stopped`), with
-this one off (`alone`), and, where other guards stop the statement too, with those (`behind`) off: this one still on
-(`by_itself`), and off as well (`through`).
+Guards overlap, on purpose; `tests.controls` says what is shown of each.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import resource
 import shutil
 import signal
@@ -16,7 +13,6 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import apsw
@@ -29,7 +25,8 @@ from spftsql.sandbox.execute import Sandbox
 from spftsql.sandbox.folders import Folders
 from spftsql.sandbox.process import ChildProcess
 from spftsql.sandbox.result import Limits
-from tests.hostile import CANARY, contents, make_sqlite_database, read_corpus
+from tests.controls import Control, check
+from tests.hostile import CANARY, make_sqlite_database, read_corpus
 from tests.unguarded import guards_off
 
 SMALL = SandboxConfig(soft_seconds=0.3, hard_seconds=1.0, max_rows=1000, max_bytes=1_000_000, memory_mb=128)
@@ -48,21 +45,6 @@ STATEMENT = {"authorizer", "query"}  # what refuses anything but SELECT
 FILES = {"FSIZE", "Landlock"}  # what keeps the process from writing files
 WRITES = {*STATEMENT, *FILES, "query_only", "read-only open", "immutable"}
 DELETE = ("DELETE FROM people", "SELECT count(*) FROM people")
-
-
-@dataclass(frozen=True)
-class Control:
-    """`statements` run one after another on a copy of the database; outcomes are patterns of what `attempt` says."""
-
-    guard: str
-    statements: tuple[str, ...]
-    stopped: str
-    alone: str
-    behind: frozenset[str] = frozenset()
-    by_itself: str = ""
-    through: str = ""
-    config: SandboxConfig = SMALL
-    setup: str = ""
 
 
 CONTROLS = [
@@ -278,48 +260,11 @@ def prepare(setup: str, database: Path) -> None:
         source.unlink()
 
 
-def attempt(control: Control, off: frozenset[str], template: Path, tmp_path: Path) -> str:
-    """The outcomes of the statements in one line; ends in what changed in the folder, and WROTE for other files."""
-    folder = tmp_path / f"run{len(os.listdir(tmp_path))}"
-    shutil.copytree(template, folder)
-    database = next(folder.glob("people*"))
-    prepare(control.setup, database)
-    before = contents(folder)
-    said = []
-    with guards_off(off), Sandbox(control.config) as sandbox:
-        for sql in control.statements:
-            sql = sql.replace("FOLDER", str(folder)).replace("ELSEWHERE", str(template))
-            try:
-                (run,) = sandbox.execute(database, [sql])
-            except Fault as fault:
-                said.append(f"fault {fault}")
-            else:
-                said.append(f"{run.status} {run.reason or run.rows[:3]}")
-        wrote = written(sandbox.pid) > 1_000_000
-    changed = sorted(dict(before.items() ^ contents(folder).items()))
-    return "; ".join(said) + (f" CHANGED {' '.join(changed)}" if changed else "") + (" WROTE" if wrote else "")
-
-
-def written(pid: int | None) -> int:
-    """Bytes that a process has written to files."""
-    try:
-        lines = Path(f"/proc/{pid}/io").read_text().splitlines()
-    except OSError:
-        return 0
-    return int(next(line.split()[1] for line in lines if line.startswith("wchar:")))
-
-
 @pytest.mark.parametrize("control", CONTROLS, ids=lambda control: f"{control.guard}-{control.statements[-1][:30]}")
 def test_guard(control: Control, template: Path, missing_layers: dict[str, str], tmp_path: Path) -> None:
     if control.guard in missing_layers:
         pytest.skip(f"{control.guard}: {missing_layers[control.guard]}")
-    alone = frozenset({control.guard})
-    trials = {"stopped": frozenset[str](), "alone": alone}
-    if control.behind:
-        trials |= {"by_itself": control.behind, "through": control.behind | alone}
-    for name, off in trials.items():
-        outcome = attempt(control, off, template, tmp_path)
-        assert re.search(getattr(control, name), outcome), f"{name} without {sorted(off)}: {outcome}"
+    check(control, template, tmp_path, SMALL, prepare)
 
 
 def test_engine_itself_stops_what_the_list_of_functions_would(template: Path) -> None:
