@@ -51,8 +51,9 @@ def database_configs(benchmark: str, root: Path, split: str | None = None) -> di
     if benchmark != "spider":
         return {**own, **listed}
     beside: dict[str, DatabaseConfig] = {}
-    for folder in _BESIDE:
-        beside = _files(root.absolute().parent / folder, ("*/*",)) | beside
+    for folder in (root.absolute().parent / name for name in _BESIDE):
+        if folder != root.absolute() / "database":
+            beside = _files(folder, ("*/*",)) | beside
     for_test = _files(root / "test_database", ("*/*",))
     return {**beside, **own, **for_test} if split == "test" else {**beside, **for_test, **own}
 
@@ -83,28 +84,35 @@ def given_databases(place: Path | None, named: Sequence[str]) -> dict[str, Datab
 def _files(folder: Path, patterns: Sequence[str]) -> dict[str, DatabaseConfig]:
     """Database files by name: NAME/NAME.sqlite, or NAME.sqlite in the folder itself; earlier patterns first."""
     found: dict[str, DatabaseConfig] = {}
+    lists: dict[Path, Path | None] = {}
     for path in _candidates(folder, patterns):
-        if path.parent == folder or path.stem == path.parent.name:
-            config = DatabaseConfig(name=path.stem, url=str(path), descriptions=_descriptions(path, folder))
-            found.setdefault(path.stem, config)
+        if path.stem not in found and (path.parent == folder or path.stem == path.parent.name):
+            descriptions = _descriptions(path, folder, lists)
+            found[path.stem] = DatabaseConfig(name=path.stem, url=str(path), descriptions=descriptions)
     return found
 
 
-def _descriptions(database: Path, root: Path) -> Path | None:
-    """What people wrote about a benchmark's database: BIRD's folder beside it, or a list above it, up to the root."""
+def _descriptions(database: Path, root: Path, lists: dict[Path, Path | None]) -> Path | None:
+    """What people wrote about a benchmark's database: BIRD's folder beside it, or a list above it, up to the root.
+
+    `lists` keeps what was found in a folder above, for the databases that share it.
+    """
     beside = database.parent / "database_description"
     if beside.is_dir():
         return beside
-    top = root.parent if root.name == "database" else root
-    above = [folder for folder in database.parents[1:3] if folder.is_relative_to(top)]
-    lists = (folder / name for folder in above for name in _DESCRIPTIONS)
-    return next((file for file in lists if file.is_file()), None)
+    holder = database.parents[1]
+    if holder not in lists:
+        top = root.parent if root.name == "database" else root
+        above = [folder for folder in (holder, holder.parent) if folder.is_relative_to(top)]
+        candidates = (folder / name for folder in above for name in _DESCRIPTIONS)
+        lists[holder] = next((file for file in candidates if file.is_file()), None)
+    return lists[holder]
 
 
 def _candidates(folder: Path, patterns: Sequence[str]) -> Iterator[Path]:
     for pattern in patterns:
-        for suffix in _SUFFIXES:
-            yield from sorted(folder.glob(pattern + suffix))
+        files = sorted(path for path in folder.glob(pattern) if path.suffix in _SUFFIXES)
+        yield from sorted(files, key=lambda path: _SUFFIXES.index(path.suffix))
 
 
 def _listed(file: Path) -> dict[str, DatabaseConfig]:
