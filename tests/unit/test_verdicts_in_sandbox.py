@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -123,3 +124,22 @@ def test_a_probe_lost_to_us_is_a_fault_and_no_verdict(zoo: Path) -> None:
     assert (strict.status, strict.reason) == ("unverifiable", "fault")
     assert "the disk is full" in (strict.fault or "")
     assert (spider.status, spider.fault) == ("equal", None)
+
+
+def test_birds_own_list_of_golds_with_ties(data_root: Path) -> None:
+    bird = data_root / "bird"
+    golds, replaced = (
+        {row["question_id"]: row["SQL"] for row in json.loads((bird / name).read_text()) if row["db_id"] == "superhero"}
+        for name in ("dev.json", "dev_tied_append.json")
+    )
+    requests = [VerificationRequest(str(number), "superhero", sql, sql, "strict") for number, sql in golds.items()]
+    limits = LIMITS.model_copy(update={"double_quoted_strings": True, "max_rows": 1_000_000, "max_bytes": 256_000_000})
+    with Verifier({"superhero": bird / "dev_databases" / "superhero" / "superhero.sqlite"}, limits) as verifier:
+        verdicts = verifier.verify(requests)
+    assert [verdict.fault for verdict in verdicts if verdict.fault] == []
+    open_golds = {int(verdict.id): verdict.reason for verdict in verdicts if verdict.status != "equal"}
+    # Two on the list have nothing open here: 769 cuts behind the one largest value, 828 does not cut at all.
+    assert set(replaced) - set(open_golds) == {769, 828}
+    # These are not on the list: 794 is a tie for the most of an attribute, the others keep any five rows.
+    found = {number: reason.rpartition(": ")[2] for number, reason in open_golds.items() if number not in replaced}
+    assert found == {751: "LIMIT without ORDER BY", 794: "LIMIT over ties", 812: "LIMIT without ORDER BY"}
