@@ -110,7 +110,13 @@ def _column_swaps(reference: Reference) -> Iterator[tuple[str, Edit]]:
     if own is None or (isinstance(node.parent, exp.EQ) and node.find_ancestor(exp.Join)):
         return
     place = columns.index(own)
-    others = [index for index, column in enumerate(columns) if column.kind == own.kind and index != place]
+    # COUNT is the same for all columns that hold no NULL.
+    never = isinstance(node.parent, exp.Count) and own.nulls == 0
+    others = [
+        index
+        for index, column in enumerate(columns)
+        if column.kind == own.kind and index != place and not (never and column.nulls == 0)
+    ]
     for index in sorted(others, key=lambda index: abs(index - place))[:_SWAPS]:
         yield "column", _renamed(columns[index].name)
 
@@ -207,6 +213,10 @@ def _literal_edits(node: exp.Literal) -> Iterator[tuple[str, Edit]]:
     parent = node.parent
     if isinstance(parent, exp.Limit | exp.Offset) or node.find_ancestor(exp.Ordered, exp.Group):
         return
+    if isinstance(parent, exp.Select) and isinstance(parent.parent, exp.Exists):
+        return
+    if isinstance(parent, exp.If | exp.Case) and parent.find_ancestor(exp.Count) and node is not parent.this:
+        return  # what is counted is whether there is a value
     if node.is_string:
         texts = _other_texts(node.name, isinstance(parent, exp.Like))
         for text in dict.fromkeys(texts):
