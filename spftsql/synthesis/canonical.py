@@ -1,9 +1,10 @@
 """The one form in which synthesis writes SQL, and into which labels can be rewritten.
 
 In canonical SQL a table has an alias only where it stands twice in one FROM clause or is hidden by an inner query
-(`city1`, `city2`), derived tables are `d1`, `d2`, result columns have a name only where something refers to it
-(`field1`), columns are qualified only where there is more than one table, inner joins are written `JOIN … ON` with the
-key equality alone, and double-quoted strings are single-quoted. The result of the statement stays the same.
+(`city1`, `city2`), derived tables are `d1`, `d2` (CTEs too, written where they are used), result columns have a name
+only where something refers to it (`field1`), columns are qualified only where there is more than one table, inner joins
+are written `JOIN … ON` with the key equality alone, and double-quoted strings are single-quoted. The result of the
+statement stays the same.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from sqlglot import exp
 from sqlglot.errors import SqlglotError
 
 from spftsql.databases.schema import Schema
+from spftsql.synthesis.ctes import inline_ctes
 from spftsql.synthesis.scopes import Output, Reference, Resolved, Scope, Source, resolve
 from spftsql.synthesis.spacing import spaced, unspaced
 
@@ -53,7 +55,7 @@ def canonical_sql(sql: str, schema: Schema) -> str:
 
 def canonicalize(sql: str, schema: Schema) -> Resolved:
     """The canonical form as a tree, with its scopes and column references. Raises `ValueError`."""
-    resolved = resolve(parse(sql), schema)
+    resolved = resolve(inline_ctes(parse(sql)), schema)
     _simplify(resolved.tree)
     nodes = {id(reference.node): reference for reference in resolved.references}
     for scope in resolved.scopes:

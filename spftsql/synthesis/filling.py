@@ -7,6 +7,7 @@ key graph (Hu et al. 2023, arXiv 2212.08785), and the values come from the colum
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate, pairwise
@@ -16,13 +17,14 @@ from pathlib import Path
 from spftsql.databases.schema import Schema
 from spftsql.databases.values import Values
 from spftsql.records import Statement, content_hash
-from spftsql.synthesis.joins import ColumnName, KeyGraph, key_graph
+from spftsql.synthesis.joins import ColumnName, Join, KeyGraph, key_graph
 from spftsql.synthesis.rendering import Compiled, compile_template, render
 from spftsql.synthesis.templates import Bindings, Slot, Tables, Template, Value
 
 _FRUITLESS = 200  # fills of a template in a row that gave nothing new, before it is given up
 _FAR = 1.5  # how fast the weight of a table falls with its distance in the key graph
 _LONGEST_PART = 7  # characters of a LIKE pattern that is taken for part of a word or date, such as 2024-05
+_PARTS = {"year": re.compile(r"(\d{4})-\d"), "month": re.compile(r"\d{4}-(\d{2})")}
 _MOST_TABLES = 4  # in one SELECT, bridges included
 
 
@@ -43,8 +45,6 @@ def fill(
     """
     graph, compiled = key_graph(schema), compile_template(template.sql)
     if not bindings_pool or rng.random() < column_substitution:
-        if compiled.places:
-            return None  # tables told apart by their place (self-joins) cannot be joined anew from the keys
         bindings = _substitute(template, compiled, graph, rng)
     else:
         bindings = rng.choice(bindings_pool)
@@ -113,7 +113,7 @@ def synthesize(
 def _substitute(template: Template, compiled: Compiled, graph: KeyGraph, rng: random.Random) -> Bindings | None:
     """New columns: slots that shared a table share one again; linked slots keep to one domain of values."""
     model = rng.choice(template.bindings) if template.bindings else None
-    groups: dict[object, list[Slot]] = {}
+    groups: dict[str | int, list[Slot]] = {}
     for slot in template.slots:
         if slot.role == "column":
             at = model.columns[slot.name][0] if model else _first_scope(slot.name, compiled)
@@ -124,7 +124,8 @@ def _substitute(template: Template, compiled: Compiled, graph: KeyGraph, rng: ra
         partners.setdefault(right, []).append(left)
     columns: dict[str, ColumnName] = {}
     tables: list[str] = []
-    for group in groups.values():
+    chosen: dict[str | int, str] = {}
+    for at, group in groups.items():
         choices = []
         for table in graph.schema.tables:
             picked = _pick(table.name, group, columns, partners, graph, rng)
@@ -135,12 +136,17 @@ def _substitute(template: Template, compiled: Compiled, graph: KeyGraph, rng: ra
         name, picked, _ = rng.choices(choices, weights=[weight for _, _, weight in choices])[0]
         columns |= picked
         tables.append(name)
+        chosen[at] = name
     scopes = []
     for number, derived in enumerate(compiled.derived):
         wanted = list(dict.fromkeys(columns[s][0] for s in compiled.scope_slots[number] if s != "*"))
-        seen = len(model.scopes[number].tables) if model else 1
-        if derived or (model and not seen):
-            scopes.append(Tables(()))
+        before = model.scopes[number] if model else Tables(() if derived else ("",))
+        seen = len(before.tables)
+        if derived or not seen or _in_place(before):
+            placed = _replaced(before, derived, chosen, model, graph, rng)
+            if placed is None:
+                return None
+            scopes.append(placed)
             continue
         if not wanted:
             wanted = [rng.choice(tables or [table.name for table in graph.schema.tables])]
@@ -155,6 +161,57 @@ def _substitute(template: Template, compiled: Compiled, graph: KeyGraph, rng: ra
         scopes.append(Tables(connected))
     observed = model.values if model else {}
     return Bindings(graph.schema.db_id, columns, observed, tuple(scopes))
+
+
+def _in_place(tables: Tables) -> bool:
+    """Whether every table of a FROM clause keeps its place: self-joins and outer joins."""
+    return len(set(tables.tables)) < len(tables.tables) or any(join.side for join in tables.joins or ())
+
+
+def _replaced(
+    before: Tables,
+    derived: bool,
+    chosen: Mapping[str | int, str],
+    model: Bindings | None,
+    graph: KeyGraph,
+    rng: random.Random,
+) -> Tables | None:
+    """The same FROM clause over other tables, each at the place of the one whose slots it got; None if it cannot be."""
+    names = tuple(chosen[table] for table in before.tables if table in chosen)
+    if len(names) < len(before.tables):
+        return None
+    if derived or not names:
+        return Tables(names)
+    joins = before.joins or ()
+    if len(set(before.tables)) == len(before.tables):
+        found = graph.joins(names)
+        return (
+            Tables(names, tuple(replace(j, side=o.side) for j, o in zip(found, joins, strict=True))) if found else None
+        )
+    if model is None or model.db_id or len(set(names)) > 1:
+        return None  # which end of a label's self-join was the key is not known here
+    again = []
+    for join in joins:
+        ends = _ends(join, graph, names[0], rng)
+        if ends is None:
+            return None
+        again.append(replace(join, equalities=((join.equalities[0][0], *ends),)))
+    return Tables(names, tuple(again))
+
+
+def _ends(join: Join, graph: KeyGraph, table: str, rng: random.Random) -> tuple[str, str] | None:
+    """Columns that join `table` with itself in the roles of a shape's join: over its own key, or as siblings."""
+    if len(join.equalities) != 1:
+        return None
+    _, left, right = join.equalities[0]
+    keys = [(column[1], target[1]) for column, target in graph.keys.items() if column[0] == table == target[0]]
+    siblings = [column[1] for column, target in graph.keys.items() if column[0] == table != target[0]]
+    if left == right == "fk":
+        return (rng.choice(siblings),) * 2 if siblings else None
+    if {left, right} != {"fk", "key"} or not keys:
+        return None
+    found = rng.choice(keys)
+    return found if left == "fk" else found[::-1]
 
 
 def _first_scope(slot: str, compiled: Compiled) -> int:
@@ -182,7 +239,7 @@ def _pick(
             for column in graph.columns(table, slot.kind, slot.key)
             if column not in picked.values()
             and column not in columns.values()
-            and all(graph.domain(column) == domain for domain in near)
+            and all(graph.domain(column) == domain or column[1].lower() == domain[1].lower() for domain in near)
         ]
         if not choices:
             return None
@@ -249,6 +306,9 @@ def _draw_value(
     if slot.operator in ("range", "between"):
         return values.threshold(rng, *columns[0])
     value = values.draw(rng, columns)
+    if slot.operator in _PARTS:
+        part = _PARTS[slot.operator].match(str(value))
+        return part.group(1) if part else None
     if slot.operator == "like" and value is not None:
         word = rng.choice(str(value).split() or [str(value)])
         return word[: len(observed)] if isinstance(observed, str) and len(observed) <= _LONGEST_PART else word

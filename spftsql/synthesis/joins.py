@@ -56,7 +56,9 @@ class KeyGraph:
         for table in schema.tables:
             for column in table.columns:
                 name = (table.name, column.name)
-                self._columns.setdefault((table.name, column.kind, self.role(name)), []).append(name)
+                role = self.role(name)
+                for kind in (column.kind, "any") if role else (column.kind,):
+                    self._columns.setdefault((table.name, kind, role), []).append(name)
         self._joins: dict[tuple[str, ...], tuple[Join, ...] | None] = {}
         self._distances: dict[str, dict[str, float]] = {}
 
@@ -69,7 +71,7 @@ class KeyGraph:
         return "key" if primary == {name[1].lower()} or name in self._targets else ""
 
     def columns(self, table: str, kind: str, key: str) -> Sequence[ColumnName]:
-        """The columns of a table with this kind and key role."""
+        """The columns of a table with this kind (`any` for keys of whatever kind) and key role."""
         return self._columns.get((table, kind, key), ())
 
     def rows(self, table: str) -> int:

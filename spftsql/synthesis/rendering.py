@@ -17,6 +17,7 @@ from spftsql.synthesis.templates import Bindings, Tables, Value
 
 _PIECE = re.compile(r"z(\d+)z")
 _SLOT = re.compile(r"(?:col_\w+|value)_\d+")
+_TABLE = re.compile(r"t\d+")
 _QUALIFIER = re.compile(r"s(\d+)(?:_(\d+))?")
 
 
@@ -53,7 +54,15 @@ class Hole:
     pattern: bool = False
 
 
-Piece = str | From | Mention | Hole
+@dataclass(frozen=True)
+class Place:
+    """A table in the FROM clause of SELECT `scope` that also has derived tables."""
+
+    scope: int
+    place: int
+
+
+Piece = str | From | Mention | Hole | Place
 
 
 @dataclass(frozen=True)
@@ -103,6 +112,11 @@ def compile_template(sql: str) -> Compiled:
     for number, select in enumerate(found):
         if not derived[number]:
             select.set("from_", exp.From(this=exp.Table(this=mark(From(number)))))
+            continue
+        for item in [select.args["from_"], *(select.args.get("joins") or [])]:
+            if isinstance(item.this, exp.Table) and _TABLE.fullmatch(item.this.name):
+                place = Place(number, int(item.this.name[1:]) - 1)
+                item.this.replace(exp.Table(this=mark(place)))
 
     pieces: list[Piece] = []
     for part, text in enumerate(_PIECE.split(write(tree))):
@@ -135,6 +149,8 @@ def render(compiled: Compiled, bindings: Bindings, graph: KeyGraph) -> str | Non
         elif isinstance(piece, Hole):
             value = bindings.values[piece.slot]
             out.append(literal(f"{piece.before}{value}{piece.after}" if piece.pattern else value))
+        elif isinstance(piece, Place):
+            out.append(_source(scopes[piece.scope].tables[piece.place], labels[piece.scope][piece.place]))
         elif isinstance(piece, From):
             text = _from(scopes[piece.scope], labels[piece.scope], graph)
             if text is None:
@@ -144,7 +160,8 @@ def render(compiled: Compiled, bindings: Bindings, graph: KeyGraph) -> str | Non
             name = "*" if piece.slot == "*" else quoted(bindings.columns[piece.slot][1])
             label = piece.label or ""
             free = piece.label is None and not piece.bare
-            if free and (piece.within != piece.scope or len(labels[piece.scope]) > 1):
+            several = free and (len(labels[piece.scope]) > 1 or compiled.derived[piece.scope])
+            if free and (piece.within != piece.scope or several):
                 label = labels[piece.scope][_place(piece, bindings)]
             out.append(f"{label}.{name}" if label else name)
     return "".join(out)

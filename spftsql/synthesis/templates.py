@@ -3,7 +3,9 @@
 A template is text such as `SELECT col_text_1 WHERE col_number_2 = (SELECT MAX(col_number_2) WHERE col_text_fk_3 =
 value_1)`. Column slots carry type and key role, the same column is the same slot, FROM and JOIN are gone (derived
 tables stay). `s2.col_text_1` refers to the second SELECT of the statement; `s1_2.col_text_1` to the second table of the
-first, where a table stands twice. The idea of typed slots with key roles: Hu et al. 2023 (arXiv 2212.08785).
+first, where a table stands twice. Where a table is joined with a derived table, FROM stays with `t1`, `t2` in the place
+of tables, and ON conditions are slots as everything else. The idea of typed slots with key roles: Hu et al. 2023 (arXiv
+2212.08785).
 """
 
 from __future__ import annotations
@@ -22,11 +24,12 @@ from spftsql.synthesis.canonical import canonicalize, conjuncts, write
 from spftsql.synthesis.hardness import hardness
 from spftsql.synthesis.joins import ColumnName, Join, KeyGraph, KeyRole, key_graph
 from spftsql.synthesis.placeholders import mentions
-from spftsql.synthesis.scopes import Output, Reference, Resolved, Scope, selects
+from spftsql.synthesis.scopes import Output, Reference, Resolved, Scope, Source, selects
 
 Value = str | int | float
-Operator = Literal["equal", "range", "between", "like", "count", "limit", "free"]
+Operator = Literal["equal", "range", "between", "like", "year", "month", "count", "limit", "free"]
 _MARK = re.compile(r"z([cv])(\d+)z")
+_PARTS: dict[str, Operator] = {"%Y": "year", "%m": "month"}
 _RANGES = (exp.GT, exp.GTE, exp.LT, exp.LTE)
 
 
@@ -36,7 +39,7 @@ class Slot:
 
     name: str
     role: Literal["column", "value"]
-    kind: str  # of the column: text, number, …
+    kind: str  # of the column: text, number, …, or `any` for a key of whatever kind
     key: KeyRole = ""
     of: tuple[str, ...] = ()
     operator: Operator = "free"
@@ -132,8 +135,6 @@ class _Extraction:
     def result(self) -> tuple[Template, Bindings]:
         tree = self.resolved.tree
         level = hardness(tree)
-        if tree.find(exp.With):
-            raise ValueError("CTEs are not templated yet")
         if tree.find(exp.All, exp.Any):
             raise ValueError("a comparison with ALL or ANY, which SQLite does not have")
         if len(list(selects(tree))) != len(list(tree.find_all(exp.Select))):
@@ -144,13 +145,13 @@ class _Extraction:
         return self.named(write(tree), level, scopes)
 
     def tables(self, scope: Scope) -> Tables:
-        """Takes the FROM clause out of a SELECT, unless it is over derived tables."""
-        if not scope.sources:
-            return Tables(())
-        derived = [source for source in scope.sources if source.table is None]
-        if derived:
-            if len(derived) < len(scope.sources):
-                raise ValueError("a table is joined with a derived table")
+        """Takes the FROM clause out of a SELECT; over derived tables it stays, without the names of its tables."""
+        places = _places(scope)
+        if len(places) < len(scope.sources):
+            for number, source in enumerate(places, 1):
+                source.node.replace(exp.to_table(f"t{number}"))
+            return Tables(tuple(source.table.name for source in places if source.table is not None))
+        if not places:
             return Tables(())
         joins = []
         for place, join in enumerate(scope.select.args.get("joins") or [], 1):
@@ -209,16 +210,20 @@ class _Extraction:
         source = reference.source
         if source is None or reference.bare:
             return ""
-        twins = [other for other in source.scope.sources if other.table is source.table]
-        if len(twins) > 1 or star:
-            return f"s{source.scope.index}_{source.scope.sources.index(source) + 1}"
+        places = _places(source.scope)
+        twins = [other for other in places if other.table is source.table]
+        if len(twins) > 1 or star or len(places) < len(source.scope.sources):
+            return f"s{source.scope.index}_{places.index(source) + 1}"
         return "" if source.scope is reference.scope else f"s{source.scope.index}"
 
     def mark_values(self, tree: exp.Expr) -> None:
-        for node in list(tree.find_all(exp.Binary, exp.In, exp.Between, exp.Limit)):
+        for node in list(tree.find_all(exp.Binary, exp.In, exp.Between, exp.Limit, exp.Case)):
             if isinstance(node, exp.Limit):
                 if node.expression.name != "1":
                     self.mark(node.expression, "limit", None)
+            elif isinstance(node, exp.Case):
+                for branch in node.args["ifs"] if node.this is not None else ():
+                    self.mark(branch.this, *self.tie(node.this, "equal"))
             elif isinstance(node, exp.In):
                 for item in node.expressions:
                     self.mark(item, *self.tie(node.this, "equal"))
@@ -244,8 +249,12 @@ class _Extraction:
             return self.tie(other.this, how)
         if isinstance(other, exp.Count):
             return "count", None
-        if isinstance(other, exp.Max | exp.Min | exp.Avg):
+        if isinstance(other, exp.Max | exp.Min | exp.Avg | exp.Sum):
             return self.tie(other.this, how)
+        if isinstance(other, exp.TimeToStr) and other.text("format") in _PARTS:
+            part = _PARTS[other.text("format")]
+            _, column = self.tie(other.this.this if isinstance(other.this, exp.TsOrDsToTimestamp) else other.this, part)
+            return (part, column) if column is not None else ("free", None)
         reference = self.references.get(id(other))
         if reference is None:
             return "free", None
@@ -312,6 +321,11 @@ class _Extraction:
             raise ValueError(f"no column {'.'.join(name)}")
         key = self.graph.role(name)
         return Slot(f"col_{column.kind}_{key + '_' if key else ''}{number}", "column", column.kind, key)
+
+
+def _places(scope: Scope) -> list[Source]:
+    """The sources of a FROM clause that are tables."""
+    return [source for source in scope.sources if source.table is not None]
 
 
 def _literal(node: exp.Expr) -> Value | None:
