@@ -18,7 +18,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import mistral_common
@@ -83,6 +83,7 @@ def _report(data: Path, folder: Path) -> None:
     sets: list[tuple[str, dict[str, Source], list[Case], int]] = []
     for name, sources, rows in (
         ("Spider dev", spider, spider_rows),
+        ("Spider dev, no comments", _without_comments(spider), spider_rows),
         ("Spider-Syn dev", spider, rows_of(data / "spider-syn" / "dev.json", "SpiderSynQuestion")),
         ("Spider-Realistic", spider, rows_of(data / "spider-realistic" / "spider-realistic.json")),
         ("BIRD dev, schema only", bird, rows_of(data / "bird" / "dev.json", sql="SQL")),
@@ -109,7 +110,11 @@ def _report(data: Path, folder: Path) -> None:
         _add(table, f"{name}, merged", str(_size(source)), f"{_DEFAULT} tokens", got)
     console = Console(width=120)
     console.print(table)
-    figures["values"] = _values(spider, sets[0][2], count, console)
+    figures["values, Spider dev"] = _values("Spider dev", spider, sets[0][2], count, console)
+    hero, folder_of_hero = "superhero", data / "bird" / "dev_databases" / "superhero"
+    heroes = {hero: replace(bird[hero], file=folder_of_hero / f"{hero}.sqlite")}
+    asked = [case for case in sets[-1][2] if case.db_id == hero]
+    figures["values, BIRD dev superhero"] = _values("BIRD dev, superhero", heroes, asked, count, console)
     whole, renamed = merged(spider, sorted(spider), folder)
     figures["speed"] = _speed(whole, [moved(case, renamed) for case in sets[0][2]], count, console)
     print(json.dumps(figures))
@@ -161,7 +166,9 @@ def _recall(parts: Iterable[tuple[Case, Schema, int]], left_out: int) -> Recall:
     return Recall(len(rows), *(round(statistics.fmean(column), 4) for column in zip(*rows, strict=True)), left_out)
 
 
-def _values(sources: dict[str, Source], found: Sequence[Case], count: Count, console: Console) -> dict[str, float]:
+def _values(
+    name: str, sources: dict[str, Source], found: Sequence[Case], count: Count, console: Console
+) -> dict[str, float]:
     """How many of the gold's string literals that are cells stand in the prompt, and how many values it shows."""
     linkers: dict[str, tuple[Linker, ValueIndex]] = {}
     wanted = got = shown = right = 0
@@ -173,7 +180,7 @@ def _values(sources: dict[str, Source], found: Sequence[Case], count: Count, con
         linker, index = linkers[case.db_id]
         literals = {quoted or other for quoted, other in _LITERAL.findall(case.sql)}
         cells = {cell.value for cell in index.with_keys([key_of(text) for text in sorted(literals)])} & literals
-        values = [match.value for match in linker.link(case.question).values]
+        values = [match.value for match in linker.link(_text(case)).values]
         wanted, got = wanted + len(cells), got + len(cells & set(values))
         shown, right = shown + len(values), right + sum(value in cells for value in values)
     figures = {
@@ -183,7 +190,7 @@ def _values(sources: dict[str, Source], found: Sequence[Case], count: Count, con
         "precision": round(right / shown, 4),
     }
     console.print(
-        f"Values, Spider dev: {got} of {wanted} literals of the gold that are cells are in the prompt "
+        f"Values, {name}: {got} of {wanted} literals of the gold that are cells are in the prompt "
         f"({figures['recall']:.1%}); {figures['shown_per_question']} values a question, "
         f"{figures['precision']:.1%} of them in its gold"
     )
@@ -219,6 +226,18 @@ def _each(linker: Linker, found: Sequence[Case]) -> dict[str, float]:
     return {
         "median_ms": round(statistics.median(times), 2),
         "p99_ms": round(statistics.quantiles(times, n=100)[98], 2),
+    }
+
+
+def _without_comments(sources: dict[str, Source]) -> dict[str, Source]:
+    """The same databases as their identifiers alone describe them."""
+
+    def bare(table: SchemaTable) -> SchemaTable:
+        return replace(table, columns=tuple(replace(column, comment="") for column in table.columns), comment="")
+
+    return {
+        name: replace(source, schema=replace(source.schema, tables=tuple(map(bare, source.schema.tables))))
+        for name, source in sources.items()
     }
 
 
