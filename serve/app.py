@@ -107,7 +107,9 @@ class Endpoint:
         model: DeploymentHandle[Any],
     ) -> None:
         """Takes the model's handle from the application, and the verifier pool's from the Serve instance."""
-        backend = RayBackend(model, PoolClient({name: db.path for name, db in catalogue.items()}, config.sandbox))
+        # Without a fixed content: what is asked is answered from the data of the moment.
+        places = {name: database.source.addresses for name, database in catalogue.items()}
+        backend = RayBackend(model, PoolClient(places, config.sandbox))
         self._service = Service(model_dir, model_name, catalogue, config, backend)
         self._digest = digest
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import sys
 import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -37,8 +38,11 @@ APP = DEPLOYMENT = "verifier"
 # third of the throughput.
 ONGOING = 8
 _START_S = 60.0
+_FIRST_S, _OTHERS_S = 900.0, 60.0  # for the first worker, which may need a new node; from then on, for the others
+_TELL_S, _POLL_S = 20.0, 0.1
 _LIMITS_KEPT = 2  # sets of limits for which a worker keeps child processes; the endpoint's and a run's, say
 _DRAIN_S = 300.0  # for a worker that is taken away to answer the calls that it has; then others are asked again
+_LOOK_S = 10.0  # a call that takes longer looks whether the pool is still there
 _STUCK_S = 900.0  # a call that takes longer waits for something that does not come, such as a network mount
 _CODE = ("spftsql.verification", "spftsql.sandbox", "spftsql.verdicts")
 
@@ -151,6 +155,7 @@ class PoolClient:
         self._handle: DeploymentHandle[Any] = serve.get_app_handle(APP)
         self._limits = limits.model_dump_json()
         self._sources = {name: (s.addresses, s.content) for name, s in sources_of(databases).items()}
+        self._looking, self._looked, self._there = asyncio.Lock(), 0.0, True
 
     async def verify(self, requests: Sequence[VerificationRequest]) -> list[Verdict]:
         """One verdict per request, in the same order; raises `Fault` when the pool, not a database, fails."""
@@ -169,11 +174,29 @@ class PoolClient:
         from ray.exceptions import RayError
         from ray.serve.exceptions import RayServeException
 
-        try:
+        async def call() -> Any:
             return await getattr(self._handle, method).remote(*arguments)
+
+        waiting = asyncio.ensure_future(call())
+        try:
+            # A call to a pool that was taken down would wait for ever.
+            while not (await asyncio.wait({waiting}, timeout=_LOOK_S))[0]:
+                if not await self._is_there():
+                    raise Fault("the verifier pool was taken down")
+            return waiting.result()
         except (RayError, RayServeException) as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]
             raise Fault(f"the verifier pool failed: {lines[-1][:300]}") from None
+        finally:
+            waiting.cancel()
+
+    async def _is_there(self) -> bool:
+        """Whether there is a pool; asked once for all calls that wait."""
+        async with self._looking:
+            if time.monotonic() - self._looked > _LOOK_S / 2:
+                self._there = await asyncio.to_thread(_exists)
+                self._looked = time.monotonic()
+        return self._there
 
 
 def start_pool(config: Config, sandbox: ExecutorFactory = Sandbox) -> DeploymentHandle[Any]:
@@ -203,12 +226,45 @@ def start_pool(config: Config, sandbox: ExecutorFactory = Sandbox) -> Deployment
         graceful_shutdown_wait_loop_s=0.2,
         graceful_shutdown_timeout_s=_DRAIN_S,
     )(PoolWorker)
+    target = serve.RunTarget(
+        deployment.bind(settings, sandbox=sandbox), name=APP, route_prefix=None, external_scaler_enabled=True
+    )
     try:
-        return serve.run(
-            deployment.bind(settings, sandbox=sandbox), name=APP, route_prefix=None, external_scaler_enabled=True
-        )
+        serve.run_many([target], wait_for_applications_running=False)
     except RuntimeError as error:
         raise Fault(f"the verifier pool could not be started: {' '.join(str(error).split())[:500]}") from None
+    _wait_for_workers(config.verification)
+    return serve.get_app_handle(APP)
+
+
+def _wait_for_workers(config: VerificationConfig) -> None:
+    """Returns when all workers run, or some have for a while; says on standard error when there is no room for any."""
+    import ray
+    from ray import serve
+
+    started = time.monotonic()
+    first: float | None = None
+    told = False
+    while True:
+        application = serve.status().applications[APP]
+        deployment = application.deployments.get(DEPLOYMENT)
+        if application.status == "DEPLOY_FAILED":
+            message = deployment.message if deployment else application.message
+            raise Fault(f"the verifier pool could not be started: {' '.join(message.split())[:500]}")
+        states: Mapping[Any, int] = deployment.replica_states if deployment else {}
+        running = states.get("RUNNING", 0)
+        now = time.monotonic()
+        first = now if running and first is None else first
+        if running >= config.workers or (first is not None and now - first > _OTHERS_S):
+            return
+        if not running and now - started > _TELL_S and not told:
+            told = True
+            free, total = (each.get("CPU", 0) for each in (ray.available_resources(), ray.cluster_resources()))
+            line = f"No verifier runs yet: each needs {config.cpus:g} CPU, and {free:g} of {total:g} are free."
+            print(line, file=sys.stderr, flush=True)
+        if not running and now - started > _FIRST_S:
+            raise Fault(f"no verifier could be started within {_FIRST_S:.0f} s")
+        time.sleep(_POLL_S)
 
 
 def pool_stats(timeout_s: float = 10.0) -> list[dict[str, Any]]:
@@ -243,6 +299,17 @@ def pool_version(settings: Mapping[str, Any], sandbox: ExecutorFactory) -> str:
 def _code() -> str:
     files = (entry for package in _CODE for entry in resources.files(package).iterdir() if entry.name.endswith(".py"))
     return content_hash(sorted((entry.name, entry.read_text(encoding="utf-8")) for entry in files))
+
+
+def _exists() -> bool:
+    from ray import serve
+    from ray.exceptions import RayError
+    from ray.serve.exceptions import RayServeException
+
+    try:
+        return APP in serve.status().applications
+    except (RayError, RayServeException):
+        return False
 
 
 def _running(version: str) -> DeploymentHandle[Any] | None:

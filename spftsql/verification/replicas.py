@@ -67,22 +67,46 @@ class Replicas:
         self._content, self._node_cache, self._clock = source.content, node_cache, clock
         self._lock = threading.Lock()
 
-    def identity(self) -> tuple[str, bool] | None:
+    def identity(self, executor: Executor) -> tuple[str, bool] | None:
         """What names the content in keys of results, and whether it means the same to other processes.
 
-        None when results must not be kept: for a server, and while no replica is there.
+        None when results must not be kept: where a server cannot tell, and while no replica is there.
         """
-        location = self._replicas[0].location
-        if location.file is None:
-            return None
+        if not self.is_file:
+            return self._server_identity(executor)
         if self._content is not None:
             return self._content, True
         if len(self._replicas) > 1:
             return None
+        location = self._replicas[0].location
         try:
             return f"{location.address} {state_of(location)}", False
         except Fault:
             return None
+
+    def _server_identity(self, executor: Executor) -> tuple[str, bool] | None:
+        ask: Callable[[Place], str] | None = getattr(executor, "state", None)
+        if ask is None:
+            return None
+        for replica in self._turn():
+            try:
+                state = ask(address_of(replica.location))
+            except Fault:
+                self._failed(replica)
+            else:
+                # The address says who asks, which may decide what is seen.
+                return (f"{replica.location} {state}", False) if state else None
+        return None
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the database is a file, not on a server."""
+        return self._replicas[0].location.file is not None
+
+    @property
+    def faults(self) -> int:
+        """How often a replica has failed."""
+        return sum(replica.faults for replica in self._replicas)
 
     @property
     def engine(self) -> Engine:

@@ -21,7 +21,7 @@ from spftsql.verdicts import Stability, digest, verdict_of
 from spftsql.verification.cache import ResultCache, engine_version, repeatable, result_keys
 from spftsql.verification.gold_stability import gold_stability
 from spftsql.verification.node_cache import NodeCache
-from spftsql.verification.replicas import ExecutorFactory, Replicas
+from spftsql.verification.replicas import Executor, ExecutorFactory, Replicas
 
 _CHUNK = 16  # statements whose results are in memory together
 _CACHE_BYTES = 64 << 20
@@ -40,18 +40,27 @@ _Outcomes = dict[str, Execution | Fault]
 class _Part:
     """The part of one call that is about one database: what is known of its content, for as long as the call takes.
 
-    Results of a content that has no name (a server's, whose content can change at any time) are kept for the call.
+    Results of a content that has no name are kept for the call.
     """
 
-    def __init__(self, replicas: Replicas, call: str) -> None:
-        self.replicas = replicas
-        self._identity = replicas.identity()
+    def __init__(self, replicas: Replicas, sandbox: Executor, call: str) -> None:
+        self.replicas, self._sandbox = replicas, sandbox
+        self._identity = replicas.identity(sandbox)
+        self._faults = replicas.faults
         self.content, self.durable = self._identity or (call, False)
         self.failed_golds: dict[bytes, Execution] = {}  # not `repeatable`, and too dear to try with every prediction
 
     def has_changed(self) -> bool:
-        """Whether the database has another content than when the call began, as far as one can see."""
-        return self._identity is not None and self.replicas.identity() != self._identity
+        """Whether a file has another content than when the call began.
+
+        A server that others write to changes all the time: its golds are executed with its predictions.
+        """
+        known = self._identity is not None and self.replicas.is_file
+        return known and self.replicas.identity(self._sandbox) != self._identity
+
+    def is_certain(self) -> bool:
+        """Whether the content that was named is the one that was asked: of servers, one may have taken over."""
+        return self.replicas.is_file or self.replicas.faults == self._faults
 
 
 class Verifier:
@@ -111,7 +120,9 @@ class Verifier:
             questions.append((request.gold_sql, request.policy))
         known = self._sources if sources is None else sources
         for db_id, asked in by_database.items():
-            part = _Part(self._of(known[db_id]), f"call {self._name} {next(self._calls)}") if db_id in known else None
+            part = None
+            if db_id in known:
+                part = _Part(self._of(known[db_id]), self._sandbox, f"call {self._name} {next(self._calls)}")
             for chunk in _chunks(list(asked), _CHUNK):
                 questions_of = {sql: dict.fromkeys(asked[sql]) for sql in chunk}
                 for sql, question, verdict in self._judge(db_id, part, questions_of):
@@ -190,7 +201,7 @@ class Verifier:
             return dict.fromkeys(statements, Fault("the database changed while statements were executed on it"))
         worth: dict[bytes, Execution] = {}
         for key, result in executed.items():
-            if isinstance(result, Fault) or not result.engine.startswith(engine):
+            if isinstance(result, Fault) or not result.engine.startswith(engine) or not part.is_certain():
                 continue
             sql = wanted[key]
             if sql not in golds and result.elapsed_ms < _WORTH_KEEPING_MS:

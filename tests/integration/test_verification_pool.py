@@ -16,13 +16,19 @@ import pytest
 from spftsql.config import Config, SandboxConfig, ServeConfig, VerificationConfig, validate
 from spftsql.errors import Fault, UserError
 from spftsql.records import Verdict, VerificationRequest, read_records, write_records
+from tests.pool_processes import (
+    await_work,
+    counts,
+    cpu_seconds,
+    sandbox_children,
+    wanted,
+    worker_processes,
+)
 from tests.small_disk import small_disk
 
 pytestmark = pytest.mark.integration
 
 ROWS = 500
-# About 20 ms each, so that the stage still works when a worker is killed.
-COUNT = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 60000) SELECT count(*) + {} FROM n, t"
 
 
 @pytest.fixture(scope="module")
@@ -72,20 +78,6 @@ def busy_cpu(ray_session: str) -> Iterator[None]:
     assert ray.get(engine.ready.remote(), timeout=60)
     yield
     ray.kill(engine)
-
-
-def counts(rows: int) -> list[VerificationRequest]:
-    """Slow statements, every third of which is not what its gold says."""
-    return [
-        VerificationRequest(
-            str(i), ("shop", "zoo")[i % 2], COUNT.format(i), f"SELECT {60_000 + i + i % 3 // 2}", "strict"
-        )
-        for i in range(rows)
-    ]
-
-
-def wanted(rows: int) -> list[str]:
-    return ["different" if i % 3 == 2 else "equal" for i in range(rows)]
 
 
 def verify(
@@ -178,17 +170,6 @@ def test_scaling_up_and_down_loses_and_repeats_no_verdict(
     PoolScaler(ray_session).ask_for(2)
 
 
-def await_work() -> None:
-    """Returns when a worker's child is in the midst of its rows."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        children = [child for worker in worker_processes() for child in sandbox_children(worker)]
-        if any(cpu_seconds(child) > 0.3 for child in children):
-            return
-        time.sleep(0.05)
-    pytest.fail("no worker has begun")
-
-
 @pytest.mark.long
 def test_a_full_disk_is_a_fault_and_the_stage_can_be_run_again(
     busy_cpu: None, databases: dict[str, Path], config: Config, tmp_path: Path
@@ -236,37 +217,3 @@ def test_pool_is_taken_down(busy_cpu: None, databases: dict[str, Path], config: 
     stop_pool()
     assert APP not in serve.status().applications
     stop_pool()
-
-
-def worker_processes() -> set[int]:
-    """The processes of the replicas in this process's own Ray session (driver -> raylet -> replica)."""
-    found = set()
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            if b"ServeReplica:verifier" in (entry / "cmdline").read_bytes():
-                raylet = parent_of(int(entry.name))
-                if parent_of(raylet) == os.getpid():
-                    found.add(int(entry.name))
-        except OSError:
-            continue
-    return found
-
-
-def parent_of(pid: int) -> int:
-    return int(stat(pid)[1])
-
-
-def cpu_seconds(pid: int) -> float:
-    return (int(stat(pid)[11]) + int(stat(pid)[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def stat(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat after the name: the state first."""
-    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-
-
-def sandbox_children(worker: int) -> list[int]:
-    found = []
-    for task in Path(f"/proc/{worker}/task").iterdir():
-        found += [int(child) for child in (task / "children").read_text().split()]
-    return found

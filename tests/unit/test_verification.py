@@ -171,6 +171,26 @@ def test_results_of_a_server_are_kept_for_one_call() -> None:
             assert Counting.asked.count("SELECT a  FROM t") == calls
 
 
+class Telling(Counting):
+    """Also says what its content is."""
+
+    content: ClassVar[list[str]] = []
+
+    def state(self, database: str | Path) -> str:
+        return self.content[0] if len(self.content) == 1 else self.content.pop(0)
+
+
+def test_golds_of_a_server_that_names_its_content_are_kept_as_long_as_it_stays() -> None:
+    Telling.asked, Telling.status, Telling.content = [], "ran", ["1", "1", "2", "2", ""]
+    requests = [request(f"SELECT {i} + a FROM t", "SELECT a FROM t", id=str(i)) for i in range(40)]
+    counts = []
+    with Verifier({"shop": "postgresql://reader@host/shop"}, LIMITS, sandbox=Telling) as verifier:
+        for _ in range(6):
+            assert [v.status for v in verifier.verify(requests)] == ["equal"] * 40
+            counts.append(Telling.asked.count("SELECT a FROM t"))
+    assert counts == [1, 1, 2, 2, 3, 4]
+
+
 def test_a_gold_that_times_out_is_tried_once_a_call() -> None:
     Counting.asked, Counting.status = [], "timeout"
     requests = [request(f"SELECT {i}", "SELECT slow FROM t", id=str(i)) for i in range(40)]
