@@ -98,8 +98,11 @@ def timed(sandbox: Sandbox, database: str | Path, sql: str, limit: float) -> tup
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """The hash of every file in a folder."""
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+    """The hash of every file in a folder; other folders in it are just there."""
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
+        for path in folder.iterdir()
+    }
 
 
 def make_sqlite_database(folder: Path) -> Path:

@@ -34,6 +34,7 @@ GUARDS = {
     "read-only open": "writes to the database",
     "writing CTE": "WITH x AS (DELETE …), also INSERT, UPDATE, TRUNCATE and COPY",
     "outside": "files, the network, extensions, secrets and the Python variables around a call",
+    "file system": "files, below what lets a statement ask for them: of the database only what is open already",
     "lock": "SET and RESET of all that is configured here",
     "memory limit": "tables, sorts and joins of more than about a half of what the process may have",
     "spilling": "temporary files in a folder beside the database",
@@ -67,7 +68,6 @@ _OUTSIDE = {
     "python_enable_replacements": "false",
     "enable_external_file_cache": "false",
     "enable_external_access": "false",
-    "disabled_filesystems": "LocalFileSystem",  # the database is open already and stays readable
 }
 
 # The engine says of its functions which have side effects; of these, only the first may be called. The others are about
@@ -167,6 +167,8 @@ class DuckdbRunner:
             settings["max_expression_depth"] = "250"
         if "outside" in self._guards:
             settings |= _OUTSIDE
+        if "file system" in self._guards:
+            settings["disabled_filesystems"] = "LocalFileSystem"
         if "lock" in self._guards:
             settings["lock_configuration"] = "true"
         for name, value in settings.items():
