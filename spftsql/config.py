@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from spftsql.errors import UserError
 from spftsql.records import Mode, content_hash
+from spftsql.sandbox.location import without_password
 
 
 class Section(BaseModel):
@@ -57,6 +58,16 @@ class DataConfig(Section):
     gate_share: float = Field(0.1, ge=0, lt=1)
     canonical_sql: bool = False  # rewrite labels into the form in which synthesis writes SQL
     databases: tuple[DatabaseConfig, ...] = ()
+
+    @model_validator(mode="after")
+    def _no_password(self) -> DataConfig:
+        for database in self.databases:
+            if any(without_password(url) != url for url in (database.url, *database.replicas)):
+                raise ValueError(
+                    f"database {database.name}: leave the password out of the recipe, which is copied into runs and to "
+                    "clusters; where SQL is executed it is read from PGPASSWORD or ~/.pgpass"
+                )
+        return self
 
 
 class PromptConfig(Section):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from spftsql.config import resolve
 from spftsql.errors import UserError
 from spftsql.sandbox.location import Location, locate, without_password
 from spftsql.sandbox.postgresql.policy import Refused, check, tokenize
@@ -125,7 +126,9 @@ def test_what_the_text_alone_shows_is_refused_without_a_server() -> None:
         for case in read_corpus("postgresql")
         if case.family in text_alone and case.allowed == {"refused"} and not refusal(case.sql)
     ]
-    functions = re.compile(r"\b(set_config|current_setting|has_table_privilege|obj_description|to_regclass|xpath)\(|SELECT FROM")
+    functions = re.compile(
+        r"\b(set_config|current_setting|has_table_privilege|obj_description|to_regclass|xpath)\(|SELECT FROM"
+    )
     assert [sql for sql in let_through if not functions.search(sql)] == []
 
 
@@ -182,3 +185,14 @@ def test_locations_are_what_was_written() -> None:
     for url in ("postgresql://u:x@h/d", "sqlite:////tmp/a.db", "duckdb:////tmp/b"):
         assert locate(locate(url).url) == locate(url)
     assert locate("postgres://h/d") == Location("postgresql", "postgresql://h/d")
+
+
+def test_a_recipe_holds_no_password(tmp_path: Path) -> None:
+    recipe = tmp_path / "shop.yaml"
+    tree = "{{extends: demo, data: {{databases: [{{name: shop, url: 'postgresql://{login}@h/d'}}]}}}}"
+    recipe.write_text(tree.format(login="reader"))
+    assert resolve(str(recipe), []).data.databases[0].url == "postgresql://reader@h/d"
+    recipe.write_text(tree.format(login="reader:p4ss"))
+    with pytest.raises(UserError, match="leave the password out of the recipe") as error:
+        resolve(str(recipe), [])
+    assert "p4ss" not in str(error.value)

@@ -3,6 +3,7 @@
 import sqlite3
 from pathlib import Path
 
+import duckdb
 import pytest
 
 from spftsql.config import DatabaseConfig
@@ -101,3 +102,36 @@ def test_names_are_unique(file: Path) -> None:
     config = DatabaseConfig(name="towns", url=str(file))
     with pytest.raises(UserError, match="two databases"):
         open_catalogue([config, config])
+
+
+def test_schema_of_a_duckdb_file(tmp_path: Path) -> None:
+    path = tmp_path / "towns.duckdb"
+    with duckdb.connect(str(path)) as connection:
+        connection.execute(
+            """
+            CREATE TABLE town (id INTEGER PRIMARY KEY, name VARCHAR, founded DATE, tags VARCHAR[], size DECIMAL(10, 1));
+            CREATE TABLE shop (id INTEGER, town_id INTEGER REFERENCES town (id), open BOOLEAN);
+            CREATE VIEW large AS SELECT name FROM town WHERE size > 10;
+            CREATE SCHEMA other; CREATE TABLE other.elsewhere (x INTEGER);
+            COMMENT ON TABLE town IS 'where people live'; COMMENT ON COLUMN town.name IS 'what people call it';
+            INSERT INTO town VALUES (1, 'Ulm', '0854-07-22', ['x'], 12.5), (2, 'Bonn', NULL, NULL, 3);
+            INSERT INTO shop VALUES (1, 1, true), (2, 1, NULL);
+            """
+        )
+    schema = reflect("towns", path)
+    assert schema.dialect == "duckdb"
+    assert {table.name: table.rows for table in schema.tables} == {"shop": 2, "town": 2, "large": 1}
+    town, shop = schema.table("town"), schema.table("shop")
+    assert town is not None and (town.primary_key, town.comment) == (("id",), "where people live")
+    kinds = {column.name: (column.kind, column.distinct, column.samples) for column in town.columns}
+    assert kinds == {
+        "id": ("number", 2, (1, 2)),
+        "name": ("text", 2, ("Bonn", "Ulm")),
+        "founded": ("date", 1, ("0854-07-22",)),
+        "tags": ("other", 1, ()),
+        "size": ("number", 2, (3, 12.5)),
+    }
+    assert town.columns[1].comment == "what people call it"
+    assert shop is not None and shop.columns[2].kind == "boolean" and shop.columns[2].samples == ("true",)
+    assert schema.foreign_keys == (ForeignKey("shop", "town_id", "town", "id"),)
+    assert open_catalogue([DatabaseConfig(name="towns", url=str(path))])["towns"].content == file_hash(path)

@@ -91,7 +91,7 @@ class PostgresRunner:
         self._location, self._limits = Location("postgresql", address), limits
         self._guards = frozenset(GUARDS) - without
         self._fault: Fault | None = None
-        self._left = 0
+        self._left, self._started, self._elapsed_ms = 0, 0.0, 0.0
         self._settings = self._session_settings()
         self._connect()
 
@@ -146,7 +146,8 @@ class PostgresRunner:
         """Runs one statement. Raises `Fault` when the server or the way to it, not the statement, is at fault."""
         if self._fault:
             raise self._fault
-        started = time.perf_counter()
+        self._started = time.perf_counter()
+        self._elapsed_ms = 0.0
         rows: list[tuple[Cell, ...]] = []
         columns: tuple[str, ...] = ()
         try:
@@ -165,7 +166,7 @@ class PostgresRunner:
         except Overdue:
             self._connection.close()
             status, reason = "timeout", f"longer than {self._limits.soft_seconds:g} s, and no cancel ended it"
-        elapsed = (time.perf_counter() - started) * 1000
+        elapsed = self._elapsed_ms or (time.perf_counter() - self._started) * 1000
         if status not in ("ran", "truncated"):
             columns = ()
             rows.clear()
@@ -186,6 +187,7 @@ class PostgresRunner:
         reset = b"DISCARD ALL" if "reset" in self._guards else b"SELECT 1"
         connection = self._connection
         connection.start_clock(self._limits.soft_seconds, self._limits.hard_seconds)
+        self._started = time.perf_counter()
         connection.send([begin, sql], [end], [reset])
         begun = connection.next()
         if begun is not None and begun.status != ExecStatus.COMMAND_OK:
@@ -194,6 +196,7 @@ class PostgresRunner:
         connection.next()
         connection.expect_parts(_PART)
         outcome, columns = self._outcome(rows, max_rows)
+        self._elapsed_ms = (time.perf_counter() - self._started) * 1000
         if connection.skip_groups(3):
             connection.close()  # a cancel came late and hit what follows
         return outcome, columns
@@ -215,6 +218,7 @@ class PostgresRunner:
             except UnicodeDecodeError:
                 ended = "error", "encoding"
             except MemoryError:
+                rows.clear()
                 ended = "error", "memory"
             if ended:
                 self._connection.cancel()

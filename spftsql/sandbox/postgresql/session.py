@@ -23,6 +23,7 @@ _PORTABLE = {
     "extra_float_digits": "1",
     "standard_conforming_strings": "on",
     "synchronize_seqscans": "off",
+    "default_transaction_isolation": "read committed",  # standbys do not have all others
     "max_parallel_workers_per_gather": "0",  # sums of floats depend on who adds what first
     "jit": "off",
 }
