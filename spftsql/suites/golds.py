@@ -83,7 +83,7 @@ def read_golds(golds: Sequence[str], schema: Schema) -> list[GoldFacts]:
 
 
 def _name(reference: Reference | None) -> Name | None:
-    """The column of a table that a reference means, also through derived tables; None for anything computed."""
+    """The column of a table that a reference means; None for columns of derived tables."""
     if reference is None or reference.source is None:
         return None
     if reference.source.table is not None and isinstance(reference.column, str):

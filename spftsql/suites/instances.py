@@ -28,7 +28,8 @@ class Style:
     taken from other rows. `witness`: share of rows made to meet, or just miss, conditions of golds. `repeat`: share of
     rows that repeat another one but for its keys. `orphans`: share of parents without children. `spread`: how children
     are spread over parents (`stairs`: no two parents have equally many). `numbers`: kept as they are, without ties as
-    far as possible, or from few values. `nulls`: how much more NULLs than in the source, where it has any.
+    far as possible, or from few values. `nulls`: how much more NULLs than in the source, where it has any. `new_keys`:
+    whether whole numbers as keys are other ones than in the source.
     """
 
     rows: int

@@ -7,7 +7,7 @@ Text-to-SQL models add: a join or a grouping too many or too few, another column
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from sqlglot import exp
@@ -397,11 +397,3 @@ def _without(key: str) -> Edit:
         node.set(key, None)
 
     return edit
-
-
-def kinds(found: Iterable[Mutant]) -> dict[str, int]:
-    """How many mutants there are of each kind."""
-    counts: dict[str, int] = {}
-    for mutant in found:
-        counts[mutant.kind] = counts.get(mutant.kind, 0) + 1
-    return counts

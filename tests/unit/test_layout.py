@@ -26,6 +26,7 @@ LIGHT = [
     "spftsql.prompts",
     "spftsql.records",
     "spftsql.sandbox",
+    "spftsql.suites",
     "spftsql.synthesis",
     "spftsql.training.local",
     "spftsql.training.losses",

@@ -152,7 +152,7 @@ QUERIES = st.builds(
 @given(
     sql=st.one_of(QUERIES, st.builds("{} EXCEPT {}".format, *[st.builds("SELECT {} FROM book".format, COLUMNS)] * 2))
 )
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_mutants_differ_parse_and_repeat(sql: str, schema: Schema) -> None:
     found = mutants(sql, schema)
     texts = [mutant.sql for mutant in found]
