@@ -30,22 +30,22 @@ _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _COMPARISONS = (exp.EQ, exp.NEQ, exp.GT, exp.GTE, exp.LT, exp.LTE, exp.Like, exp.Glob, exp.In, exp.Between, exp.Is)
 
 
-def write(tree: exp.Expr) -> str:
-    """The SQL text of a tree in SQLite's dialect, NOT where people write it: `x NOT IN (…)`, `x IS NOT NULL`."""
+def write(tree: exp.Expr, dialect: str = "sqlite") -> str:
+    """The SQL text of a tree, NOT where people write it: `x NOT IN (…)`, `x IS NOT NULL`."""
     tree = tree.copy()
     for node in reversed(list(tree.find_all(exp.Not))):
         inner = node.this
         if isinstance(inner, exp.Is) and not isinstance(inner.expression, exp.Not):
             inner.set("expression", exp.Not(this=inner.expression))
-        elif isinstance(inner, exp.In | exp.Like | exp.Between | exp.Glob):
-            inner.set("this", exp.Var(this=f"{inner.this.sql('sqlite')} NOT"))
+        elif isinstance(inner, exp.In | exp.Like | exp.ILike | exp.Between | exp.Glob):
+            inner.set("this", exp.Var(this=f"{inner.this.sql(dialect)} NOT"))
         else:
             continue
         if node is tree:
             tree = inner
         else:
             node.replace(inner)
-    return tree.sql("sqlite")
+    return tree.sql(dialect)
 
 
 def canonical_sql(sql: str, schema: Schema) -> str:
@@ -125,6 +125,12 @@ def _literals(node: exp.Expr) -> Iterator[exp.Literal]:
 def identifier(name: str) -> exp.Identifier:
     """`name` as an identifier, quoted only where it has to be. Shared: copy it before it enters a tree."""
     return exp.Identifier(this=name, quoted=not _plain(name))
+
+
+@lru_cache(maxsize=100_000)
+def quoted(name: str) -> str:
+    """A name as it stands in canonical SQL."""
+    return identifier(name).sql("sqlite")
 
 
 def _plain(name: str) -> bool:

@@ -17,6 +17,8 @@ from pathlib import Path
 from spftsql.databases.schema import Schema
 from spftsql.databases.values import Values
 from spftsql.records import Statement, content_hash
+from spftsql.sandbox.location import Location
+from spftsql.synthesis.dialects import in_dialect
 from spftsql.synthesis.joins import ColumnName, Join, KeyGraph, key_graph
 from spftsql.synthesis.rendering import Compiled, compile_template, render
 from spftsql.synthesis.templates import Bindings, Slot, Tables, Template, Value
@@ -61,7 +63,7 @@ def fill(
 def synthesize(
     pool: Sequence[Template],
     schemas: Mapping[str, Schema],
-    databases: Mapping[str, Path],
+    databases: Mapping[str, Path | Location],
     count: int,
     seed: int,
     column_substitution: float,
@@ -69,6 +71,8 @@ def synthesize(
     exclude: Container[str],
 ) -> Iterator[Statement]:
     """Up to `count` distinct statements, none of them in `exclude` (canonical SQL); the same for the same seed.
+
+    Their SQL is in the dialect of their schema.
 
     A template is drawn by its count times its weight (1 where `weights` has none), and given up after many draws in a
     row without anything new; the iterator ends early when all are.
@@ -99,7 +103,8 @@ def synthesize(
             db_id, substitution = rng.choice(names), 1.0
         filled = fill(template, known.get(db_id, ()), schemas[db_id], values[db_id], rng, substitution)
         identity = content_hash(db_id, filled[0]) if filled is not None else ""
-        if filled is None or identity in made or filled[0] in exclude:
+        sql = _spelled(filled[0], schemas[db_id]) if filled is not None and identity not in made else None
+        if filled is None or sql is None or filled[0] in exclude:
             fruitless[template.id] += 1
             if fruitless[template.id] >= _FRUITLESS:
                 alive = [entry for entry in alive if entry[0].id != template.id]
@@ -107,7 +112,14 @@ def synthesize(
             continue
         fruitless[template.id] = 0
         made.add(identity)
-        yield Statement(identity, db_id, filled[0], template.id, filled[1].to_json(), seed)
+        yield Statement(identity, db_id, sql, template.id, filled[1].to_json(), seed)
+
+
+def _spelled(sql: str, schema: Schema) -> str | None:
+    try:
+        return in_dialect(sql, schema)
+    except ValueError:
+        return None
 
 
 def _substitute(template: Template, compiled: Compiled, graph: KeyGraph, rng: random.Random) -> Bindings | None:

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from sqlglot import exp
 
-from spftsql.synthesis.canonical import identifier, parse, write
+from spftsql.synthesis.canonical import parse, quoted, write
 from spftsql.synthesis.joins import KeyGraph
 from spftsql.synthesis.scopes import selects
 from spftsql.synthesis.templates import Bindings, Tables, Value
@@ -165,12 +165,6 @@ def render(compiled: Compiled, bindings: Bindings, graph: KeyGraph) -> str | Non
                 label = labels[piece.scope][_place(piece, bindings)]
             out.append(f"{label}.{name}" if label else name)
     return "".join(out)
-
-
-@lru_cache(maxsize=100_000)
-def quoted(name: str) -> str:
-    """A name as it stands in SQL."""
-    return identifier(name).sql("sqlite")
 
 
 def literal(value: Value) -> str:
