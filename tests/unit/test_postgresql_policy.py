@@ -178,7 +178,7 @@ def test_settings_of_the_url_do_not_replace_ours() -> None:
     url = "postgresql://u@h/d?options=-c%20statement_timeout%3D0%20-c%20search_path%3Dsales&application_name=mine"
     options = connection_string(url, {"statement_timeout": "5ms"})
     assert options.index("statement_timeout=0") < options.index("statement_timeout=5ms")
-    assert "search_path=sales" in options and "mine" in options
+    assert "search_path=sales" in options and "mine" not in options and "application_name=spftsql" in options
 
 
 def test_locations_are_what_was_written() -> None:

@@ -57,10 +57,11 @@ _UNLISTED = """
     WHERE CASE pronamespace WHEN 'pg_catalog'::regnamespace THEN proname <> ALL ($1)
         ELSE provolatile <> 'i' OR prosecdef END
 """
+# Sessions of sandboxes say in their name how long a statement may take at the most.
 _OVERDUE = """
     SELECT count(*) FROM pg_stat_activity
-    WHERE usename = current_user AND application_name = current_setting('application_name') AND state = 'active'
-        AND pid <> pg_backend_pid() AND clock_timestamp() - query_start > $1::interval
+    WHERE usename = current_user AND state = 'active' AND pid <> pg_backend_pid()
+        AND clock_timestamp() - query_start > (substring(application_name FROM '^spftsql ([0-9.]+ s)$'))::interval
 """
 _MAY_LIMIT_FILES = "SELECT has_parameter_privilege('temp_file_limit', 'SET')"
 # What names the content: on a primary the transactions that can be seen (every change is one, while the log also grows
@@ -118,7 +119,7 @@ class PostgresRunner:
                 self._settings["temp_file_limit"] = f"{2 * self._limits.memory_mb}MB"
                 self._connection.close()
                 self._connection = self._open()
-            ((overdue,),) = self._connection.ask(_OVERDUE, f"{2 * self._limits.hard_seconds} s")
+            ((overdue,),) = self._connection.ask(_OVERDUE)
             if int(overdue) >= _LEFTOVERS and "leftovers" in self._guards:
                 raise Fault(f"{self._location}: {overdue} statements that could not be cancelled still run there")
             listed = "{" + ",".join(FUNCTIONS) + "}"
@@ -132,13 +133,17 @@ class PostgresRunner:
         self.engine = f"postgresql {version.split()[0]}"
 
     def _open(self) -> Connection:
-        patience = "cancel" in self._guards, "give up" in self._guards
+        def connect() -> Connection:
+            string = connection_string(self._location.address, self._settings, name)
+            return Connection(string, "cancel" in self._guards, "give up" in self._guards)
+
+        name = f"spftsql {self._limits.hard_seconds:.3f} s"
         try:
-            connection = Connection(connection_string(self._location.address, self._settings), *patience)
+            connection = connect()
         except Lost as lost:
             if _OPTIONAL not in str(lost) or not self._settings.pop(_OPTIONAL, None):
                 raise
-            connection = Connection(connection_string(self._location.address, self._settings), *patience)
+            connection = connect()
         connection.start_clock(self._limits.hard_seconds, 2 * self._limits.hard_seconds)
         return connection
 

@@ -10,7 +10,6 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from spftsql.errors import UserError
 from spftsql.sandbox.location import Location
 
-APPLICATION = "spftsql"
 _CONNECT_SECONDS = 10
 
 # What a user may set otherwise in the URL (`?options=-c%20TimeZone%3DEurope/Berlin`).
@@ -41,8 +40,8 @@ ROLE_PROBLEM = """
 """
 
 
-def connection_string(address: str, settings: Mapping[str, str]) -> str:
-    """What libpq connects with: the URL of a user, and `settings` that the URL cannot change.
+def connection_string(address: str, settings: Mapping[str, str], application: str = "spftsql") -> str:
+    """What libpq connects with: the URL of a user, and what the URL cannot change: `settings`, and the session's name.
 
     Raises `UserError` when it is no URL that libpq understands; its own message could hold the password.
     """
@@ -54,9 +53,9 @@ def connection_string(address: str, settings: Mapping[str, str]) -> str:
         form = "postgresql://USER@HOST:PORT/DATABASE, with %-signs for what has a meaning in URLs"
         raise UserError(f"database {Location('postgresql', address)}: not an address of PostgreSQL; write {form}")
     options = [_options(_DEFAULTS), str(parameters.get("options") or ""), _options({**_PORTABLE, **settings})]
-    defaults = {"connect_timeout": str(_CONNECT_SECONDS), "application_name": APPLICATION}
+    defaults = {"connect_timeout": str(_CONNECT_SECONDS)}
     given = {name: str(value) for name, value in parameters.items() if value is not None}
-    fixed = {"client_encoding": "UTF8", "options": " ".join(filter(None, options))}
+    fixed = {"client_encoding": "UTF8", "application_name": application, "options": " ".join(filter(None, options))}
     return make_conninfo(**{**defaults, **given, **fixed})
 
 
