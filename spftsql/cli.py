@@ -27,6 +27,8 @@ app.add_typer(config_app, name="config")
 scale_app = typer.Typer(help="More or fewer workers while a run goes on.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(scale_app, name="scale")
+templates_app = typer.Typer(help="SQL templates: structures without tables, columns and values.", no_args_is_help=True)
+app.add_typer(templates_app, name="templates")
 
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a configuration key: a.b=value.")]
 Recipe = Annotated[str, typer.Argument(help="Name of a recipe that comes with the package, or a YAML file.")]
@@ -283,6 +285,31 @@ def data_check(
     _out.print(render_findings(findings), markup=False, soft_wrap=True)
     if any(finding.state in ("missing", "partial") for finding in findings):
         raise typer.Exit(1)
+
+
+@templates_app.command("extract")
+def templates_extract(
+    benchmark: Annotated[str, typer.Option(help="spider, bird, geoquery or jsonl")],
+    root: Annotated[Path, typer.Option(help="Folder of the benchmark, as it is published.")],
+    out: Annotated[Path, typer.Option(help="The file to write: one template per line, as JSON.")],
+    split: Annotated[str | None, typer.Option(help="Which questions; default: train.")] = None,
+) -> None:
+    """Takes the structures out of labelled SQL; nothing of a database is in the file."""
+    from spftsql.synthesis.command import extract_templates
+
+    extract_templates(benchmark, root, split, out, _out)
+
+
+@templates_app.command("show")
+def templates_show(
+    source: Annotated[str, typer.Argument(metavar="FILE|library", help="A file of templates, or the built-in ones.")],
+    hardness: Annotated[str | None, typer.Option(help="easy, medium, hard or extra")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Lines of the table.")] = 30,
+) -> None:
+    """Shows templates, most frequent first."""
+    from spftsql.synthesis.command import show_templates
+
+    show_templates(source, hardness, limit, _out)
 
 
 @scale_app.command("verifiers")

@@ -206,6 +206,7 @@ class SynthesisConfig(Section):
 
     oversample: float = Field(3.0, ge=1)  # statements tried per statement wanted
     column_substitution: float = Field(0.3, ge=0, le=1)  # probability that a template's columns are drawn anew
+    library: float = Field(0.0, ge=0, le=1)  # share of statements from the built-in templates; all without labels
     candidates: int = Field(3, gt=0)  # questions per statement
     temperature: float = Field(0.7, ge=0)
 

@@ -20,6 +20,7 @@ from spftsql.selfplay.gate import Decision, decide
 from spftsql.selfplay.play import opponent_of, play_iteration, strongest
 from spftsql.selfplay.stages import Answer, Candidate, Exam, Stages, Training, accuracy
 from spftsql.selfplay.table import Result, markdown, method_row
+from spftsql.synthesis.library import with_library
 from spftsql.synthesis.templates import extract_pool
 
 _METHOD = {
@@ -139,6 +140,7 @@ def vbi_rounds(
     schemas = {name: database.schema for name, database in stages.catalogue.items()}
     pool, problems = extract_pool(labels, schemas)
     stages.run.event("templates", count=len(pool), problems=len(problems))
+    pool = with_library(pool, config.synthesis.library)
     synthetic: list[Example] = []
     weights: dict[str, float] | None = None
     control = None

@@ -56,7 +56,7 @@ def synthetic_statements(
         synthesize(
             pool,
             {name: database.schema for name, database in stages.catalogue.items()},
-            {name: database.path for name, database in stages.catalogue.items()},
+            {name: database.location for name, database in stages.catalogue.items()},
             count=int(wanted * config.synthesis.oversample),
             seed=int(content_hash(config.seed, "synthesis", round_), 16) % 2**31,
             column_substitution=config.synthesis.column_substitution,

@@ -83,7 +83,9 @@ def synthesize(
     alive: list[tuple[Template, float]] = []
     for template in pool:
         weight = template.count * (weights.get(template.id, 1.0) if weights is not None else 1.0)
-        if weight > 0 and (column_substitution > 0 or any(b.db_id in schemas for b in template.bindings)):
+        if weight > 0 and (
+            column_substitution > 0 or any(b.db_id in schemas or not b.db_id for b in template.bindings)
+        ):
             alive.append((template, weight))
     seen_with: dict[str, dict[str, list[Bindings]]] = {}
     for template, _ in alive:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sqlglot import exp
 
+LEVELS = ("easy", "medium", "hard", "extra")
 _CONDITIONS = (exp.EQ, exp.NEQ, exp.GT, exp.GTE, exp.LT, exp.LTE, exp.Like, exp.In, exp.Between, exp.Is, exp.Exists)
 
 

@@ -9,7 +9,7 @@ is added by writing its statement for any database and extracting it (`spftsql t
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from importlib import resources
@@ -24,6 +24,7 @@ from spftsql.synthesis.rendering import compile_template
 from spftsql.synthesis.templates import Bindings, Slot, Tables, Template
 
 LIBRARY = "library.jsonl"
+_FINE = 10**9  # the sum of all weights
 _SIDES = ("", "LEFT", "RIGHT", "FULL")
 
 
@@ -36,6 +37,24 @@ def _library() -> tuple[Template, ...]:
 def library() -> list[Template]:
     """The built-in templates, for databases without labels. `synthesize` fills them with new columns only."""
     return list(_library())
+
+
+def with_library(pool: Sequence[Template], share: float) -> list[Template]:
+    """`pool`, and the built-in templates so that they are drawn with probability `share`; they alone where it is empty.
+
+    Counts become whole-number weights in the right proportion. A structure that the labels have is theirs.
+    """
+    if not pool:
+        return library()
+    if share <= 0:
+        return list(pool)
+    known = {template.id for template in pool}
+    added = [template for template in library() if template.id not in known]
+    own, others = sum(template.count for template in pool), sum(template.count for template in added)
+    first, second = (1 - share) * others, share * own
+    scale = _FINE / (own * others)
+    weighed = [replace(t, count=round(t.count * first * scale)) for t in pool] if share < 1 else []
+    return weighed + [replace(t, count=round(t.count * second * scale)) for t in added]
 
 
 def read_templates(path: Path) -> list[Template]:
