@@ -18,16 +18,21 @@ from spftsql.suites.mutations import Mutant
 from spftsql.verdicts import compare, nondeterminism, probes, stability
 
 _CHUNK = 64  # statements whose results are in memory together
+_SLOW_MS = 1_000  # of a gold on the original
 _DECAY = 0.25  # what killing a mutant once more is worth, compared with the time before
 
 
 @dataclass(frozen=True)
 class Target:
-    """A gold and those of its mutants that run on the original database; `dead` (bits) are different there already."""
+    """A gold and those of its mutants that run on the original database; `dead` (bits) are different there already.
+
+    Where the gold is slow on the original its mutants are not tried there: all of them are kept, `known` is False.
+    """
 
     gold: str
     mutants: tuple[Mutant, ...]
     dead: int
+    known: bool = True
 
 
 @dataclass(frozen=True)
@@ -39,15 +44,17 @@ class Outcome:
 
 
 def on_original(sandbox: Sandbox, database: Path, gold: str, mutants: Sequence[Mutant]) -> Target | None:
-    """Executes a gold and its mutants on the original; None when the gold does not run there or varies.
+    """Executes a gold and its mutants on the original; None when the gold fails there or varies.
 
     Mutants that fail, take too long or give too much there are left out: they are wrong in another way.
     """
     if nondeterminism(gold):
         return None
     result = sandbox.execute(database, [gold])[0]
-    if result.status != "ran":
+    if result.status == "error":
         return None
+    if result.status != "ran" or result.elapsed_ms > _SLOW_MS:
+        return Target(gold, tuple(mutants), 0, known=False)
     kept: list[Mutant] = []
     dead = 0
     statements = [mutant.sql for mutant in mutants]

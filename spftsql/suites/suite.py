@@ -31,7 +31,8 @@ class Report:
 
     `mutants` are those that run on the original; `killed_original` of them give another result than their gold there,
     `killed_suite` there or on an instance of the gold. Which mutants are equivalent is not known, so that not all can
-    be killed. `alone` golds have no instance but the original. `kinds`: kind to (mutants, killed by the original,
+    be killed. Mutants of golds that are slow on the original are not in the counts. `alone` golds have no instance but
+    the original. `kinds`: kind to (mutants, killed by the original,
     killed by the suite).
     """
 
@@ -138,6 +139,8 @@ def _write_manifest(folder: Path, db_id: str, golds: Sequence[str], built: Built
 def _report(golds: Sequence[str], built: Built) -> Report:
     kinds: dict[str, tuple[int, int, int]] = {}
     for number, target in built.targets.items():
+        if not target.known:
+            continue
         for bit, mutant in enumerate(target.mutants):
             total, first, later = kinds.get(mutant.kind, (0, 0, 0))
             kinds[mutant.kind] = total + 1, first + (target.dead >> bit & 1), later + (built.killed[number] >> bit & 1)

@@ -308,6 +308,20 @@ def test_mutants_that_do_not_run_are_no_mutants(sandbox: Sandbox, library: Path,
     assert on_original(sandbox, library, "SELECT random()", []) is None
 
 
+def test_a_gold_that_is_slow_on_the_original_has_instances_all_the_same(tmp_path: Path) -> None:
+    script = """
+        CREATE TABLE t (a INTEGER, b INTEGER);
+        WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20000)
+            INSERT INTO t SELECT i, i % 100 FROM n;
+    """
+    path = database(tmp_path / "slow.sqlite", script)
+    gold = "SELECT count(*) FROM t AS x, t AS y WHERE x.a < y.b"
+    suite = build_suite("slow", path, [gold], 2, tmp_path / "cache")
+    assert len(suite.usable(gold)) == 3 and suite.report.mutants == 0
+    wrong = "SELECT count(*) FROM t AS x, t AS y WHERE x.a <= y.b"
+    assert verdicts(suite.usable(gold)[1:], gold, [gold, wrong]) == {gold: "equal", wrong: "different"}
+
+
 def test_choice_prefers_what_is_not_yet_killed_and_golds_with_rows() -> None:
     target = Target("g", tuple(mutants("SELECT a FROM t WHERE b > 1")[:4]), dead=0b0001)
     outcomes = {
@@ -485,7 +499,7 @@ def test_spider_dev_golds_rewritten_stay_equal_and_their_mutants_die(data_root: 
             found = verdicts(suite.usable(gold)[1:], gold, texts, policy="spider")
             tried += len(found)
             punished += [(gold, sql, status) for sql, status in found.items() if status != "equal"]
-    assert punished == [] and tried > 3000
+    assert punished == [] and tried > 2000
     mutated = sum(report.mutants for report in reports)
     assert sum(report.killed_original for report in reports) < 0.78 * mutated
     assert sum(report.killed_suite for report in reports) > 0.88 * mutated
