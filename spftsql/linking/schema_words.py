@@ -79,7 +79,8 @@ class SchemaWords:
         self.table_names = Names(tables, self._vocabulary, idf)
         self.column_names = Names(columns, self._vocabulary, idf)
         self.own_names = Names(own, self._vocabulary, idf)  # without the words of the table's name
-        self.comments = Names(comments, self._vocabulary, idf)
+        self.table_comments = Names(table_comments, self._vocabulary, idf)
+        self.column_comments = Names(comments, self._vocabulary, idf)
         self._table_phrases = _phrases(tables, table_comments)
         self._column_phrases = _phrases(columns, comments)
         self._meant = self._meanings()

@@ -39,9 +39,13 @@ _SHORT_VALUE = 3  # characters below which a value found is taken for chance hal
 
 
 def scores(words: SchemaWords, text: str, values: Sequence[ValueMatch]) -> Floats:
-    """The logit of every column, in the order of the schema, for a question (with its evidence) and its values."""
+    """The logit of every column, in the order of the schema, for a question (with its evidence) and its values.
+
+    Rounded, so that machines whose last bits differ choose the same columns.
+    """
     found = signs(words, text, values)
-    return sum((weight * found[name] for name, weight in WEIGHTS.items()), start=np.zeros(len(words.columns)))
+    logits = sum((weight * found[name] for name, weight in WEIGHTS.items()), start=np.zeros(len(words.columns)))
+    return logits.round(6)
 
 
 def signs(words: SchemaWords, text: str, values: Iterable[ValueMatch]) -> dict[str, Floats]:
@@ -52,9 +56,8 @@ def signs(words: SchemaWords, text: str, values: Iterable[ValueMatch]) -> dict[s
     at = words.table_of
     tables = len(words.schema.tables)
     own = words.own_names.shares(said)
-    comment = words.comments.shares(said)
     value = _value_signs(words, values)
-    table_share = words.table_names.shares(said)
+    table_share = np.maximum(words.table_names.shares(said), words.table_comments.shares(said))
     named = np.maximum(table_share, table_phrase)
     best, table_value = np.zeros(tables), np.zeros(tables)
     np.maximum.at(best, at, own * words.own_names.masses(said) / 10)
@@ -71,7 +74,7 @@ def signs(words: SchemaWords, text: str, values: Iterable[ValueMatch]) -> dict[s
     return {
         "constant": np.ones(len(own)),
         "name": words.column_names.masses(said) / 10,
-        "comment": comment,
+        "comment": words.column_comments.shares(said),
         "whole name": column_phrase,
         "value": value,
         "table": table_share[at],

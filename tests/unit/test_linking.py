@@ -173,6 +173,12 @@ def test_comments_speak_for_cryptic_columns() -> None:
     assert "district.A11" in kept("districts with a high average salary", 50, schema)
 
 
+def test_the_comment_of_a_table_speaks_for_it() -> None:
+    said = table("t_042", "a1 text", comment="customers who complained")
+    others = tuple(table(f"t_{number:03}", "b text, c text") for number in range(12))
+    assert "t_042.a1" in kept("how many customers complained?", 30, Schema("x", "sqlite", (*others, said)))
+
+
 def test_weights_belong_to_the_signs() -> None:
     found = signs(SchemaWords(SHOP), "price of products in 1999", [])
     assert set(found) == set(WEIGHTS) and {len(values) for values in found.values()} == {35}
