@@ -51,11 +51,16 @@ def work_so_far() -> dict[int, float]:
 
 
 def worker_processes() -> set[int]:
-    """The processes of the replicas in this process's own Ray session (driver -> raylet -> replica)."""
+    """The processes of the replicas in this process's own Ray session."""
+    return session_processes(b"ServeReplica:verifier")
+
+
+def session_processes(name: bytes) -> set[int]:
+    """The actors of this process's own Ray session (driver -> raylet -> actor) whose title has `name` in it."""
     found = set()
     for entry in Path("/proc").glob("[0-9]*"):
         try:
-            if b"ServeReplica:verifier" in (entry / "cmdline").read_bytes():
+            if name in (entry / "cmdline").read_bytes():
                 raylet = parent_of(int(entry.name))
                 if parent_of(raylet) == os.getpid():
                     found.add(int(entry.name))

@@ -145,6 +145,10 @@ class PoolWorker:
             verifier.close()
 
 
+class PoolGone(Fault):
+    """There is no pool any more: it was taken down, not lost."""
+
+
 class PoolClient:
     """The pool as one caller uses it: with its own databases and limits. Must be used in one event loop."""
 
@@ -158,7 +162,7 @@ class PoolClient:
         self._looking, self._looked, self._there = asyncio.Lock(), 0.0, True
 
     async def verify(self, requests: Sequence[VerificationRequest]) -> list[Verdict]:
-        """One verdict per request, in the same order; raises `Fault` when the pool, not a database, fails."""
+        """One verdict per request, in the same order. Raises `Fault`, such as `PoolGone`, when the pool itself fails."""
         sources = {r.db_id: self._sources[r.db_id] for r in requests if r.db_id in self._sources}
         rows = [_request_row(request) for request in requests]
         answer = await self._called("verify", self._limits, sources, rows)
@@ -182,7 +186,7 @@ class PoolClient:
             # A call to a pool that was taken down would wait for ever.
             while not (await asyncio.wait({waiting}, timeout=_LOOK_S))[0]:
                 if not await self._is_there():
-                    raise Fault("the verifier pool was taken down")
+                    raise PoolGone("the verifier pool was taken down")
             return waiting.result()
         except (RayError, RayServeException) as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]

@@ -22,6 +22,7 @@ from spftsql.verification.node_cache import NodeCache
 
 _FIRST_REST_S = 1.0
 _LONGEST_REST_S = 30.0
+_REST_PER_S = 10.0  # of rest for every second that was lost, so that a silent server costs little
 
 
 class Executor(Protocol):
@@ -89,10 +90,11 @@ class Replicas:
         if ask is None:
             return None
         for replica in self._turn():
+            started = self._clock()
             try:
                 state = ask(address_of(replica.location))
             except Fault:
-                self._failed(replica)
+                self._failed(replica, started)
             else:
                 # The address says who asks, which may decide what is seen.
                 return (f"{replica.location} {state}", False) if state else None
@@ -120,10 +122,11 @@ class Replicas:
         """
         reasons = []
         for replica in self._turn():
+            started = self._clock()
             try:
                 results = self._execute(replica, executor, statements, max_rows)
             except Fault as fault:
-                self._failed(replica)
+                self._failed(replica, started)
                 reasons.append(str(fault))
             else:
                 replica.failures, replica.rests_until = 0, 0.0
@@ -144,12 +147,13 @@ class Replicas:
         now = self._clock()
         return sorted(self._replicas, key=lambda replica: max(replica.rests_until - now, 0.0))
 
-    def _failed(self, replica: Replica) -> None:
+    def _failed(self, replica: Replica, started: float) -> None:
         with self._lock:
+            now = self._clock()
             replica.faults += 1
             replica.failures += 1
             rest = min(_FIRST_REST_S * 2.0 ** (replica.failures - 1), _LONGEST_REST_S)
-            replica.rests_until = self._clock() + rest
+            replica.rests_until = now + max(rest, _REST_PER_S * (now - started))
 
     def _execute(
         self, replica: Replica, executor: Executor, statements: Sequence[str], max_rows: int | None

@@ -16,10 +16,14 @@ from spftsql.databases.places import Databases, sources_of
 from spftsql.errors import Fault
 from spftsql.records import Verdict, VerificationRequest, from_table, to_table
 from spftsql.verification.batches import batches_by_database
-from spftsql.verification.pool import PoolClient, start_pool
+from spftsql.verification.pool import PoolClient, PoolGone, start_pool
 
 _CPUS = 0.1  # the pool's workers do the work; on a small machine nothing may wait for a whole CPU
-_ATTEMPTS = 6  # for every row; the pauses between them (1, 2, 4 … s) outlast the replacement of a worker
+_TRIES = 6  # of a row, when its database fails; with pauses of 1, 2, 4 … s
+_LOSSES = (
+    10  # of a batch with the worker that had it; the pauses outlast the replacement of workers and of Serve itself
+)
+_LONGEST_PAUSE_S = 30
 _IN_FLIGHT = 256  # batches handed to the pool at a time, for up to half as many workers
 _TABLE = 64  # batches in a table of the stage
 _TABLES = 4  # at work together
@@ -49,25 +53,26 @@ class PoolCaller:
         if name not in self._databases:
             return _faults(batch, f"no database is named {name}")
         verdicts: dict[str, Verdict] = {}
-        left = batch
-        for attempt in range(_ATTEMPTS):
-            if attempt:
-                await asyncio.sleep(2 ** (attempt - 1))
+        left, lost, tried = batch, 0, 0
+        while True:
             try:
                 async with self._slots:
                     answer = await self._client.verify(left)
+                tried += 1
             except Fault as fault:
                 answer = _faults(left, str(fault))
+                lost += 1 if not isinstance(fault, PoolGone) else _LOSSES
             verdicts |= {verdict.id: verdict for verdict in answer}
             left = [request for request in left if verdicts[request.id].fault]
             if not left:
                 self._hopeless.discard(name)
                 break
-            if name in self._hopeless:
+            if tried == _TRIES:
+                self._hopeless.add(name)
+            if lost >= _LOSSES or (tried and name in self._hopeless):
                 break
-        else:
-            self._hopeless.add(name)
-        return [verdicts[request.id] for request in batch]
+            await asyncio.sleep(min(2 ** (lost + tried - 1), _LONGEST_PAUSE_S))
+        return list(verdicts.values())
 
 
 def _faults(batch: list[VerificationRequest], reason: str) -> list[Verdict]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -15,9 +16,9 @@ import pytest
 
 from spftsql.config import Config, SandboxConfig, ServeConfig, VerificationConfig, validate
 from spftsql.databases.places import Source, common_content
-from spftsql.errors import Fault
+from spftsql.errors import Fault, UserError
 from spftsql.records import Verdict, VerificationRequest, read_records, write_records
-from tests.pool_processes import await_work, counts, sandbox_children, wanted, worker_processes
+from tests.pool_processes import await_work, counts, sandbox_children, session_processes, wanted, worker_processes
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1800)]
 
@@ -120,13 +121,16 @@ def test_workers_and_children_killed_replicas_away_and_the_pool_scaled(
     chance = random.Random(0)
     workers: list[int] = []
     children: list[int] = []
+    controllers: list[int] = []
     sizes: list[int] = []
     faults: dict[str, int] = {}
     scaler = PoolScaler(dashboard)
 
     def scale() -> None:
-        sizes.append(chance.choice([1, 2, 4, 6]))
-        scaler.ask_for(sizes[-1])
+        with contextlib.suppress(Fault, UserError):  # the controller was just killed
+            count = chance.choice([1, 2, 4, 6])
+            scaler.ask_for(count)
+            sizes.append(count)
 
     def take_a_replica_away() -> None:
         files = [Path(address) for source in databases.values() for address in source.addresses]
@@ -135,9 +139,15 @@ def test_workers_and_children_killed_replicas_away_and_the_pool_scaled(
         away = chance.choice(files)
         away.rename(away.with_suffix(".away"))
 
+    def kill_controller() -> None:
+        for pid in session_processes(b"ServeController"):
+            os.kill(pid, signal.SIGKILL)
+            controllers.append(pid)
+
     def look() -> None:
-        for worker in pool_stats():
-            faults[str(worker["pid"])] = sum(state["faults"] for state in worker["replicas"].values())
+        with contextlib.suppress(Fault, TimeoutError):
+            for worker in pool_stats():
+                faults[str(worker["pid"])] = sum(state["faults"] for state in worker["replicas"].values())
 
     with again_and_again(
         (0.7, lambda: kill_one([c for w in worker_processes() for c in sandbox_children(w)], children, chance)),
@@ -145,10 +155,12 @@ def test_workers_and_children_killed_replicas_away_and_the_pool_scaled(
         (5.0, scale),
         (2.0, take_a_replica_away),
         (1.0, look),
+        (25.0, kill_controller),
     ):
         verdicts = verify(counts(ROWS), databases, config, tmp_path)
-    print(f"{len(workers)} workers and {len(children)} children killed; sizes {sizes}; faults of replicas {faults}")
-    assert len(workers) >= 2 and len(children) >= 10 and len(sizes) >= 2
+    print(f"killed: {len(workers)} workers, {len(children)} children, {len(controllers)} controllers")
+    print(f"sizes of the pool {sizes}; faults of replicas, by worker {faults}")
+    assert controllers and len(workers) >= 2 and len(children) >= 10 and len(sizes) >= 2
     assert sum(faults.values()) > 0
     assert [v.id for v in verdicts] == [str(i) for i in range(ROWS)]
     assert [v.fault for v in verdicts if v.fault] == []

@@ -144,8 +144,22 @@ def test_every_row_gets_one_verdict_though_a_worker_dies(
     assert killed[0] not in worker_processes()
 
 
+@pytest.mark.parametrize(
+    ("sizes", "rows"),
+    [
+        ((3, 1), ROWS),
+        pytest.param((1, 3, 2, 3, 1), 4 * ROWS, marks=pytest.mark.long),
+        pytest.param((3, 1, 3, 1, 3, 1), 4 * ROWS, marks=pytest.mark.long),
+    ],
+)
 def test_scaling_up_and_down_loses_and_repeats_no_verdict(
-    busy_cpu: None, ray_session: str, databases: dict[str, Path], config: Config, tmp_path: Path
+    busy_cpu: None,
+    ray_session: str,
+    databases: dict[str, Path],
+    config: Config,
+    tmp_path: Path,
+    sizes: tuple[int, ...],
+    rows: int,
 ) -> None:
     from spftsql.scaling import PoolScaler, scale_verifiers
 
@@ -153,18 +167,18 @@ def test_scaling_up_and_down_loses_and_repeats_no_verdict(
 
     def scale() -> None:
         await_work()
-        for count in (3, 1):
+        for count in sizes:
             scale_verifiers(count, ray_session, timeout_s=200)
             numbers.append(len(worker_processes()))
 
     with ThreadPoolExecutor(1) as thread:
         scaling = thread.submit(scale)
-        verdicts = verify(counts(ROWS), databases, config, tmp_path)
+        verdicts = verify(counts(rows), databases, config, tmp_path)
         scaling.result()
-    assert numbers == [3, 1]
-    assert [v.id for v in verdicts] == [str(i) for i in range(ROWS)]
+    assert tuple(numbers) == sizes
+    assert [v.id for v in verdicts] == [str(i) for i in range(rows)]
     assert [v.fault for v in verdicts if v.fault] == []
-    assert [v.status for v in verdicts] == wanted(ROWS)
+    assert [v.status for v in verdicts] == wanted(rows)
     with pytest.raises(UserError, match=r"of 9 verifiers run, \d wait for .* more CPU"):
         scale_verifiers(9, ray_session, timeout_s=5)
     PoolScaler(ray_session).ask_for(2)

@@ -13,6 +13,7 @@ from spftsql.config import Config, VerificationConfig, validate
 from spftsql.errors import Fault
 from spftsql.records import Verdict, VerificationRequest, from_table, to_table
 from spftsql.verification import stage
+from spftsql.verification.pool import PoolGone
 
 Answer = Callable[[Sequence[VerificationRequest], int], list[Verdict]]
 
@@ -71,6 +72,28 @@ def test_a_batch_whose_worker_is_lost_goes_again(monkeypatch: pytest.MonkeyPatch
     assert pauses == [1, 2, 4]
 
 
+def test_a_batch_that_loses_every_worker_ends_as_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(batch: Sequence[VerificationRequest], call: int) -> list[Verdict]:
+        raise Fault("the worker died")
+
+    verdicts, calls, pauses = verified(monkeypatch, rows(5), answer)
+    assert [v.fault for v in verdicts] == ["the worker died"] * 5
+    assert len(calls) == stage._LOSSES
+    assert sum(pauses) > 120
+
+
+def test_a_pool_that_was_taken_down_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(batch: Sequence[VerificationRequest], call: int) -> list[Verdict]:
+        if call > 1:
+            raise PoolGone("taken down")
+        return [verdict(request, "replica away" if request.id == "shop3" else None) for request in batch]
+
+    verdicts, calls, _ = verified(monkeypatch, rows(5), answer)
+    assert sorted((v.id, v.fault) for v in verdicts if v.fault) == [("shop3", "taken down")]
+    assert len(verdicts) == 5
+    assert len(calls) == 2
+
+
 def test_only_the_rows_that_failed_go_again(monkeypatch: pytest.MonkeyPatch) -> None:
     def answer(batch: Sequence[VerificationRequest], call: int) -> list[Verdict]:
         return [verdict(request, "replica away" if request.id == "shop3" and call < 3 else None) for request in batch]
@@ -92,16 +115,18 @@ def test_a_database_that_stays_away_costs_its_rows_and_no_time_for_each(monkeypa
         ("unknown", "no database is named unknown"): 4,
     }
     attempts = Counter(name for call in calls for name in call if name.startswith("zoo"))
-    assert max(attempts.values()) == stage._ATTEMPTS
-    assert len(calls) < 1 + 3 * stage._ATTEMPTS  # not every batch of it to the last attempt
+    assert max(attempts.values()) == stage._TRIES
+    assert len(calls) < 1 + 3 * stage._TRIES  # not every batch of it to the last attempt
 
 
-@given(st.lists(st.sampled_from(["answers", "dies", "fails for some"]), max_size=40), st.integers(0, 40))
+@given(st.lists(st.sampled_from(["answers", "dies", "fails for some", "is gone"]), max_size=40), st.integers(0, 40))
 def test_every_row_gets_one_verdict_or_one_fault(fates: list[str], count: int) -> None:
     def answer(batch: Sequence[VerificationRequest], call: int) -> list[Verdict]:
         fate = fates[call - 1] if call <= len(fates) else "answers"
         if fate == "dies":
             raise Fault("the worker died")
+        if fate == "is gone":
+            raise PoolGone("taken down")
         failing = fate == "fails for some"
         return [verdict(r, "away" if failing and int(r.id[-1]) % 2 else None) for r in batch]
 

@@ -105,6 +105,22 @@ def test_a_replica_that_fails_rests_longer_each_time_and_is_tried_again() -> Non
     assert replicas.states()[SERVERS[0]]["up"]
 
 
+def test_a_replica_that_is_silent_costs_a_tenth_of_the_time_at_most() -> None:
+    clock = Clock()
+
+    class Silent(Recorder):
+        def execute(self, database: str | Path, statements: Sequence[str], max_rows: int | None = None):  # type: ignore[no-untyped-def]
+            clock.now += 30 if str(database) in self.down else 0.1
+            return super().execute(database, statements, max_rows)
+
+    recorder = Silent()
+    recorder.down = {SERVERS[0]}
+    replicas = Replicas(Source(SERVERS), 0, clock=clock)
+    while clock.now < 5_000:
+        replicas.execute(recorder, ["SELECT 1"])
+    assert 30 * recorder.asked.count(SERVERS[0]) < 0.11 * clock.now
+
+
 def test_a_fault_needs_all_replicas_down_and_one_that_comes_back_is_found_at_once() -> None:
     recorder, clock = Recorder(), Clock()
     replicas = Replicas(Source(SERVERS), 1, clock=clock)
@@ -149,7 +165,7 @@ def test_a_catalogue_starts_from_whichever_replica_is_there(copies: list[Path]) 
     shop = open_catalogue([config])["shop"]
     assert shop.path == copies[1]
     assert shop.source == Source(tuple(map(str, copies)), shop.content)
-    with pytest.raises(UserError, match="one/db.sqlite does not exist"):
+    with pytest.raises(UserError, match=r"one/db\.sqlite does not exist"):
         open_catalogue([config.model_copy(update={"replicas": ()})])
 
 
@@ -162,7 +178,9 @@ def test_every_row_gets_a_verdict_while_one_replica_is_there(copies: list[Path])
     with Verifier({"shop": copies}, LIMITS) as verifier:
         assert [v.status for v in verifier.verify(requests(40))] == wanted
         copies[0].rename(copies[0].with_suffix(".away"))
-        verdicts = verifier.verify([*requests(40), VerificationRequest("last", "shop", "SELECT i FROM t", None, "bird")])
+        verdicts = verifier.verify(
+            [*requests(40), VerificationRequest("last", "shop", "SELECT i FROM t", None, "bird")]
+        )
         assert [v.status for v in verdicts] == [*wanted, "ran"]
         assert [v.fault for v in verdicts] == [None] * 41
         assert verifier.run("shop", "SELECT count(*) FROM t").rows == [(3,)]
