@@ -49,13 +49,16 @@ def write(tree: exp.Expr, dialect: str = "sqlite") -> str:
 
 
 def canonical_sql(sql: str, schema: Schema) -> str:
-    """`sql` in canonical form. Raises `ValueError` with a short reason when it does not parse or resolve."""
+    """`sql`, in the schema's dialect, in canonical form, which is SQLite's.
+
+    Raises `ValueError` with a short reason when it does not parse or resolve.
+    """
     return write(canonicalize(sql, schema).tree)
 
 
 def canonicalize(sql: str, schema: Schema) -> Resolved:
     """The canonical form as a tree, with its scopes and column references. Raises `ValueError`."""
-    resolved = resolve(inline_ctes(parse(sql)), schema)
+    resolved = resolve(_as_sqlite(inline_ctes(parse(sql, schema.dialect))), schema)
     _simplify(resolved.tree)
     nodes = {id(reference.node): reference for reference in resolved.references}
     for scope in resolved.scopes:
@@ -65,10 +68,20 @@ def canonicalize(sql: str, schema: Schema) -> Resolved:
     return resolved
 
 
-def parse(sql: str) -> exp.Query:
+def _as_sqlite(tree: exp.Query) -> exp.Query:
+    """What other dialects spell out and SQLite does by itself: LIKE without case, text as time."""
+    for like in list(tree.find_all(exp.ILike)):
+        like.replace(exp.Like(this=like.this, expression=like.expression, negate=like.args.get("negate")))
+    for part in tree.find_all(exp.TimeToStr):
+        if isinstance(part.this, exp.Cast) and part.this.to.is_type(*exp.DataType.TEMPORAL_TYPES):
+            part.set("this", exp.TsOrDsToTimestamp(this=part.this.this))
+    return tree
+
+
+def parse(sql: str, dialect: str = "sqlite") -> exp.Query:
     """One query, as a sqlglot tree. Raises `ValueError` when it is something else."""
     try:
-        trees = [tree for tree in sqlglot.parse(sql, read="sqlite") if tree is not None]
+        trees = [tree for tree in sqlglot.parse(sql, read=dialect) if tree is not None]
     except SqlglotError as error:
         raise ValueError(f"does not parse: {' '.join(str(error).split())[:200]}") from None
     except RecursionError:

@@ -20,7 +20,10 @@ from spftsql.databases.schema import Schema
 from spftsql.sandbox.location import locate
 from spftsql.synthesis.dialects import in_dialect
 from spftsql.synthesis.filling import synthesize
+from spftsql.synthesis.joins import key_graph
 from spftsql.synthesis.library import library
+from spftsql.synthesis.rendering import compile_template, render
+from spftsql.synthesis.templates import extract
 from tests.postgres import start_server
 
 pytestmark = pytest.mark.integration
@@ -157,6 +160,19 @@ def test_synthesis_writes_the_dialect_of_the_database(engine: Engine) -> None:
     for statement in made:
         run(statement.sql)
     assert any(" ILIKE " in statement.sql for statement in made)
+
+
+def test_labels_in_the_dialect_have_templates_that_come_back(engine: Engine) -> None:
+    schema, address, run = engine
+    made = list(synthesize(library(), {"shop": schema}, {"shop": locate(address)}, 150, 1, 1.0, None, ()))
+    wrong = []
+    for label in made:
+        template, bindings = extract(label.sql, schema)
+        back = render(compile_template(template.sql), bindings, key_graph(schema))
+        if back is None or bag(run(in_dialect(back, schema))) != bag(run(label.sql)):
+            wrong.append((label.sql, back))
+    assert not [pair for pair in wrong if " LIMIT " not in pair[0]]
+    assert len(wrong) <= 0.05 * len(made)
 
 
 CASES = {
