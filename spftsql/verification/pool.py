@@ -162,7 +162,7 @@ class PoolClient:
         self._looking, self._looked, self._there = asyncio.Lock(), 0.0, True
 
     async def verify(self, requests: Sequence[VerificationRequest]) -> list[Verdict]:
-        """One verdict per request, in the same order. Raises `Fault`, such as `PoolGone`, when the pool itself fails."""
+        """One verdict per request, in the same order. Raises `Fault` (`PoolGone`) when it is the pool that fails."""
         sources = {r.db_id: self._sources[r.db_id] for r in requests if r.db_id in self._sources}
         rows = [_request_row(request) for request in requests]
         answer = await self._called("verify", self._limits, sources, rows)
