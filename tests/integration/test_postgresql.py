@@ -2,8 +2,11 @@
 
 import csv
 import json
+import os
 import re
+import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -531,6 +534,41 @@ def test_golds_of_a_benchmark_run(postgres: Server, data_root: Path) -> None:
             counts[name] = len(runs)
     print(counts)
     assert sum(counts.values()) > 30
+
+
+@pytest.mark.long
+def test_encrypted_connections(tmp_path: Path) -> None:
+    if not shutil.which("openssl"):
+        pytest.skip("openssl is missing, which makes a certificate for the server")
+    with start_server() as server:
+        certificate, key = server.data / "server.crt", server.data / "server.key"
+        make = [
+            "openssl",
+            "req",
+            "-new",
+            "-x509",
+            "-nodes",
+            "-subj",
+            "/CN=localhost",
+            "-out",
+            certificate,
+            "-keyout",
+            key,
+        ]
+        subprocess.run(make, check=True, capture_output=True)
+        for file in (certificate, key):
+            os.chown(file, server.data.stat().st_uid, server.data.stat().st_gid)
+            file.chmod(0o600)
+        server.run("ALTER SYSTEM SET ssl = on")
+        server.run("SELECT pg_reload_conf()")
+        shutil.copy(certificate, tmp_path / "root.crt")
+        url = server.url("postgres").replace("127.0.0.1", "localhost")
+        url += f"?sslmode=verify-full&sslrootcert={tmp_path / 'root.crt'}"
+        with Sandbox(CONFIG.model_copy(update={"memory_mb": 64})) as sandbox:
+            runs = sandbox.execute(url, ["SELECT generate_series(1, 100000000)", "SELECT 1"])
+            assert [run.status for run in runs] == ["truncated", "ran"]
+            used = "SELECT ssl FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE usename = 'reader'"
+            assert server.run(used) == [(True,)]
 
 
 @pytest.mark.long

@@ -76,6 +76,7 @@ def test_what_is_let_through(sql: str) -> None:
         ("SELECT U&'x'", "a name or string with Unicode escapes"),
         ('SELECT u&"x"', "a name or string with Unicode escapes"),
         ("SELECT E'a'\n'b'", "a string with escapes in several parts"),
+        ("SELECT E'a'\v\n'b'", "a string with escapes in several parts"),
         ("SELECT E'a' -- x\n'b'", "a string with escapes in several parts"),
         ("SELECT 'x", "a string or name without an end"),
         ("SELECT /* /* */", "a comment without an end"),

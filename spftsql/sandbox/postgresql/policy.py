@@ -78,7 +78,7 @@ _SPECIAL = _CATALOG_TYPES.union(_XML, _WRITES, _ROLE, ("into", "for", "operator"
 _LETTER = "A-Za-z_\u0080-\U0010ffff"
 _TOKEN = re.compile(
     rf"""
-      (?P<space> [ \t\n\r\f]++ | --[^\n\r]*+ )
+      (?P<space> [ \t\n\r\f\v]++ | --[^\n\r]*+ )
     | (?P<comment> /\* )
     | (?P<escape> [eE]'(?:[^'\\]|''|\\.)*+' )
     | (?P<bits> [bBxX]'[^']*+' )
