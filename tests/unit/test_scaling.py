@@ -175,7 +175,8 @@ def test_no_room_is_said_with_what_is_missing(dashboard: Dashboard) -> None:
 
 def test_workers_that_do_not_come_up_for_another_reason_are_a_fault(dashboard: Dashboard) -> None:
     dashboard.room = 2
-    dashboard._do_request("POST", "/api/v1/applications/verifier/deployments/verifier/scale", {"target_num_replicas": 2})
+    scale = "/api/v1/applications/verifier/deployments/verifier/scale"
+    dashboard._do_request("POST", scale, {"target_num_replicas": 2})
     state = read_state({**dashboard._deployment(), "message": "constructor failed"})
     assert str(scaling.too_late(state, 3, "", ADDRESS, 9)) == "2 of 3 verifiers run after 9 s: constructor failed"
     assert isinstance(scaling.too_late(state, 3, "", ADDRESS, 9), Fault)
@@ -189,7 +190,7 @@ def test_no_pool_and_bad_numbers_are_one_clear_line(dashboard: Dashboard) -> Non
     with pytest.raises(UserError, match="http://HOST:8265"):
         scale_verifiers(2, "ray://head:10001")
     dashboard.pool = False
-    with pytest.raises(UserError, match="no verifier pool runs at http://127.0.0.1:8265"):
+    with pytest.raises(UserError, match=r"no verifier pool runs at http://127\.0\.0\.1:8265"):
         scale_verifiers(2, ADDRESS)
     with pytest.raises(UserError, match="no verifier pool runs"):
         PoolScaler(ADDRESS).ask_for(2)
