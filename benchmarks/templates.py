@@ -3,8 +3,9 @@
 For the labels of GeoQuery and of Spider's training split: the share that has a template, and of those whose result is
 not empty the share whose template, filled with its own bindings, gives the same result under `strict` — on the
 database, and on the test suite of the statement (K instances at most) for every Nth Spider database and for GeoQuery.
-Statements whose joins follow no foreign key are counted apart, and so are unverifiable ones, whose result depends on
-the order of rows that is nobody's to say. The last line is one JSON object.
+Statements whose joins follow no foreign key are counted apart, and so are those whose result depends on an order of
+rows that nothing settles (`tied`: unverifiable, yet the same rows wherever they were run). The last line is one JSON
+object.
 
 The data is found through SPFTSQL_DATA. Without `--cache` suites are built anew, in a temporary folder.
 """
@@ -108,25 +109,29 @@ def extract_all(labels: list[Label], databases: dict[str, DatabaseConfig]) -> No
 def compared(labels: list[Label], files: list[dict[str, Path]]) -> list[tuple[str, str]]:
     """For each label its gold's status (`ran`, `empty`, …), and the first verdict but `equal` on its template's SQL.
 
+    `unverifiable` is `tied` where both nevertheless gave the same rows on all files.
+
     `files` are, for each label, the files by a name of their own; the first is the original database.
     """
     names = {name: str(path) for found in files for name, path in found.items()}
-    golds, asked = [], []
+    golds: list[VerificationRequest] = []
+    asked: list[VerificationRequest] = []
     for number, (label, found) in enumerate(zip(labels, files, strict=True)):
-        golds.append(VerificationRequest(str(number), next(iter(found)), label.sql, None, "strict"))
+        golds += [VerificationRequest(str(number), name, label.sql, None, "strict") for name in found]
         asked += [VerificationRequest(str(number), name, label.back, label.sql, "strict") for name in found]
     with Verifier(names, SANDBOX) as verifier:
-        statuses = [
-            "empty" if verdict.status == "ran" and verdict.row_count == 0 else verdict.status
-            for verdict in verifier.verify(golds)
-        ]
-        found_out = ["equal"] * len(labels)
-        for request, verdict in zip(asked, verifier.verify(asked), strict=True):
+        results = verifier.verify(golds)
+        statuses: dict[str, str] = {}
+        for gold in results:  # the first of a label is about the original
+            statuses.setdefault(gold.id, "empty" if gold.status == "ran" and gold.row_count == 0 else gold.status)
+        found_out = dict.fromkeys(statuses, "equal")
+        for gold, verdict in zip(results, verifier.verify(asked), strict=True):
             if verdict.fault:
                 raise SystemExit(f"benchmarks.templates: {verdict.fault}")
-            if found_out[int(request.id)] == "equal":
-                found_out[int(request.id)] = verdict.status
-    return list(zip(statuses, found_out, strict=True))
+            if found_out[gold.id] in ("equal", "tied") and verdict.status != "equal":
+                tied = verdict.status == "unverifiable" and verdict.digest == gold.digest
+                found_out[gold.id] = "tied" if tied else verdict.status
+    return [(status, found_out[number]) for number, status in statuses.items()]
 
 
 def suites_of(
@@ -190,9 +195,9 @@ def _count(
         ]
         figures[f"{prefix}{kind}"] = len(found)
         figures[f"{prefix}{kind}_back"] = sum(verdict == "equal" for _, verdict in found)
-        figures[f"{prefix}{kind}_unverifiable"] = sum(verdict == "unverifiable" for _, verdict in found)
+        figures[f"{prefix}{kind}_tied"] = sum(verdict == "tied" for _, verdict in found)
         for label, verdict in found:
-            if verdict not in ("equal", "unverifiable"):
+            if verdict not in ("equal", "tied"):
                 print(f"  {name} ({prefix}{kind}): {verdict}: {label.db_id}: {label.sql}\n    {label.back}", flush=True)
     figures[f"{prefix}empty"] = sum(status == "empty" for status, _ in results)
     figures[f"{prefix}failed"] = sum(status not in ("ran", "empty") for status, _ in results)
