@@ -96,16 +96,18 @@ def result_keys(content: str, statements: Iterable[str], limits: SandboxConfig, 
 
 @lru_cache(maxsize=1000)
 def _key_prefix(content: str, limits: SandboxConfig, engine: str) -> hashlib.blake2b:
-    prefix = "\0".join((_sandbox_source(), content, limits.model_dump_json(), engine, ""))
+    prefix = "\0".join((source_hash("spftsql.sandbox"), content, limits.model_dump_json(), engine, ""))
     return hashlib.blake2b(prefix.encode(), digest_size=16)
 
 
-@lru_cache(maxsize=1)
-def _sandbox_source() -> str:
+@lru_cache(maxsize=8)
+def source_hash(*packages: str) -> str:
+    """A hash of the Python source of packages, for what must not outlive a change of it."""
     state = hashlib.blake2b(digest_size=16)
-    for entry in sorted(resources.files("spftsql.sandbox").iterdir(), key=lambda entry: entry.name):
-        if entry.name.endswith(".py"):
-            state.update(entry.read_bytes())
+    for package in packages:
+        root = Path(str(resources.files(package)))
+        for file in sorted(root.rglob("*.py")):
+            state.update(f"{file.relative_to(root)}\0".encode() + file.read_bytes())
     return state.hexdigest()
 
 

@@ -14,8 +14,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from functools import lru_cache
-from importlib import resources
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, cast
 
@@ -25,7 +23,7 @@ from spftsql.errors import Fault, UserError
 from spftsql.records import Verdict, VerificationRequest, content_hash
 from spftsql.sandbox.execute import Sandbox
 from spftsql.sandbox.result import Execution
-from spftsql.verification.cache import open_results
+from spftsql.verification.cache import open_results, source_hash
 from spftsql.verification.node_cache import open_node_cache
 from spftsql.verification.replicas import ExecutorFactory
 from spftsql.verification.worker import Verifier
@@ -296,13 +294,7 @@ def stop_pool() -> None:
 
 def pool_version(settings: Mapping[str, Any], sandbox: ExecutorFactory) -> str:
     """What a pool must have in common with its users: the code of verification, its settings, what executes."""
-    return content_hash(_code(), dict(settings), getattr(sandbox, "__qualname__", repr(sandbox)))
-
-
-@lru_cache(maxsize=1)
-def _code() -> str:
-    files = (entry for package in _CODE for entry in resources.files(package).iterdir() if entry.name.endswith(".py"))
-    return content_hash(sorted((entry.name, entry.read_text(encoding="utf-8")) for entry in files))
+    return content_hash(source_hash(*_CODE), dict(settings), getattr(sandbox, "__qualname__", repr(sandbox)))
 
 
 def _exists() -> bool:
@@ -322,7 +314,8 @@ def _running(version: str) -> DeploymentHandle[Any] | None:
     from ray.serve.exceptions import RayServeException
 
     application = serve.status().applications.get(APP)
-    if application is None or application.status not in ("RUNNING", "DEPLOYING"):
+    # One that has just lost a worker is unhealthy until it is replaced, and answers all the same.
+    if application is None or application.status not in ("RUNNING", "DEPLOYING", "UNHEALTHY"):
         return None
     try:
         handle: DeploymentHandle[Any] = serve.get_app_handle(APP)

@@ -20,9 +20,7 @@ from spftsql.verification.pool import PoolClient, PoolGone, start_pool
 
 _CPUS = 0.1  # the pool's workers do the work; on a small machine nothing may wait for a whole CPU
 _TRIES = 6  # of a row, when its database fails; with pauses of 1, 2, 4 … s
-_LOSSES = (
-    10  # of a batch with the worker that had it; the pauses outlast the replacement of workers and of Serve itself
-)
+_LOSSES = 10  # of a batch and its worker; the pauses outlast the replacement of workers and of Serve's controller
 _LONGEST_PAUSE_S = 30
 _IN_FLIGHT = 256  # batches handed to the pool at a time, for up to half as many workers
 _TABLE = 64  # batches in a table of the stage

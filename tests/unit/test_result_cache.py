@@ -18,12 +18,14 @@ from spftsql.sandbox.result import Execution
 from spftsql.verification.cache import (
     ResultCache,
     ResultStore,
+    _key_prefix,
     canonical_sql,
     decode,
     encode,
     engine_version,
     repeatable,
     result_key,
+    source_hash,
 )
 from tests.small_disk import small_disk
 
@@ -105,6 +107,24 @@ def test_a_key_names_everything_that_a_result_depends_on() -> None:
     ]
     assert len(set(names)) == len(names)
     assert {len(name) for name in names} == {16}
+
+
+def test_a_key_changes_with_the_source_of_the_sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "some_sandbox" / "engine"
+    package.mkdir(parents=True)
+    for folder in (package.parent, package):
+        (folder / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    before = source_hash("some_sandbox")
+    (package / "runner.py").write_text("LIMIT = 1")
+    source_hash.cache_clear()
+    assert source_hash("some_sandbox") != before
+    source_hash.cache_clear()
+    kept = key("SELECT 1")
+    monkeypatch.setattr("spftsql.verification.cache.source_hash", lambda *packages: "other")
+    _key_prefix.cache_clear()
+    assert key("SELECT 1") != kept
+    _key_prefix.cache_clear()
 
 
 def test_a_result_comes_back_as_it_was_and_under_its_own_key_alone() -> None:
