@@ -75,8 +75,8 @@ _OUTSIDE = {
 # inner states of aggregates for what they are.
 _HARMLESS = {"random", "uuid", "uuidv4", "uuidv7", "gen_random_uuid", "error"}
 _REFUSED_FUNCTIONS = {
-    *("current_setting", "getvariable", "pg_sleep", "get_block_size", "json_serialize_plan", "index_key"),
-    *("to_aggregate_state", "finalize", "combine", "combine_aggr"),
+    *("current_setting", "getvariable", "txid_current", "pg_sleep", "get_block_size"),
+    *("json_serialize_plan", "index_key", "to_aggregate_state", "finalize", "combine", "combine_aggr"),
 }
 _TABLE_FUNCTIONS = {"unnest", "range", "generate_series", "repeat", "repeat_row", "json_each", "json_tree"}
 _SCHEMA_TABLES = {
@@ -87,10 +87,10 @@ _SCHEMA_TABLES = {
 _WRITES = {"insert", "update", "delete", "truncate", "merge", "copy"}
 
 _WORD = re.compile(r"[^\W\d]\w*")
+_SHOWS = {"show", "describe", "desc", "summarize", "summarise"}
 # These words at another place than that of a column or at the end of ORDER BY.
 _SHOW = re.compile(
-    r"\b(?:show|describe|desc|summari[sz]e)\b(?!\s*(?:[,);]|\Z|(?:limit|offset|union|except|intersect)\b))",
-    re.IGNORECASE,
+    rf"\b(?:{'|'.join(_SHOWS)})\b(?!\s*(?:[,);]|\Z|(?:limit|offset|union|except|intersect)\b))", re.IGNORECASE
 )
 _BY_GUARDS = re.compile(
     r"attached in read-only mode|configuration has been locked|disabled (?:by|through) configuration"
@@ -235,7 +235,7 @@ class DuckdbRunner:
                 if kind != "SELECT":
                     raise _Refused(f"{kind}, not a query")
         if self._is_suspect(sql):
-            (tree,) = cursor.execute("SELECT json_serialize_sql(?)", [sql]).fetchone() or ("{}",)
+            (tree,) = cursor.execute("SELECT system.main.json_serialize_sql(?)", [sql]).fetchone() or ("{}",)
             try:
                 self._check_tree(json.loads(tree))
             except RecursionError:
@@ -244,7 +244,8 @@ class DuckdbRunner:
 
     def _is_suspect(self, sql: str) -> bool:
         """Whether the text has a word that may not be named at all places; a name is in it letter by letter."""
-        return not self._refused.words.isdisjoint(_WORD.findall(sql.lower())) or bool(_SHOW.search(sql))
+        words = set(_WORD.findall(sql.lower()))
+        return not words.isdisjoint(self._refused.words) or (not words.isdisjoint(_SHOWS) and bool(_SHOW.search(sql)))
 
     def _check_tree(self, tree: Any) -> None:
         for node in _nodes(tree):
@@ -328,17 +329,19 @@ def _memory_limit(limits: Limits) -> int:
 
 
 def refused_names(connection: duckdb.DuckDBPyConnection) -> Names:
-    """What the engine says of itself, less what is harmless."""
-    query = (
-        "SELECT DISTINCT lower(function_name), function_type, has_side_effects FROM duckdb_functions() WHERE internal"
+    """What the engine says of itself, less what is harmless; a database may have functions of the same names."""
+    functions_query = (
+        "SELECT function_name, function_type, has_side_effects, internal FROM system.main.duckdb_functions()"
     )
-    known = connection.execute(query).fetchall()
-    views = connection.execute("SELECT view_name, schema_name FROM duckdb_views() WHERE internal").fetchall()
+    functions = connection.execute(functions_query).fetchall()
+    views_query = "SELECT view_name, schema_name, internal FROM system.main.duckdb_views()"
+    views = connection.execute(views_query).fetchall()
+    known = {(name.lower(), kind, effects) for name, kind, effects, internal in functions if internal}
     of_tables = {name for name, kind, _ in known if kind in ("table", "table_macro")} - _TABLE_FUNCTIONS
     with_effects = {name for name, kind, effects in known if effects and kind != "table"} - _HARMLESS
-    functions = with_effects | _REFUSED_FUNCTIONS
-    tables = {name for name, schema in views if schema != "information_schema"} - _SCHEMA_TABLES
-    return Names(*map(frozenset, (functions, of_tables, tables, functions | of_tables | tables | _WRITES)))
+    scalar = with_effects | _REFUSED_FUNCTIONS
+    tables = {name for name, schema, internal in views if internal and schema != "information_schema"} - _SCHEMA_TABLES
+    return Names(*map(frozenset, (scalar, of_tables, tables, scalar | of_tables | tables | _WRITES)))
 
 
 def _has_log(database: Path) -> bool:

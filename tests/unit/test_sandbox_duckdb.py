@@ -326,6 +326,23 @@ def test_every_function_with_side_effects_is_known() -> None:
     assert functions - refused == {"random", "uuid", "uuidv4", "uuidv7", "gen_random_uuid", "error"}
 
 
+def test_macros_of_a_database_cannot_stand_for_the_engines_own_functions(tmp_path: Path) -> None:
+    path = tmp_path / "shadows.duckdb"
+    with duckdb.connect(str(path)) as connection:
+        connection.execute("CREATE MACRO json_serialize_sql(x) AS '{}'")
+        connection.execute("CREATE MACRO lower(x) AS 'x'")
+        for name in ("duckdb_functions", "duckdb_views"):
+            connection.execute(
+                f"CREATE MACRO {name}() AS TABLE SELECT 'x' AS function_name, 'scalar' AS function_type, "
+                "'x' AS view_name, 'main' AS schema_name, false AS has_side_effects, true AS internal"
+            )
+    with Sandbox(SMALL) as sandbox:
+        statements = ["SELECT lower('A')", "SELECT sleep_ms(1)", "FROM duckdb_settings()", "FROM pg_settings"]
+        first, *others = sandbox.execute(path, statements)
+    assert first.rows == [("x",)]  # the database's own business
+    assert [run.reason[:7] for run in others] == ["refused"] * 3
+
+
 def test_reading_of_the_text_misses_nothing_that_the_tree_has(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only where the text has a suspect word is DuckDB asked for the tree: it must refuse nothing elsewhere."""
     runner = DuckdbRunner(database, Limits(**SMALL.model_dump()))
