@@ -96,14 +96,17 @@ def test_fills_chinook_with_statements_as_hard_as_they_say(data_root: Path) -> N
 @pytest.mark.long
 def test_every_spider_database_gets_many_templates(data_root: Path) -> None:
     folders = sorted(path for path in (data_root / "spider/database").iterdir() if path.is_dir())
-    for folder in folders[:: len(folders) // 20][:20]:
+    filled = 0
+    for folder in folders[:: len(folders) // 25]:
         path = folder / f"{folder.name}.sqlite"
         schema, values = reflect(folder.name, path), Values(path)
         if not any(table.rows for table in schema.tables):
-            continue
+            continue  # Spider ships some without a row
+        filled += 1
         with opened(path) as connection:
             found = [first_result(template, schema, values, connection, 10) for template in library()]
         assert sum(one is not None for one in found) >= 30, folder.name
+    assert filled >= 20
 
 
 def test_synthesis_without_any_label(data_root: Path) -> None:
