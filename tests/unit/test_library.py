@@ -38,13 +38,6 @@ SHARES = {"easy": 0.25, "medium": 0.40, "hard": 0.20, "extra": 0.15}
 def opened(path: Path) -> Iterator[sqlite3.Connection]:
     with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
         connection.text_factory = lambda data: data.decode(errors="replace")
-        stop = [0]
-
-        def tick() -> int:
-            stop[0] += 1
-            return stop[0] > 300
-
-        connection.set_progress_handler(tick, 100_000)
         yield connection
 
 
@@ -56,7 +49,13 @@ def first_result(
     for _ in range(tries):
         filled = fill(template, (), schema, values, rng, 1.0)
         if filled is not None:
-            rows = connection.execute(filled[0]).fetchmany(20)
+            ticks = iter(range(100))  # of 100,000 steps: what takes longer is left
+            connection.set_progress_handler(lambda ticks=ticks: next(ticks, None) is None, 100_000)  # type: ignore[misc]
+            try:
+                rows = connection.execute(filled[0]).fetchmany(20)
+            except sqlite3.OperationalError as error:
+                assert str(error) == "interrupted"
+                continue
             if any(cell is not None for row in rows for cell in row):
                 return filled
     return None
