@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spftsql import scaling
+from spftsql.cli import main
 from spftsql.errors import Fault, UserError
 from spftsql.scaling import (
     Load,
@@ -241,3 +242,26 @@ def test_the_policy_bears_a_pool_that_is_away_for_a_while(
 def test_a_settled_pool() -> None:
     assert PoolState(2, 2, 0, 0, {}, "", frozenset()).settled
     assert not PoolState(2, 2, 0, 1, {}, "", frozenset()).settled
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ([], "say how many"),
+        (["3", "--watch", "--max", "4"], "--watch takes --max and no number"),
+        (["--watch"], "--watch takes --max and no number"),
+        (["9", "--timeout", "0.1"], "wait for 2 more CPU"),
+    ],
+)
+def test_the_command_says_in_one_line_what_is_wrong(
+    dashboard: Dashboard,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    line: str,
+) -> None:
+    monkeypatch.setattr("sys.argv", ["spftsql", "scale", "verifiers", *arguments, "--address", ADDRESS])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert line in capsys.readouterr().err.splitlines()[-1]
