@@ -176,9 +176,10 @@ def start_standby(primary: Server, **settings: str) -> Iterator[Server]:
 
 
 def make_shop(server: Server, canary: str) -> str:
-    """The database that the corpus is about, and its surroundings, which hold `canary`; returns its URL."""
-    server.run("CREATE DATABASE shop")
-    server.run("CREATE DATABASE secret")
+    """The database that the corpus is about, made anew, and its surroundings, which hold `canary`; returns its URL."""
+    for name in ("shop", "secret"):
+        server.run(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+        server.run(f"CREATE DATABASE {name}")
     server.run(f"CREATE TABLE hidden AS SELECT '{canary}' AS x", "secret")
     server.run(_SHOP.replace("CANARY", canary), "shop")
     (server.folder / "secret.txt").write_text(canary)
