@@ -1,6 +1,5 @@
 """The sandbox, with real children: what statements may do, what they may not, and how it survives them."""
 
-import contextlib
 import logging
 import os
 import shutil
@@ -11,7 +10,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import apsw
@@ -20,8 +18,8 @@ import pytest
 from spftsql.config import SandboxConfig
 from spftsql.errors import Fault
 from spftsql.sandbox.execute import Sandbox
-from spftsql.sandbox.result import Execution
-from tests.hostile import CANARY, Hostile, contents, make_sqlite_database, read_corpus, structures, timed
+from tests.hostile import CANARY, make_sqlite_database, read_corpus, structures
+from tests.outcomes import Outcome, run_corpus
 
 HARD_SECONDS = 1.0
 SMALL = SandboxConfig(soft_seconds=0.2, hard_seconds=HARD_SECONDS, max_rows=1000, max_bytes=1_000_000, memory_mb=128)
@@ -41,70 +39,10 @@ def sandbox() -> Iterator[Sandbox]:
         yield opened
 
 
-class Peak:
-    """The most memory that the children of a sandbox have taken since it was last asked, in MiB."""
-
-    def __init__(self, sandbox: Sandbox) -> None:
-        self._sandbox, self._most, self._ended = sandbox, 0.0, threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
-
-    def _look(self) -> None:
-        try:
-            status = Path(f"/proc/{self._sandbox.pid}/status").read_text()
-        except OSError:
-            return
-        lines = [line.split() for line in status.splitlines() if line.startswith("VmHWM:")]
-        self._most = max(self._most, *(int(line[1]) / 1024 for line in lines), 0.0)
-
-    def _watch(self) -> None:
-        while not self._ended.wait(0.02):
-            self._look()
-
-    def take(self) -> float:
-        self._look()
-        most, self._most = self._most, 0.0
-        return most
-
-    def close(self) -> None:
-        self._ended.set()
-        self._thread.join()
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a hostile statement came to. `changed` are the files that it made, removed or altered."""
-
-    case: Hostile
-    run: Execution | Fault
-    seconds: float
-    peak_mib: float
-    changed: tuple[str, ...]
-
-    @property
-    def kind(self) -> str:
-        if isinstance(self.run, Fault):
-            return "fault"
-        return "refused" if self.run.reason.startswith("refused") else self.run.status
-
-    def __str__(self) -> str:
-        reason = self.run.reason if isinstance(self.run, Execution) else str(self.run)
-        head = f"{self.case.family}: {self.kind} ({reason[:80]}) after {self.seconds:.2f} s, {self.peak_mib:.0f} MiB"
-        return f"{head}, changed {self.changed}: {self.case.sql[:80]!r}"
-
-
 @pytest.fixture(scope="module")
 def outcomes(database: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
     """Every statement of the corpus, executed one after another by one sandbox."""
-    found = []
-    here = tmp_path_factory.mktemp("here")
-    with contextlib.chdir(here), Sandbox(SMALL) as sandbox, contextlib.closing(Peak(sandbox)) as peak:
-        for case in read_corpus("sqlite", database.parent):
-            before = contents(database.parent)
-            run, seconds = timed(sandbox, database, case.sql, 2 * HARD_SECONDS)
-            changed = dict(before.items() ^ contents(database.parent).items())
-            found.append(Outcome(case, run, seconds, peak.take(), (*changed, *contents(here))))
-    return found
+    return run_corpus("sqlite", database, SMALL, tmp_path_factory.mktemp("here"))
 
 
 def test_corpus_is_large_and_varied(caplog: pytest.LogCaptureFixture) -> None:
