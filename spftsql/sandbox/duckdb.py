@@ -15,6 +15,7 @@ import glob
 import json
 import re
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -141,7 +142,7 @@ class DuckdbRunner:
         if "log" in self._guards and _has_log(database):
             raise Fault(f"{database} has a write-ahead log: open it for writing and let it checkpoint")
         self._connection = self._open()
-        self._watchdog = Watchdog(limits.soft_seconds if "watchdog" in self._guards else float("inf"))
+        self._watchdog = Watchdog(limits.soft_seconds if "watchdog" in self._guards else threading.TIMEOUT_MAX)
 
     def _open(self) -> duckdb.DuckDBPyConnection:
         settings = {"allow_unsigned_extensions": "false"}
@@ -235,17 +236,23 @@ class DuckdbRunner:
                 if kind != "SELECT":
                     raise _Refused(f"{kind}, not a query")
         if self._is_suspect(sql):
-            (tree,) = cursor.execute("SELECT system.main.json_serialize_sql(?)", [sql]).fetchone() or ("{}",)
-            try:
-                self._check_tree(json.loads(tree))
-            except RecursionError:
-                raise _Refused("nested too deeply to be checked") from None
+            self._check_tree(self._tree(cursor, sql))
         return statements
 
     def _is_suspect(self, sql: str) -> bool:
         """Whether the text has a word that may not be named at all places; a name is in it letter by letter."""
         words = set(_WORD.findall(sql.lower()))
         return not words.isdisjoint(self._refused.words) or (not words.isdisjoint(_SHOWS) and bool(_SHOW.search(sql)))
+
+    def _tree(self, cursor: duckdb.DuckDBPyConnection, sql: str) -> Any:
+        answer = cursor.execute("SELECT system.main.json_serialize_sql(?)", [sql]).fetchone()
+        try:
+            tree = json.loads(answer[0]) if answer else {"error": True}
+        except RecursionError:
+            raise _Refused("nested too deeply to be checked") from None
+        if tree["error"] and "SELECT" in self._guards:
+            raise _Refused("cannot be checked")
+        return tree
 
     def _check_tree(self, tree: Any) -> None:
         for node in _nodes(tree):
@@ -294,6 +301,7 @@ class DuckdbRunner:
 
         Raises `Fault` when it cannot be opened again.
         """
+        self._watchdog.stop()  # nothing that is closed can be interrupted
         cursor.close()
         self._connection.close()
         self._connection = self._open()
