@@ -71,9 +71,10 @@ def start(run_dir: Path, settings: Mapping[str, str], log: Path) -> subprocess.P
 
 
 def events(run_dir: Path) -> list[dict[str, Any]]:
-    """What the run wrote down so far."""
+    """What the run wrote down so far; a line that is being written does not count yet."""
     path = run_dir / "demo" / "events.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    written = path.read_text().rpartition("\n")[0] if path.exists() else ""
+    return [json.loads(line) for line in written.splitlines()]
 
 
 def kill_in_stage(run_dir: Path, settings: Mapping[str, str], stage: str, log: Path, delay: float = 0.0) -> bool:
