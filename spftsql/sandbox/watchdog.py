@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 _AGAIN_SECONDS = 0.05
+_STACK = 1 << 18  # bytes of the process's memory, of which the usual 8 MB would be too many for so small a thread
 
 
 class Watchdog:
@@ -23,7 +24,9 @@ class Watchdog:
         self._asleep = self._closed = False
         self._condition = threading.Condition()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        usual = threading.stack_size(_STACK)
         self._thread.start()
+        threading.stack_size(usual)
 
     def start(self, interrupt: Callable[[], None]) -> None:
         """From now on time is measured; `interrupt` is called in another thread, at the earliest after `seconds`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import re
@@ -18,9 +17,10 @@ from typer.testing import CliRunner
 from spftsql.cli import app
 from spftsql.config import SandboxConfig
 from spftsql.errors import Fault
-from spftsql.sandbox.duckdb import DuckdbRunner, _Refused, refused_names
+from spftsql.sandbox import duckdb_policy
+from spftsql.sandbox.duckdb import GUARDS
+from spftsql.sandbox.duckdb_policy import Refused, checked_statements, refused_names
 from spftsql.sandbox.execute import Sandbox
-from spftsql.sandbox.result import Limits
 from tests.hostile import CANARY, contents, make_duckdb_database, read_corpus, structures
 from tests.outcomes import Outcome, run_corpus
 
@@ -201,6 +201,21 @@ def test_memory_is_given_back(database: Path) -> None:
     assert after[1] < before[1] + 16
 
 
+def test_other_open_databases_take_no_memory(database: Path, tmp_path: Path) -> None:
+    """What is kept open for the next batch is given up for a statement that needs its memory."""
+    large = "SELECT length(repeat('x', 60000000))"
+    patient = SMALL.model_copy(update={"soft_seconds": 20, "hard_seconds": 30})
+    with Sandbox(patient) as sandbox:
+        paths = [tmp_path / f"{number}.duckdb" for number in range(3)]
+        for path in paths:
+            with duckdb.connect(str(path)) as connection:
+                connection.execute("CREATE TABLE t AS SELECT md5(i::VARCHAR) AS s FROM range(500000) r(i)")
+            assert sandbox.execute(path, ["SELECT count(*) FROM t WHERE s > 'g'"])[0].rows == [(0,)]
+        (run,) = sandbox.execute(database, [large])
+        assert (run.status, run.rows) == ("ran", [(60_000_000,)])
+        assert [sandbox.execute(path, ["SELECT count(*) FROM t"])[0].rows for path in paths] == [[(500_000,)]] * 3
+
+
 def test_hard_deadline_kills_what_does_not_listen(sandbox: Sandbox, database: Path) -> None:
     sandbox.execute(database, ["SELECT 1"])
     first = sandbox.pid
@@ -344,28 +359,28 @@ def test_macros_of_a_database_cannot_stand_for_the_engines_own_functions(tmp_pat
     assert [run.reason[:7] for run in others] == ["refused"] * 3
 
 
-def test_reading_of_the_text_misses_nothing_that_the_tree_has(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_of_the_text_misses_nothing_that_the_tree_has(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only where the text has a suspect word is DuckDB asked for the tree: it must refuse nothing elsewhere."""
-    runner = DuckdbRunner(database, Limits(**SMALL.model_dump()))
-    looked_at = 0
+    refused = 0
     missed = []
-    for case in read_corpus("duckdb", database.parent):
-        if len(case.sql) > 1000:
-            continue  # takes long to parse
-        suspect = runner._is_suspect(case.sql)
-        monkeypatch.setattr(runner, "_is_suspect", lambda sql: True)
-        with contextlib.suppress(duckdb.Error, UnicodeEncodeError):
+    with duckdb.connect() as connection:
+        names = refused_names(connection)
+        suspect = {case.sql: duckdb_policy.is_suspect(case.sql, names) for case in read_corpus("duckdb")}
+        monkeypatch.setattr(duckdb_policy, "is_suspect", lambda sql, names: True)
+        for sql, expected in suspect.items():
+            if len(sql) > 1000:
+                continue  # takes long to parse
             try:
-                runner._checked(runner._connection.cursor(), case.sql)
-            except _Refused as refusal:
-                of_tree = re.match("function|table|SHOW|.* in WITH", str(refusal))
-                looked_at += bool(of_tree)
-                if of_tree and not suspect:
-                    missed.append(case.sql)
-        monkeypatch.undo()
-    runner.close()
+                checked_statements(connection, sql, names, GUARDS.keys())
+            except Refused as refusal:
+                of_tree = bool(re.match("function|table|SHOW|.* in WITH", str(refusal)))
+                refused += of_tree
+                if of_tree and not expected:
+                    missed.append(sql)
+            except (duckdb.Error, UnicodeEncodeError):
+                continue
     assert missed == []
-    assert looked_at > 100
+    assert refused > 100
 
 
 def test_commands_take_duckdb_files(database: Path) -> None:
