@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import duckdb
 
@@ -54,7 +55,7 @@ GUARDS = {
 _LEAST_MEMORY_MB = 192
 _OWN_MEMORY_MB = 128  # the library, the catalogue and Python, before there is any data
 _ROWS_AT_ONCE = 256
-_RESTING_SHARE = 16  # of the memory limit that a database may keep while another is used
+_RESTING_SHARE = 32  # of the memory limit that a database may keep while another is used
 
 # In this order: some cannot be set once access to the outside is taken away.
 _OUTSIDE = {
@@ -84,7 +85,6 @@ _flush_allocator = getattr(_library, "_ZN6duckdb9Allocator8FlushAllEv", None)
 _HEAVY_MS = 20.0
 
 _names: dict[str, Names] = {}  # of this engine, once a database was opened
-_runners: dict[DuckdbRunner, None] = {}  # of this process, the one that was used last at the end
 
 
 class DuckdbRunner:
@@ -95,36 +95,29 @@ class DuckdbRunner:
     """
 
     engine = ENGINE
+    _last: ClassVar[DuckdbRunner | None] = None  # the one of this process that was used last
 
     def __init__(self, database: Path, limits: Limits, without: frozenset[str] = frozenset()) -> None:
         self._database, self._limits = database, limits
         self._guards = frozenset(GUARDS) - without
         self._columns: tuple[str, ...] = ()
-        self._watchdog = Watchdog(limits.soft_seconds if "watchdog" in self._guards else threading.TIMEOUT_MAX)
         self._connection: duckdb.DuckDBPyConnection | None = None
         self._open()
+        self._watchdog = Watchdog(limits.soft_seconds if "watchdog" in self._guards else threading.TIMEOUT_MAX)
 
     def _open(self) -> duckdb.DuckDBPyConnection:
-        """The connection, opened if it is not, with all memory for itself if it needs that."""
-        self._become_the_last()
-        if self._connection is None:
-            try:
-                self._connection = self._connect()
-            except (MemoryError, duckdb.OutOfMemoryException):
-                if not self._close_others():
-                    raise Fault(f"{self._database} cannot be opened: too little memory") from None
-                return self._open()
-            except duckdb.Error as error:
-                raise Fault(f"{self._database} cannot be opened: {_first_line(error)}") from None
-        return self._connection
-
-    def _become_the_last(self) -> None:
-        last = next(reversed(_runners), None)
+        """The connection, opened if it is not."""
+        last = DuckdbRunner._last
         if last is not self:
             if last:
                 last._rest()
-            _runners.pop(self, None)
-            _runners[self] = None
+            DuckdbRunner._last = self
+        if self._connection is None:
+            try:
+                self._connection = self._connect()
+            except (MemoryError, duckdb.Error) as error:
+                raise Fault(f"{self._database} cannot be opened: {_first_line(error)}") from None
+        return self._connection
 
     def _rest(self) -> None:
         """Another database is used now: it shall not lack what this one keeps in memory."""
@@ -137,18 +130,11 @@ class DuckdbRunner:
             if kept > _memory_limit(self._limits) * 2**20 / _RESTING_SHARE:
                 self._disconnect()
 
-    def _close_others(self) -> bool:
-        """Whether there was one open."""
-        others = [runner for runner in _runners if runner is not self and runner._connection]
-        for runner in others:
-            runner._disconnect()
-        _give_memory_back()
-        return bool(others)
-
     def _disconnect(self) -> None:
         if self._connection:
             self._connection.close()
             self._connection = None
+            _give_memory_back()
 
     def _connect(self) -> duckdb.DuckDBPyConnection:
         if "log" in self._guards and _has_log(self._database):
@@ -186,8 +172,6 @@ class DuckdbRunner:
         self._columns = ()
         rows: list[tuple[Cell, ...]] = []
         status, reason = self._run(sql, rows, max_rows)
-        if reason == "memory" and self._close_others():
-            status, reason = self._run(sql, rows, max_rows)
         elapsed = (time.perf_counter() - started) * 1000
         if elapsed > _HEAVY_MS:
             _give_memory_back()
@@ -264,7 +248,8 @@ class DuckdbRunner:
         """Closes the connection."""
         self._watchdog.close()
         self._disconnect()
-        _runners.pop(self, None)
+        if DuckdbRunner._last is self:
+            DuckdbRunner._last = None
 
 
 def limit_process(limits: Limits) -> None:

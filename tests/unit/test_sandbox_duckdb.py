@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -203,17 +204,21 @@ def test_memory_is_given_back(database: Path) -> None:
 
 def test_other_open_databases_take_no_memory(database: Path, tmp_path: Path) -> None:
     """What is kept open for the next batch is given up for a statement that needs its memory."""
-    large = "SELECT length(repeat('x', 60000000))"
-    patient = SMALL.model_copy(update={"soft_seconds": 20, "hard_seconds": 30})
-    with Sandbox(patient) as sandbox:
-        paths = [tmp_path / f"{number}.duckdb" for number in range(3)]
+    paths = [tmp_path / f"{number}.duckdb" for number in range(3)]
+    with duckdb.connect(str(paths[0])) as connection:  # 20 MB, which DuckDB would keep in memory of each
+        connection.execute("CREATE TABLE t AS SELECT md5(i::VARCHAR) AS s FROM range(1200000) r(i)")
+    for path in paths[1:]:
+        shutil.copy(paths[0], path)
+    with Sandbox(SMALL.model_copy(update={"soft_seconds": 20, "hard_seconds": 30})) as sandbox:
+        sandbox.execute(paths[0], ["SELECT 1"])
+        sandbox.execute(database, ["SELECT 1"])  # in another folder: from here on it is the same child
+        child = sandbox.pid
         for path in paths:
-            with duckdb.connect(str(path)) as connection:
-                connection.execute("CREATE TABLE t AS SELECT md5(i::VARCHAR) AS s FROM range(500000) r(i)")
-            assert sandbox.execute(path, ["SELECT count(*) FROM t WHERE s > 'g'"])[0].rows == [(0,)]
-        (run,) = sandbox.execute(database, [large])
-        assert (run.status, run.rows) == ("ran", [(60_000_000,)])
-        assert [sandbox.execute(path, ["SELECT count(*) FROM t"])[0].rows for path in paths] == [[(500_000,)]] * 3
+            assert sandbox.execute(path, ["SELECT count(*) FROM t WHERE s LIKE '%zz%'"])[0].rows == [(0,)]
+        (run,) = sandbox.execute(database, ["SELECT length(repeat('x', 80000000))"])
+        assert (run.status, run.rows) == ("ran", [(80_000_000,)])
+        assert [sandbox.execute(path, ["SELECT count(*) FROM t"])[0].rows for path in paths] == [[(1_200_000,)]] * 3
+        assert sandbox.pid == child
 
 
 def test_hard_deadline_kills_what_does_not_listen(sandbox: Sandbox, database: Path) -> None:
