@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
+from spftsql import __version__
 from spftsql.config import Config
 from spftsql.errors import UserError, disk_faults
 from spftsql.records import content_hash
@@ -51,6 +53,7 @@ class Run:
         tree = config.model_dump(mode="json", by_alias=True)
         _write_text(self.root / "config.yaml", yaml.safe_dump(tree, sort_keys=False))
         self.metrics = self.root / "metrics.jsonl"
+        self.event("opened", host=socket.gethostname(), pid=os.getpid(), version=__version__)
 
     def close(self) -> None:
         """Lets another process in."""

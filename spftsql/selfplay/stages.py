@@ -113,6 +113,8 @@ class Stages:
                     requests.append(
                         self.request(identity, example.db_id, prompt, candidate, exam.samples, exam.temperature)
                     )
+        for name, exam in exams.items():  # for who looks at the answers later
+            write_records(self.run.root / "exams" / f"{name}.parquet", exam.questions, Example)
         drawn = self.generate(title, requests, candidates)
         checks = [
             VerificationRequest(

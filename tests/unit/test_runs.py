@@ -1,6 +1,7 @@
 """The run directory keeps what is done, and never takes a half-built stage for a whole one."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -59,5 +60,6 @@ def test_events_say_what_was_kept_and_built(config: Config) -> None:
     run = Run(config)
     run.stage("a", 1, write)
     run.stage("a", 1, write)
-    outcomes = [json.loads(line)["outcome"] for line in (run.root / "events.jsonl").read_text().splitlines()]
-    assert outcomes == ["started", "built", "kept"]
+    opened, *stages = [json.loads(line) for line in (run.root / "events.jsonl").read_text().splitlines()]
+    assert (opened["event"], opened["pid"]) == ("opened", os.getpid())
+    assert [stage["outcome"] for stage in stages] == ["started", "built", "kept"]
