@@ -14,6 +14,9 @@ from rich.console import Console
 from spftsql.errors import Fault, UserError
 from spftsql.records import POLICIES, Policy
 
+# Looking for plugins of pydantic reads the metadata of every package that is installed; none is wanted here.
+os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+
 app = typer.Typer(
     name="spftsql",
     help="Turns your databases and an open-weights model into a better Text-to-SQL model, and serves it.",
@@ -225,6 +228,18 @@ def serve(
 
     plan = serving_plan(model, db or [], host, port, engine)
     serve_forever(plan.model, plan.name, plan.databases, plan.config)
+
+
+@app.command()
+def status(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, as RUN_DIR/NAME.")],
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON; with --watch one line per change.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Go on until no process works on the run any more.")] = False,
+) -> None:
+    """Where a run stands: stages, candidates, accuracy, cost, what is running where. Only reads."""
+    from spftsql.reporting.status import run_status
+
+    run_status(run, _out, as_json, watch)
 
 
 @app.command()

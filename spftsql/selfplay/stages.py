@@ -13,7 +13,7 @@ from pathlib import Path
 
 from spftsql.config import Config, Optimization
 from spftsql.databases.catalogue import Catalogue
-from spftsql.errors import Fault
+from spftsql.errors import Fault, disk_faults
 from spftsql.execution import Execution
 from spftsql.progress import Reporter
 from spftsql.prompts import PromptBuilder
@@ -113,8 +113,9 @@ class Stages:
                     requests.append(
                         self.request(identity, example.db_id, prompt, candidate, exam.samples, exam.temperature)
                     )
-        for name, exam in exams.items():  # for who looks at the answers later
-            write_records(self.run.root / "exams" / f"{name}.parquet", exam.questions, Example)
+        with disk_faults(self.run.root):
+            for name, exam in exams.items():  # for who looks at the answers later
+                write_records(self.run.root / "exams" / f"{name}.parquet", exam.questions, Example)
         drawn = self.generate(title, requests, candidates)
         checks = [
             VerificationRequest(

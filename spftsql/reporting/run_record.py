@@ -1,0 +1,318 @@
+"""A run directory as it stands, read without touching it: while the run goes on, after a crash, and when it is done.
+
+Everything comes from what the run writes down: `events.jsonl`, `metrics.jsonl`, `config.yaml`, `result.json`, and the
+Parquet files of its stages, of which only counts are read here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from spftsql.config import Config, validate
+from spftsql.errors import UserError
+from spftsql.selfplay.table import Result
+
+StageState = Literal["built", "running", "interrupted"]
+HolderState = Literal["running", "elsewhere", "none"]
+Event = Mapping[str, Any]
+_TAIL = 65_536  # bytes at the end of the metrics, enough for its last lines
+
+
+@dataclass(frozen=True)
+class Holder:
+    """The process that has the run directory: `elsewhere` when it is said to be on another host, so out of sight."""
+
+    state: HolderState
+    host: str = ""
+    pid: int | None = None
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """One stage: what it did and what it cost.
+
+    `seconds` are those of the build that succeeded, or until now; `lost` those of builds that were cut off; `began` is
+    the time (epoch) of the last try. Counts are 0 where a stage has no such rows, and while it is not built.
+    """
+
+    name: str
+    key: str
+    state: StageState
+    began: float
+    seconds: float
+    lost: float = 0.0
+    tries: int = 1
+    requests: int = 0
+    samples: int = 0
+    tokens: int = 0  # written by models
+    executions: int = 0
+    trained: int = 0  # tokens, over all steps
+
+    @property
+    def kind(self) -> str:
+        """`generate`, `verify`, `train` or `other`."""
+        head = self.name.split("-")[0]
+        return head if head in ("generate", "verify", "train") else "other"
+
+
+@dataclass(frozen=True)
+class Step:
+    """How far the training in progress is."""
+
+    job: str
+    step: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """All of it. `config` and `result` are None where they are missing or of another version.
+
+    `mixes` counts verdicts by candidate and exam; `selection` is the accuracy that chooses main model and opponent.
+    """
+
+    root: Path
+    config: Config | None
+    events: tuple[Event, ...]
+    holder: Holder
+    stages: tuple[StageRecord, ...]
+    mixes: Mapping[str, Mapping[str, Mapping[str, int]]]
+    selection: Mapping[str, float]
+    result: Result | None
+    step: Step | None
+    attempts: int
+    now: float
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last attempt came to its end."""
+        return self.result is not None and bool(self.of("finished"))
+
+    @property
+    def current(self) -> StageRecord | None:
+        """The stage that is being built, or at which the run was cut off."""
+        return next((stage for stage in reversed(self.stages) if stage.state != "built"), None)
+
+    def of(self, kind: str) -> list[Event]:
+        """The events of a kind that count for this run, in their order."""
+        return [event for event in _counting(self.events) if event["event"] == kind]
+
+
+def read_run(root: Path) -> RunRecord:
+    """Reads a run directory. Raises `UserError` where there is none."""
+    if not (root / "config.yaml").is_file() and not (root / "events.jsonl").is_file():
+        raise UserError(f"{root} is no run directory: it has neither config.yaml nor events.jsonl")
+    now = time.time()
+    events = read_lines(root / "events.jsonl")
+    holder = _holder(root, events)
+    counting = _counting(events)
+    mixes: dict[str, dict[str, dict[str, int]]] = {}
+    for event in counting:
+        if event["event"] == "verdicts":
+            counts = {k: v for k, v in event.items() if k not in ("time", "event", "candidate", "exam")}
+            mixes.setdefault(event["candidate"], {})[event["exam"]] = counts
+    trained = _trained_tokens(root)
+    stages = tuple(_counted(stage, root, trained) for stage in _stages(events, holder, now))
+    result = _result(root) if any(event["event"] == "finished" for event in counting) else None
+    training = any(stage.state == "running" and stage.kind == "train" for stage in stages)
+    return RunRecord(
+        root=root,
+        config=_config(root),
+        events=events,
+        holder=holder,
+        stages=stages,
+        mixes=mixes,
+        selection={e["candidate"]: e["accuracy"] for e in counting if e["event"] == "selection"},
+        result=result,
+        step=_last_step(root, [s for s in stages if s.state == "running"]) if training else None,
+        attempts=sum(event["event"] == "opened" for event in events),
+        now=now,
+    )
+
+
+def read_lines(path: Path) -> tuple[Event, ...]:
+    """The rows of a JSON lines file; a line that is cut off or broken is left out, and a file that is missing empty."""
+    rows = []
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ()
+    for line in text.splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    return tuple(rows)
+
+
+def _counting(events: Sequence[Event]) -> list[Event]:
+    """The events of the last attempt when it came to its end, else of all: a resumed run says again what it keeps."""
+    last = max((i for i, event in enumerate(events) if event.get("event") == "opened"), default=0)
+    ours = events[last:]
+    done = any(event.get("event") == "finished" for event in ours)
+    return [
+        event for event in (ours if done else events) if "event" in event and (done or event["event"] != "finished")
+    ]
+
+
+def _holder(root: Path, events: Sequence[Event]) -> Holder:
+    opened = next((event for event in reversed(events) if event.get("event") == "opened"), None)
+    host, pid = (str(opened["host"]), int(opened["pid"])) if opened else ("", None)
+    if host and host != socket.gethostname():
+        ended = any(e.get("event") == "finished" for e in _counting(events))
+        return Holder("none" if ended else "elsewhere", host, pid)
+    locked = _locked_by(root / ".lock")
+    if locked is not None:
+        return Holder("running", host or socket.gethostname(), locked)
+    return Holder("none", host, pid)
+
+
+def _locked_by(lock: Path) -> int | None:
+    """The process on this machine that holds a lock file, as the kernel tells it; asking takes no lock.
+
+    Where the kernel has no such list, None: a run is then said to be held by nobody.
+    """
+    try:
+        inode = os.stat(lock).st_ino
+        lines = Path("/proc/locks").read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        fields = line.split()
+        if len(fields) > 5 and fields[1] == "FLOCK" and fields[5].rpartition(":")[2] == str(inode):
+            return int(fields[4])
+    return None
+
+
+def _stages(events: Sequence[Event], holder: Holder, now: float) -> list[StageRecord]:
+    """The stages by their last tries, in the order of their first mention; another key of a name replaces it."""
+    found: dict[str, StageRecord] = {}
+    started: dict[str, float] = {}  # by key
+    lost: dict[str, float] = {}
+    tries: dict[str, int] = {}
+    last = 0.0
+    for event in events:
+        moment = float(event.get("time", last))
+        if event.get("event") == "opened":  # whatever was at work until then was cut off
+            for key, began in started.items():
+                lost[key] = lost.get(key, 0.0) + max(0.0, last - began)
+            started.clear()
+        last = moment
+        if event.get("event") != "stage":
+            continue
+        name, key, outcome = event["name"], event["key"], event["outcome"]
+        if outcome == "started":
+            if key in started:
+                lost[key] = lost.get(key, 0.0) + max(0.0, moment - started[key])
+            started[key] = moment
+            tries[key] = tries.get(key, 0) + 1
+            found[name] = StageRecord(name, key, "running", moment, 0.0)
+        elif outcome == "built":
+            began = started.pop(key, moment)
+            found[name] = StageRecord(name, key, "built", began, float(event.get("seconds", 0.0)))
+        elif name not in found or found[name].key != key:  # kept, and its building was not seen
+            found[name] = StageRecord(name, key, "built", moment, 0.0)
+    rows = []
+    for stage in found.values():
+        state, seconds, gone = stage.state, stage.seconds, lost.get(stage.key, 0.0)
+        if state == "running":
+            alive = holder.state != "none" and stage.key in started
+            state = "running" if alive else "interrupted"
+            seconds = max(0.0, now - stage.began) if alive else 0.0
+            if not alive and stage.key in started:
+                gone += max(0.0, last - stage.began)
+        rows.append(
+            StageRecord(stage.name, stage.key, state, stage.began, seconds, gone, max(1, tries.get(stage.key, 1)))
+        )
+    return rows
+
+
+def _counted(stage: StageRecord, root: Path, trained: Mapping[str, int]) -> StageRecord:
+    """A built stage with the number of its rows and tokens."""
+    folder = root / "stages" / f"{stage.name}-{stage.key}"
+    if stage.kind == "train":
+        folder = folder if folder.is_dir() else folder.with_name(f"{folder.name}.partial")
+        return replace(stage, trained=sum(trained.get(file.stem, 0) for file in folder.glob("*.parquet")))
+    if stage.state != "built" or stage.kind == "other":
+        return stage
+    requests = _rows([folder / "requests.parquet"])
+    if stage.kind == "verify":
+        return replace(stage, requests=requests, executions=_rows(_parquet(folder / "verdicts")))
+    samples, tokens = _samples(_parquet(folder / "samples"))
+    return replace(stage, requests=requests, samples=samples, tokens=tokens)
+
+
+def _parquet(path: Path) -> list[Path]:
+    return sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+
+
+def _rows(files: Iterable[Path]) -> int:
+    import pyarrow.parquet as pq
+
+    return sum(pq.ParquetFile(file).metadata.num_rows for file in files if file.is_file())
+
+
+def _samples(files: Iterable[Path]) -> tuple[int, int]:
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    rows = tokens = 0
+    for file in files:
+        if file.is_file():
+            column = pq.read_table(file, columns=["tokens"]).column("tokens")
+            rows, tokens = rows + len(column), tokens + (pc.sum(column).as_py() or 0)
+    return rows, tokens
+
+
+def _trained_tokens(root: Path) -> dict[str, int]:
+    """Tokens of each training by its name; a step that a resume repeats cost its tokens twice."""
+    found: dict[str, int] = {}
+    for row in read_lines(root / "metrics.jsonl"):
+        if "job" in row:
+            found[row["job"]] = found.get(row["job"], 0) + int(row.get("tokens", 0))
+    return found
+
+
+def _last_step(root: Path, running: Sequence[StageRecord]) -> Step | None:
+    path = root / "metrics.jsonl"
+    try:
+        if not running or path.stat().st_mtime < running[-1].began:
+            return None
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - _TAIL))
+            lines = file.read().decode("utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    for line in reversed(lines):
+        try:
+            row = json.loads(line)
+            return Step(str(row["job"]), int(row["step"]), int(row["steps"]))
+        except (ValueError, KeyError, TypeError):
+            continue
+    return None
+
+
+def _config(root: Path) -> Config | None:
+    try:
+        tree = yaml.safe_load((root / "config.yaml").read_text(encoding="utf-8"))
+        return validate(tree, where=str(root / "config.yaml"))
+    except (OSError, yaml.YAMLError, UserError):
+        return None
+
+
+def _result(root: Path) -> Result | None:
+    try:
+        return Result.from_json((root / "result.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
