@@ -24,9 +24,12 @@ from spftsql.sandbox.location import without_password
 
 
 class Section(BaseModel):
-    """Base of every part of the tree: frozen, and strict about unknown keys."""
+    """Base of every part of the tree: frozen, and strict about unknown keys.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    The validators of a part are built when it is first used: most commands use few.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), defer_build=True)
 
 
 class DatabaseConfig(Section):
@@ -111,12 +114,13 @@ class ModelConfig(Section):
 
 
 class GenerationConfig(Section):
-    """The engines that write questions and SQL. Resources are per actor."""
+    """The engines that write questions and SQL. Resources are per actor; `resources` are the cluster's own ones."""
 
     engine: Literal["vllm", "transformers"] = "vllm"
     actors: int = Field(1, gt=0)
     cpus: float = Field(1, ge=0)
     gpus: float = Field(0, ge=0)
+    resources: dict[str, float] = {}  # such as {generation: 1}, on nodes that declare them
     tensor_parallel_size: int = Field(1, gt=0)
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
     batch_size: int = Field(256, gt=0)
@@ -151,6 +155,7 @@ class VerificationConfig(Section):
 
     workers: int = Field(2, gt=0)
     cpus: float = Field(0.25, ge=0)
+    resources: dict[str, float] = {}  # per worker, beside its CPUs, such as {verification: 1}
     batch_size: int = Field(64, gt=0)
     node_cache: Literal["auto"] | Path | None = "auto"
     copies_mb: int = Field(20_000, gt=0)  # of databases, in the node cache
@@ -173,6 +178,7 @@ class TrainingConfig(Section):
     workers: int = Field(1, gt=0)
     cpus: float = Field(1, ge=0)
     gpus: float = Field(0, ge=0)
+    resources: dict[str, float] = {}  # per worker, beside its CPUs and GPUs, such as {training: 1}
     threads: int = Field(1, gt=0)  # CPU threads per worker
     zero_stage: Literal[0, 1, 2, 3] = 2
     offload: bool = False
@@ -220,7 +226,7 @@ class VbiConfig(Section):
     play_pairs: int = Field(1000, ge=0)  # synthetic questions for self-play
     share: float = Field(0.3, gt=0, le=1)  # share of synthetic rows in a training batch
     start: Literal["base", "previous"] = "base"
-    optimization: Optimization = Optimization()
+    optimization: Optimization = Field(default_factory=Optimization)
 
 
 class SelfPlayConfig(Section):
@@ -235,7 +241,7 @@ class SelfPlayConfig(Section):
     lambda_: float = Field(0.1, gt=0, alias="lambda")
     nll_weight: float = Field(0.0, ge=0)
     replay: float = Field(0.5, ge=0)  # labelled replay rows per pair
-    optimization: Optimization = Optimization(learning_rate=1e-6, epochs=1)
+    optimization: Optimization = Field(default_factory=lambda: Optimization(learning_rate=1e-6, epochs=1))
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
@@ -277,19 +283,19 @@ class Config(Section):
     execution: Literal["ray", "local"] = "ray"
     data: DataConfig
     model: ModelConfig
-    prompt: PromptConfig = PromptConfig()
-    generation: GenerationConfig = GenerationConfig()
-    sandbox: SandboxConfig = SandboxConfig()
-    verification: VerificationConfig = VerificationConfig()
-    training: TrainingConfig = TrainingConfig()
-    sft: Optimization = Optimization()
-    question_model: Optimization = Optimization()
-    synthesis: SynthesisConfig = SynthesisConfig()
-    vbi: VbiConfig = VbiConfig()
-    selfplay: SelfPlayConfig = SelfPlayConfig()
-    gate: GateConfig = GateConfig()
-    serve: ServeConfig = ServeConfig()
-    cluster: ClusterConfig = ClusterConfig()
+    prompt: PromptConfig = Field(default_factory=PromptConfig)
+    generation: GenerationConfig = Field(default_factory=GenerationConfig)
+    sandbox: SandboxConfig = Field(default_factory=SandboxConfig)
+    verification: VerificationConfig = Field(default_factory=VerificationConfig)
+    training: TrainingConfig = Field(default_factory=TrainingConfig)
+    sft: Optimization = Field(default_factory=Optimization)
+    question_model: Optimization = Field(default_factory=Optimization)
+    synthesis: SynthesisConfig = Field(default_factory=SynthesisConfig)
+    vbi: VbiConfig = Field(default_factory=VbiConfig)
+    selfplay: SelfPlayConfig = Field(default_factory=SelfPlayConfig)
+    gate: GateConfig = Field(default_factory=GateConfig)
+    serve: ServeConfig = Field(default_factory=ServeConfig)
+    cluster: ClusterConfig = Field(default_factory=ClusterConfig)
 
     def key(self, *sections: str) -> str:
         """A hash over the named sections, for the stages whose result depends on them and on nothing else."""

@@ -16,7 +16,6 @@ from spftsql.databases.files import database_location, file_hash
 from spftsql.databases.places import Source, address_of
 from spftsql.errors import UserError
 from spftsql.evaluation import passes
-from spftsql.evaluation.hardness import spider_hardness
 from spftsql.evaluation.locations import database_configs, given_databases
 from spftsql.evaluation.metrics import mcnemar, paired_difference
 from spftsql.evaluation.passes import Prepared
@@ -255,6 +254,8 @@ def _shared(progress: Progress, number: int, databases: int) -> Progress:
 
 
 def _hardness(prepared: Prepared) -> list[str]:
+    from spftsql.evaluation.hardness import spider_hardness  # sqlglot is imported while the first statements run
+
     known: dict[tuple[str, str], str] = {}  # many questions share a gold
     levels = []
     for question in prepared.questions:

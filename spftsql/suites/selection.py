@@ -15,7 +15,8 @@ from spftsql.sandbox.execute import Sandbox
 from spftsql.sandbox.result import Execution
 from spftsql.suites.determinism import cuts, nulls_elsewhere
 from spftsql.suites.mutations import Mutant
-from spftsql.verdicts import compare, nondeterminism, probes, stability
+from spftsql.verdicts import compare, nondeterminism, stability
+from spftsql.verdicts.probes import probes
 
 _CHUNK = 64  # statements whose results are in memory together
 _SLOW_MS = 1_000  # of a gold on the original

@@ -3,18 +3,15 @@
 from spftsql.verdicts.compare import compare
 from spftsql.verdicts.digest import digest
 from spftsql.verdicts.judge import verdict_of
-from spftsql.verdicts.probes import Probe, probes
 from spftsql.verdicts.reading import nondeterminism, ordered_at_top_level
 from spftsql.verdicts.stability import Stability, stability
 
 __all__ = [
-    "Probe",
     "Stability",
     "compare",
     "digest",
     "nondeterminism",
     "ordered_at_top_level",
-    "probes",
     "stability",
     "verdict_of",
 ]

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from spftsql.sandbox.result import Cell, Execution
 from spftsql.verdicts.compare import Row, compare
-from spftsql.verdicts.probes import Probe
+
+if TYPE_CHECKING:
+    from spftsql.verdicts.probes import Probe
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Set
 from spftsql.errors import Fault
 from spftsql.sandbox.location import Engine
 from spftsql.sandbox.result import Execution
-from spftsql.verdicts import Stability, nondeterminism, probes, stability
+from spftsql.verdicts import Stability, nondeterminism, stability
 
 
 def gold_stability(
@@ -20,6 +20,8 @@ def gold_stability(
     `execute` runs the probes, all together and only if there are any. A gold of which a probe failed for our reasons
     has that fault.
     """
+    from spftsql.verdicts.probes import probes  # it takes sqlglot along, which `spider` and `bird` do without
+
     asked = {
         sql: found
         for sql, result in golds.items()

@@ -16,7 +16,8 @@ from spftsql.config import SandboxConfig
 from spftsql.records import VerificationRequest
 from spftsql.sandbox.execute import Sandbox
 from spftsql.sandbox.location import Engine, locate
-from spftsql.verdicts import probes, stability
+from spftsql.verdicts import stability
+from spftsql.verdicts.probes import probes
 from spftsql.verification.worker import Verifier
 
 if TYPE_CHECKING:

@@ -86,6 +86,14 @@ def test_light_modules_import_no_heavy_package(module: str) -> None:
     assert done.stdout.split() == []
 
 
+def test_scoring_starts_without_packages_that_are_slow_to_import() -> None:
+    """They are imported where they are needed, beside the first statements: start-up is a third of a whole `score`."""
+    slow = {"sqlglot", "pyarrow", "sqlalchemy", "torch", "transformers", "numpy"}
+    code = f"import sys, spftsql.cli, spftsql.evaluation.command; print(*({slow!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
 def test_no_module_has_a_name_that_says_nothing() -> None:
     names = {"utils", "util", "helpers", "helper", "common", "misc"}
     assert [path for path in tracked() if names & {path.stem, *path.relative_to(CHECKOUT).parts[:-1]}] == []

@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from spftsql.sandbox.cells import to_cell
 from spftsql.sandbox.location import Engine
 from spftsql.sandbox.result import Execution
-from spftsql.verdicts import Stability, probes, stability, verdict_of
+from spftsql.verdicts import Stability, stability, verdict_of
 from spftsql.verdicts.compare import compare
+from spftsql.verdicts.probes import probes
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "verdicts"
 CASES: list[dict[str, Any]] = yaml.safe_load((FIXTURES / "stability.yaml").read_text())
