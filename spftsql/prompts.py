@@ -9,6 +9,7 @@ beside it, whatever the size.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -30,17 +31,22 @@ if TYPE_CHECKING:
 
 _SQL_TASK = "Write one {dialect} SELECT statement that answers the question below. Answer with the SQL alone."
 _QUESTION_TASK = "Write the question, as a person would ask it, that the {dialect} statement below answers."
+_LETTERS_PER_TOKEN = 3.2  # of schema text, in the vocabularies of today's code models
 _LINKERS = 64  # databases whose words and values are kept at hand
 _FENCE = re.compile(r"```(?:sql)?\s*(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
 
 
 class PromptBuilder:
-    """Prompts for one tokenizer. `text_to_sql` and `sql_to_text` return the whole string that the model continues."""
+    """Prompts for one tokenizer. `text_to_sql` and `sql_to_text` return the whole string that the model continues.
 
-    def __init__(self, config: PromptConfig, model: str | Path, chat_template: Path | None = None) -> None:
+    Without a model (an endpoint that puts its own chat template around) there are messages only, and tokens are
+    estimated.
+    """
+
+    def __init__(self, config: PromptConfig, model: str | Path | None, chat_template: Path | None = None) -> None:
         """Loads the tokenizer of `model`. Raises `UserError` when it has no chat template and none is given."""
         self._config = config
-        self._tokenizer = _load_tokenizer(str(model), chat_template)
+        self._tokenizer = None if model is None else _load_tokenizer(str(model), chat_template)
         self._schema_texts: dict[tuple[str, str], str] = {}
         self._linkers: dict[tuple[str, str], Linker] = {}
         self._links = config.linking and config.schema_text != "none"
@@ -48,7 +54,7 @@ class PromptBuilder:
             _SQL_TASK,
             _QUESTION_TASK,
             config.model_dump(mode="json"),
-            str(self._tokenizer.chat_template),
+            None if self._tokenizer is None else str(self._tokenizer.chat_template),
             fingerprint() if self._links else None,
         )
 
@@ -60,13 +66,17 @@ class PromptBuilder:
 
     def text_to_sql(self, database: Database, question: str, evidence: str = "") -> str:
         """The prompt that asks for SQL; `evidence` is a hint that comes with the question (BIRD)."""
+        return self._render(self.text_to_sql_message(database, question, evidence))
+
+    def text_to_sql_message(self, database: Database, question: str, evidence: str = "") -> str:
+        """What `text_to_sql` asks, as the text of a person's message, without the model's chat template."""
         if self._config.schema_text == "none":
-            return self._render(question)
+            return question
         dialect = database.schema.dialect
         schema, values = self._schema_and_values(database, f"{question}\n{evidence}" if evidence else question)
         matches = f"Values: {'; '.join(_condition(value, dialect) for value in values)}\n" if values else ""
         hint = f"Hint: {evidence}\n" if evidence else ""
-        return self._render(f"{schema}\n\n{_SQL_TASK.format(dialect=dialect)}\n{matches}{hint}Question: {question}")
+        return f"{schema}\n\n{_SQL_TASK.format(dialect=dialect)}\n{matches}{hint}Question: {question}"
 
     def sql_to_text(self, database: Database, sql: str) -> str:
         """The prompt that asks for the question behind `sql`."""
@@ -105,6 +115,8 @@ class PromptBuilder:
         return linked.text, linked.values
 
     def _count_tokens(self, text: str) -> int:
+        if self._tokenizer is None:
+            return math.ceil(len(text) / _LETTERS_PER_TOKEN)
         return len(self._tokenizer.encode(text, add_special_tokens=False, verbose=False))
 
     def _render(self, content: str) -> str:
@@ -112,6 +124,8 @@ class PromptBuilder:
 
     def render_messages(self, messages: list[dict[str, str]]) -> str:
         """A conversation as the string that the model continues (raw chat of the endpoint)."""
+        if self._tokenizer is None:
+            raise ValueError("a prompt needs the tokenizer of a model")
         text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         return str(text)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spftsql import __version__
-from spftsql.config import SandboxConfig
+from spftsql.config import DatabaseConfig, SandboxConfig
 from spftsql.databases.files import database_location, file_hash
 from spftsql.databases.places import Source, address_of
 from spftsql.errors import UserError
@@ -103,24 +103,34 @@ def score(options: ScoreOptions, task: Task) -> ScoreResult:
     What could not be executed for our own reasons is in the result's `faults`.
     Raises `UserError` for options and files that are wrong or do not fit together.
     """
-    wanted = _wanted(options)
+    check_metrics(options)
     test = read_split(options.benchmark, options.root, options.split)
     if not test.rows:
         raise UserError(f"{options.benchmark}: no questions in {', '.join(map(str, test.files))}")
     files = [read_predictions(path, test.rows) for path in (options.predictions, options.against) if path]
+    return score_predictions(options, test, files, task)
+
+
+def score_predictions(options: ScoreOptions, test: Questions, files: Sequence[Predictions], task: Task) -> ScoreResult:
+    """`score` for questions and predictions that are read already; the second of `files` is what it is held against.
+
+    `options` names them, and says the rest. Raises `UserError` where `score` does for the options.
+    """
+    wanted = check_metrics(options)
     policy = options.policy or DEFAULT_POLICY[options.benchmark]
 
     def text(sql: str) -> str:
         return spider_text(sql, options.keep_distinct) if policy == "spider" else sql
 
     golds = tuple(text(question.sql) for question in test.rows)
-    prepared = Prepared(test.rows, golds, _databases(options, test), policy)
+    places = {name: database_location(database.url) for name, database in needed_databases(options, test).items()}
+    prepared = Prepared(test.rows, golds, places, policy)
     sides = [tuple(map(text, file.statements)) for file in files]
     suites = _suites(options, prepared, task) if options.suite else {}
-    sources = {db_id: _source(location) for db_id, location in prepared.databases.items()}
+    sources = {db_id: scored_source(location) for db_id, location in prepared.databases.items()}
     for db_id, suite in suites.items():
         for place, path in enumerate(suite.instances):
-            sources.setdefault(passes.instance_name(db_id, place), _source(locate(path)))
+            sources.setdefault(passes.instance_name(db_id, place), scored_source(locate(path)))
     with (
         VerifierThreads(sources, options.limits, options.workers, options.cache) as threads,
         ThreadPoolExecutor(1) as beside,
@@ -193,8 +203,8 @@ def spider_text(sql: str, keep_distinct: bool) -> str:
     return _SPIDER_TOKENS.sub(replace, sql)
 
 
-def _wanted(options: ScoreOptions) -> tuple[str, ...]:
-    """The metrics asked for; raises `UserError` for what is unknown or does not go together."""
+def check_metrics(options: ScoreOptions) -> tuple[str, ...]:
+    """The metrics asked for. Raises `UserError` for what is unknown or does not go together."""
     unknown = [name for name in options.metrics if name not in METRICS]
     if unknown:
         raise UserError(f"unknown metric {unknown[0]}; known: {', '.join(METRICS)}")
@@ -207,12 +217,14 @@ def _wanted(options: ScoreOptions) -> tuple[str, ...]:
     return options.metrics
 
 
-def _databases(options: ScoreOptions, test: Questions) -> dict[str, Location]:
-    """The databases that the questions need and that are there: named ones first, then those of the benchmark."""
+def needed_databases(options: ScoreOptions, test: Questions) -> dict[str, DatabaseConfig]:
+    """The databases that the questions need and that are there: named ones first, then those of the benchmark.
+
+    Raises `UserError` when there is none.
+    """
     found = database_configs(options.benchmark, options.root, test.split)
     found |= given_databases(options.databases, options.named)
-    needed = dict.fromkeys(question.db_id for question in test.rows)
-    databases = {db_id: database_location(found[db_id].url) for db_id in needed if db_id in found}
+    databases = {question.db_id: found[question.db_id] for question in test.rows if question.db_id in found}
     if not databases:
         raise UserError(
             f"{options.benchmark}: no database file for any question in {options.root}; name their folder with "
@@ -221,7 +233,7 @@ def _databases(options: ScoreOptions, test: Questions) -> dict[str, Location]:
     return databases
 
 
-def _source(location: Location) -> Source:
+def scored_source(location: Location) -> Source:
     """The place of a database with the hash of its content, by which results are kept; a server has none."""
     return Source((address_of(location),), file_hash(location.file) if location.file else None)
 

@@ -87,7 +87,7 @@ def test_training_generation_evaluation_and_serving_ask_the_same(
     hotel: Database, tiny_models: list[str], tmp_path: Path, tokens: int, evidence: str
 ) -> None:
     config = configuration(tiny_models[0], tmp_path, tokens)
-    run = SimpleNamespace(event=lambda *_, **__: None)
+    run = SimpleNamespace(event=lambda *_, **__: None, root=tmp_path)
     stages = Asked(config, run, None, {"hotel": hotel}, None)  # type: ignore[arg-type]
     stages.use_prompts(tiny_models[0])
     example = Example("e", "hotel", QUESTION, "SELECT 1", "label", "t", evidence=evidence)
