@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from itertools import accumulate
 from pathlib import Path
@@ -15,6 +16,7 @@ Value = str | int | float
 Row = tuple[Value, ...]
 
 _CAP = 5_000  # distinct values (or rows) kept per column
+_OPEN = 256  # databases
 _LONGEST = 60  # characters of a value that a question could still mention
 
 
@@ -30,6 +32,12 @@ class Values:
         self._rows: dict[tuple[str, tuple[str, ...]], tuple[list[Row], list[float]]] = {}
         self._shared: dict[tuple[tuple[str, str], ...], tuple[list[Value], list[float]]] = {}
         self._ordered: dict[tuple[str, str], list[Value]] = {}
+        self._members: dict[tuple[str, str], frozenset[Value]] = {}
+        self._bounds: dict[tuple[str, str], tuple[Value, Value] | None] = {}
+
+    def close(self) -> None:
+        """Closes the connection; what was read stays known."""
+        self._open.close()
 
     def column(self, table: str, column: str) -> list[tuple[Value, int]]:
         """The distinct values of a column with their counts, most frequent first; no NULL, no blob."""
@@ -76,6 +84,29 @@ class Values:
         inside = not isinstance(low, str) and not isinstance(high, str) and low < rounded < high
         return rounded if inside else value
 
+    def holds(self, table: str, column: str, value: Value) -> bool | None:
+        """Whether a column has a value; None where it has more values than are kept, and this is none of them."""
+        key = (table, column)
+        if key not in self._members:
+            self._members[key] = frozenset(value for value, _ in self.column(table, column))
+        found = value in self._members[key]
+        return found or (None if len(self._members[key]) >= _CAP else False)
+
+    def bounds(self, table: str, column: str) -> tuple[Value, Value] | None:
+        """The least and the greatest value of a column; None where it has numbers beside texts, or no value."""
+        key = (table, column)
+        if key not in self._bounds:
+            known = self.column(table, column)
+            values = [value for value, _ in known]
+            if len(known) >= _CAP:
+                name = quoted(column)
+                cells = self._query(f"SELECT MIN({name}), MAX({name}) FROM {quoted(table)}")[0]
+                values = [value for value in map(plain, cells) if value is not None]
+            texts = sum(isinstance(value, str) for value in values)
+            mixed = not values or 0 < texts < len(values)
+            self._bounds[key] = None if mixed else (min(values), max(values))
+        return self._bounds[key]
+
     def _read(self, table: str, columns: tuple[str, ...]) -> list[tuple[Row, int]]:
         names = ", ".join(quoted(column) for column in columns)
         kinds = "typeof({}) IN ('text', 'integer', 'real')" if self._location.engine == "sqlite" else "{} IS NOT NULL"
@@ -90,6 +121,29 @@ class Values:
             if len(row) == len(cells):
                 found.append((tuple(row), int(count)))
         return found
+
+
+class OpenValues:
+    """The values of databases by their name, opened when they are asked for; only those used last stay open."""
+
+    def __init__(self, databases: Mapping[str, str | Path | Location], most: int = _OPEN) -> None:
+        """Opens nothing yet. `most` databases are open at once."""
+        self._databases, self._most = databases, most
+        self._open: OrderedDict[str, Values] = OrderedDict()
+
+    def __getitem__(self, name: str) -> Values:
+        """Raises `KeyError` for an unknown name, `UserError` for a database that cannot be opened."""
+        if name not in self._open:
+            self._open[name] = Values(self._databases[name])
+            if len(self._open) > self._most:
+                self._open.popitem(last=False)[1].close()
+        self._open.move_to_end(name)
+        return self._open[name]
+
+    def close(self) -> None:
+        """Closes all."""
+        while self._open:
+            self._open.popitem()[1].close()
 
 
 def _cumulative(counts: Sequence[int]) -> list[float]:

@@ -1,33 +1,33 @@
 """Templates filled from a database: new values for columns that labels used, or new columns near each other.
 
-Sampling follows the training distribution (a template's count) times a weight, the columns follow the distance in the
-key graph (Hu et al. 2023, arXiv 2212.08785), and the values come from the columns that they are compared with.
+Sampling follows the training distribution (a template's count) times a weight. What is drawn is
+`spftsql.synthesis.drawing`; what is dropped before it is executed, and why, `spftsql.synthesis.rules`.
 """
 
 from __future__ import annotations
 
 import random
-import re
+from collections import Counter
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import replace
-from itertools import accumulate, pairwise
-from math import exp
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 
 from spftsql.databases.schema import Schema
-from spftsql.databases.values import Values
+from spftsql.databases.values import OpenValues, Values
 from spftsql.records import Statement, content_hash
 from spftsql.sandbox.location import Location
 from spftsql.synthesis.dialects import in_dialect
-from spftsql.synthesis.joins import ColumnName, Join, KeyGraph, key_graph
-from spftsql.synthesis.rendering import Compiled, compile_template, render
-from spftsql.synthesis.templates import Bindings, Slot, Tables, Template, Value
+from spftsql.synthesis.drawing import draw_values, new_columns
+from spftsql.synthesis.joins import key_graph
+from spftsql.synthesis.rendering import compile_template, render
+from spftsql.synthesis.rules import Filled, broken_column_rule, broken_value_rule
+from spftsql.synthesis.seen import Seen, key_of
+from spftsql.synthesis.templates import Bindings, Template
+from spftsql.synthesis.uses import uses_of
 
 _FRUITLESS = 200  # fills of a template in a row that gave nothing new, before it is given up
-_FAR = 1.5  # how fast the weight of a table falls with its distance in the key graph
-_LONGEST_PART = 7  # characters of a LIKE pattern that is taken for part of a word or date, such as 2024-05
-_PARTS = {"year": re.compile(r"(\d{4})-\d"), "month": re.compile(r"\d{4}-(\d{2})")}
-_MOST_TABLES = 4  # in one SELECT, bridges included
+_THRESHOLDS = ("range", "between", "count", "limit")  # values of which others can ask for the same
 
 
 def fill(
@@ -43,21 +43,172 @@ def fill(
     With probability `column_substitution` (or where `bindings_pool`, the bindings seen with this database, is empty)
     the columns are drawn anew and the joins derived from the keys; else one of the bindings keeps its columns and gets
     new values, except where the label's question does not say the value ("major cities": population > 150000).
-    None where this draw gave nothing: no fitting columns, no values, no way to join.
+    None where this draw gave nothing: no fitting columns, no values, no way to join, or a rule against it.
     """
-    graph, compiled = key_graph(schema), compile_template(template.sql)
-    if not bindings_pool or rng.random() < column_substitution:
-        bindings = _substitute(template, compiled, graph, rng)
-    else:
-        bindings = rng.choice(bindings_pool)
+    filled = _fill(template, bindings_pool, schema, values, rng, column_substitution)
+    return None if isinstance(filled, str) else filled
+
+
+def _fill(
+    template: Template,
+    bindings_pool: Sequence[Bindings],
+    schema: Schema,
+    values: Values,
+    rng: random.Random,
+    column_substitution: float,
+) -> tuple[str, Bindings] | str:
+    """As `fill`; the reason instead of None."""
+    graph, compiled, uses = key_graph(schema), compile_template(template.sql), uses_of(template.sql)
+    new = not bindings_pool or rng.random() < column_substitution
+    bindings = new_columns(template, compiled, graph, rng) if new else rng.choice(bindings_pool)
     if bindings is None:
-        return None
-    drawn = _draw_values(template, bindings, values, rng)
+        return "no-columns"
+    if new and (rule := broken_column_rule(Filled(uses, bindings, graph, values))) is not None:
+        return rule
+    drawn = draw_values(template, bindings, values, rng)
     if drawn is None:
-        return None
+        return "no-values"
     bindings = replace(bindings, values=drawn)
+    if (rule := broken_value_rule(Filled(uses, bindings, graph, values))) is not None:
+        return rule
     sql = render(compiled, bindings, graph)
-    return (sql, bindings) if sql is not None else None
+    return (sql, bindings) if sql is not None else "no-join"
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A statement that nothing speaks against yet.
+
+    `structure` is a key of its template, columns and tables on its database (all but the values); `question` of all
+    this and of the values that name something, leaving out those that bound something (`>`, BETWEEN, COUNT, LIMIT).
+    """
+
+    statement: Statement
+    structure: int
+    question: int
+    limit: int | None  # of its outermost SELECT
+
+
+class Sampler:
+    """Draws statements, each at most once, and learns from `tell` which templates are worth drawing on.
+
+    A template is drawn by its count times its weight (1 where `weights` has none), and given up after many draws in a
+    row that were told to be of no use. The same calls with the same seed give the same statements. `counts` says how
+    many draws came to nothing, by reason: a rule's name, or `no-columns`, `no-values`, `no-join` (nothing to fill
+    with), `dialect` (no equal in the schema's dialect), `repeated` (drawn before), `excluded` (a label), `structure`
+    (`per_structure` of that template with those columns are accepted).
+    """
+
+    def __init__(
+        self,
+        pool: Sequence[Template],
+        schemas: Mapping[str, Schema],
+        databases: Mapping[str, Path | Location],
+        seed: int,
+        column_substitution: float,
+        weights: Mapping[str, float] | None = None,
+        exclude: Container[str] = (),
+        per_structure: int = 0,
+    ) -> None:
+        """`exclude` is canonical SQL; `per_structure` is 0 for no limit (at most 255)."""
+        self.counts: Counter[str] = Counter()
+        self._rng = random.Random(f"synthesize {seed}")
+        self._seed, self._substitution, self._exclude = seed, column_substitution, exclude
+        self._schemas, self._names = schemas, sorted(schemas)
+        self._values = OpenValues(databases)
+        self._per_structure = per_structure
+        self._known: dict[str, dict[str, list[Bindings]]] = {}
+        self._alive: list[Template] = []
+        self._weights: list[float] = []
+        for template in pool:
+            known: dict[str, list[Bindings]] = {}
+            for bindings in template.bindings:
+                if bindings.db_id in schemas:
+                    known.setdefault(bindings.db_id, []).append(bindings)
+            weight = template.count * (weights.get(template.id, 1.0) if weights is not None else 1.0)
+            fillable = known or column_substitution > 0 or any(not b.db_id for b in template.bindings)
+            if weight > 0 and fillable:
+                self._known[template.id] = known
+                self._alive.append(template)
+                self._weights.append(weight)
+        self._fruitless = dict.fromkeys(self._known, 0)
+        self._cumulative = list(accumulate(self._weights))
+        self._drawn, self._structures = Seen(), Seen()
+
+    @property
+    def bytes(self) -> int:
+        """The memory that remembering what was drawn takes."""
+        return self._drawn.bytes + self._structures.bytes
+
+    def draw(self) -> Candidate | None:
+        """The next statement; None when every template is given up."""
+        while self._alive:
+            template = self._rng.choices(self._alive, cum_weights=self._cumulative)[0]
+            candidate = self._draw(template)
+            if isinstance(candidate, Candidate):
+                return candidate
+            self.counts[candidate] += 1
+            self._of_no_use(template.id)
+        return None
+
+    def _draw(self, template: Template) -> Candidate | str:
+        rng, known = self._rng, self._known[template.id]
+        if known and rng.random() >= self._substitution:
+            db_id, substitution = rng.choice([name for name, found in known.items() for _ in found]), 0.0
+        else:
+            db_id, substitution = rng.choice(self._names), 1.0
+        schema = self._schemas[db_id]
+        filled = _fill(template, known.get(db_id, ()), schema, self._values[db_id], rng, substitution)
+        if isinstance(filled, str):
+            return filled
+        sql, bindings = filled
+        structure = key_of(db_id, template.id, repr(bindings.columns), repr(bindings.scopes))
+        if self._per_structure and self._structures.count(structure) >= self._per_structure:
+            return "structure"
+        identity = content_hash(db_id, sql)
+        if self._drawn.add(int(identity, 16)):
+            return "repeated"
+        if sql in self._exclude:
+            return "excluded"
+        try:
+            text = in_dialect(sql, schema)
+        except ValueError:
+            return "dialect"
+        statement = Statement(identity, db_id, text, template.id, bindings.to_json(), self._seed)
+        named = [
+            str(bindings.values[slot.name])
+            for slot in template.slots
+            if slot.role == "value" and slot.operator not in _THRESHOLDS and slot.name in bindings.values
+        ]
+        limit = uses_of(template.sql).selects[0].limit
+        number = bindings.values.get(limit) if isinstance(limit, str) else limit
+        return Candidate(
+            statement, structure, key_of(str(structure), *named), number if isinstance(number, int) else None
+        )
+
+    def tell(self, candidate: Candidate, accepted: bool) -> bool:
+        """Whether a statement is wanted; False also where `per_structure` like it are accepted already."""
+        identity = candidate.statement.template
+        if accepted and self._per_structure and self._structures.add(candidate.structure) >= self._per_structure:
+            self.counts["structure"] += 1
+            accepted = False
+        if accepted:
+            if identity in self._fruitless:
+                self._fruitless[identity] = 0
+        else:
+            self._of_no_use(identity)
+        return accepted
+
+    def _of_no_use(self, template: str) -> None:
+        if template not in self._fruitless:
+            return
+        self._fruitless[template] += 1
+        if self._fruitless[template] < _FRUITLESS:
+            return
+        del self._fruitless[template]
+        kept = [(t, w) for t, w in zip(self._alive, self._weights, strict=True) if t.id != template]
+        self._alive, self._weights = [t for t, _ in kept], [w for _, w in kept]
+        self._cumulative = list(accumulate(self._weights))
 
 
 def synthesize(
@@ -69,261 +220,16 @@ def synthesize(
     column_substitution: float,
     weights: Mapping[str, float] | None,
     exclude: Container[str],
+    per_structure: int = 0,
 ) -> Iterator[Statement]:
     """Up to `count` distinct statements, none of them in `exclude` (canonical SQL); the same for the same seed.
 
-    Their SQL is in the dialect of their schema.
-
-    A template is drawn by its count times its weight (1 where `weights` has none), and given up after many draws in a
-    row without anything new; the iterator ends early when all are.
+    Their SQL is in the dialect of their schema, and is not executed: `spftsql.synthesis.accepting` does that. The
+    iterator ends early when all templates are given up (see `Sampler`).
     """
-    rng = random.Random(f"synthesize {seed}")
-    names = sorted(schemas)
-    values = {name: Values(databases[name]) for name in names}
-    alive: list[tuple[Template, float]] = []
-    for template in pool:
-        weight = template.count * (weights.get(template.id, 1.0) if weights is not None else 1.0)
-        if weight > 0 and (
-            column_substitution > 0 or any(b.db_id in schemas or not b.db_id for b in template.bindings)
-        ):
-            alive.append((template, weight))
-    seen_with: dict[str, dict[str, list[Bindings]]] = {}
-    for template, _ in alive:
-        by_database = seen_with.setdefault(template.id, {})
-        for bindings in template.bindings:
-            if bindings.db_id in schemas:
-                by_database.setdefault(bindings.db_id, []).append(bindings)
-    fruitless = dict.fromkeys(seen_with, 0)
-    made: set[str] = set()
-    cumulative = list(accumulate(weight for _, weight in alive))
-    while alive and len(made) < count:
-        template = rng.choices(alive, cum_weights=cumulative)[0][0]
-        known = seen_with[template.id]
-        if known and rng.random() >= column_substitution:
-            db_id, substitution = rng.choice([name for name, found in known.items() for _ in found]), 0.0
-        else:
-            db_id, substitution = rng.choice(names), 1.0
-        filled = fill(template, known.get(db_id, ()), schemas[db_id], values[db_id], rng, substitution)
-        identity = content_hash(db_id, filled[0]) if filled is not None else ""
-        sql = _spelled(filled[0], schemas[db_id]) if filled is not None and identity not in made else None
-        if filled is None or sql is None or filled[0] in exclude:
-            fruitless[template.id] += 1
-            if fruitless[template.id] >= _FRUITLESS:
-                alive = [entry for entry in alive if entry[0].id != template.id]
-                cumulative = list(accumulate(weight for _, weight in alive))
-            continue
-        fruitless[template.id] = 0
-        made.add(identity)
-        yield Statement(identity, db_id, sql, template.id, filled[1].to_json(), seed)
-
-
-def _spelled(sql: str, schema: Schema) -> str | None:
-    try:
-        return in_dialect(sql, schema)
-    except ValueError:
-        return None
-
-
-def _substitute(template: Template, compiled: Compiled, graph: KeyGraph, rng: random.Random) -> Bindings | None:
-    """New columns: slots that shared a table share one again; linked slots keep to one domain of values."""
-    model = rng.choice(template.bindings) if template.bindings else None
-    groups: dict[str | int, list[Slot]] = {}
-    for slot in template.slots:
-        if slot.role == "column":
-            at = model.columns[slot.name][0] if model else _first_scope(slot.name, compiled)
-            groups.setdefault(at, []).append(slot)
-    partners: dict[str, list[str]] = {}
-    for left, right in compiled.links:
-        partners.setdefault(left, []).append(right)
-        partners.setdefault(right, []).append(left)
-    columns: dict[str, ColumnName] = {}
-    tables: list[str] = []
-    chosen: dict[str | int, str] = {}
-    for at, group in groups.items():
-        choices = []
-        for table in graph.schema.tables:
-            picked = _pick(table.name, group, columns, partners, graph, rng)
-            if picked is not None:
-                choices.append((table.name, picked, _nearness(table.name, tables, graph)))
-        if not any(weight for _, _, weight in choices):
-            return None
-        name, picked, _ = rng.choices(choices, weights=[weight for _, _, weight in choices])[0]
-        columns |= picked
-        tables.append(name)
-        chosen[at] = name
-    scopes = []
-    for number, derived in enumerate(compiled.derived):
-        wanted = list(dict.fromkeys(columns[s][0] for s in compiled.scope_slots[number] if s != "*"))
-        before = model.scopes[number] if model else Tables(() if derived else ("",))
-        seen = len(before.tables)
-        if derived or not seen or _in_place(before):
-            placed = _replaced(before, derived, chosen, model, graph, rng)
-            if placed is None:
-                return None
-            scopes.append(placed)
-            continue
-        if not wanted:
-            wanted = [rng.choice(tables or [table.name for table in graph.schema.tables])]
-        connected = graph.connect(wanted)
-        while connected is not None and len(connected) < seen:
-            near = graph.neighbours(connected)
-            if not near:
-                return None
-            connected = graph.connect([*connected, rng.choice(near)])
-        if connected is None or len(connected) > max(_MOST_TABLES, seen):
-            return None
-        scopes.append(Tables(connected))
-    observed = model.values if model else {}
-    return Bindings(graph.schema.db_id, columns, observed, tuple(scopes))
-
-
-def _in_place(tables: Tables) -> bool:
-    """Whether every table of a FROM clause keeps its place: self-joins and outer joins."""
-    return len(set(tables.tables)) < len(tables.tables) or any(join.side for join in tables.joins or ())
-
-
-def _replaced(
-    before: Tables,
-    derived: bool,
-    chosen: Mapping[str | int, str],
-    model: Bindings | None,
-    graph: KeyGraph,
-    rng: random.Random,
-) -> Tables | None:
-    """The same FROM clause over other tables, each at the place of the one whose slots it got; None if it cannot be."""
-    names = tuple(chosen[table] for table in before.tables if table in chosen)
-    if len(names) < len(before.tables):
-        return None
-    if derived or not names:
-        return Tables(names)
-    joins = before.joins or ()
-    if len(set(before.tables)) == len(before.tables):
-        found = graph.joins(names)
-        return (
-            Tables(names, tuple(replace(j, side=o.side) for j, o in zip(found, joins, strict=True))) if found else None
-        )
-    if model is None or model.db_id or len(set(names)) > 1:
-        return None  # which end of a label's self-join was the key is not known here
-    again = []
-    for join in joins:
-        ends = _ends(join, graph, names[0], rng)
-        if ends is None:
-            return None
-        again.append(replace(join, equalities=((join.equalities[0][0], *ends),)))
-    return Tables(names, tuple(again))
-
-
-def _ends(join: Join, graph: KeyGraph, table: str, rng: random.Random) -> tuple[str, str] | None:
-    """Columns that join `table` with itself in the roles of a shape's join: over its own key, or as siblings."""
-    if len(join.equalities) != 1:
-        return None
-    _, left, right = join.equalities[0]
-    keys = [(column[1], target[1]) for column, target in graph.keys.items() if column[0] == table == target[0]]
-    siblings = [column[1] for column, target in graph.keys.items() if column[0] == table != target[0]]
-    if left == right == "fk":
-        return (rng.choice(siblings),) * 2 if siblings else None
-    if {left, right} != {"fk", "key"} or not keys:
-        return None
-    found = rng.choice(keys)
-    return found if left == "fk" else found[::-1]
-
-
-def _first_scope(slot: str, compiled: Compiled) -> int:
-    return next((number for number, slots in enumerate(compiled.scope_slots) if slot in slots), -1)
-
-
-def _pick(
-    table: str,
-    group: Sequence[Slot],
-    columns: Mapping[str, ColumnName],
-    partners: Mapping[str, Sequence[str]],
-    graph: KeyGraph,
-    rng: random.Random,
-) -> dict[str, ColumnName] | None:
-    """A column of `table` for every slot of the group, each another one; None where there are not enough."""
-    picked: dict[str, ColumnName] = {}
-    for slot in group:
-        near = [
-            graph.domain(found)
-            for partner in partners.get(slot.name, ())
-            if (found := columns.get(partner) or picked.get(partner)) is not None
-        ]
-        choices = [
-            column
-            for column in graph.columns(table, slot.kind, slot.key)
-            if column not in picked.values()
-            and column not in columns.values()
-            and all(graph.domain(column) == domain or column[1].lower() == domain[1].lower() for domain in near)
-        ]
-        if not choices:
-            return None
-        picked[slot.name] = rng.choice(choices)
-    return picked
-
-
-def _nearness(table: str, others: Sequence[str], graph: KeyGraph) -> float:
-    if not others:
-        return float(min(graph.rows(table), 1))
-    distance = graph.distance(table, others)
-    return exp(-_FAR * distance) if distance is not None else 0.0
-
-
-def _draw_values(template: Template, bindings: Bindings, values: Values, rng: random.Random) -> dict[str, Value] | None:
-    """A literal for every value slot; equalities over one table come from one row, so that they can hold at once."""
-    slots = [slot for slot in template.slots if slot.role == "value"]
-    drawn: dict[str, Value] = {name: bindings.values[name] for name in sorted(bindings.unsaid)}
-    for names, columns in _together(slots, bindings):
-        row = values.draw_row(rng, columns[0][0], [column for _, column in columns])
-        if row is not None:
-            drawn |= dict(zip(names, row, strict=True))
-    for slot in slots:
-        if slot.name in drawn:
-            continue
-        columns = [bindings.columns[name] for name in slot.of]
-        observed = bindings.values.get(slot.name)
-        for _ in range(5):
-            value = _draw_value(slot, columns, observed, values, rng)
-            if value is None:
-                return None
-            if not any(drawn[s.name] == value for s in slots if s.name in drawn and s.of == slot.of):
-                break
-        else:
-            return None
-        drawn[slot.name] = value
-    for low, high in pairwise(slots):
-        if low.operator == high.operator == "between" and low.of == high.of:
-            ends = sorted((drawn[low.name], drawn[high.name]), key=lambda v: (isinstance(v, str), v))
-            drawn[low.name], drawn[high.name] = ends
-    return drawn
-
-
-def _together(slots: Sequence[Slot], bindings: Bindings) -> list[tuple[list[str], list[ColumnName]]]:
-    """Equality slots on different columns of one table, by table."""
-    by_table: dict[str, dict[ColumnName, str]] = {}
-    for slot in slots:
-        if slot.operator == "equal" and len(slot.of) == 1 and slot.name not in bindings.unsaid:
-            column = bindings.columns[slot.of[0]]
-            by_table.setdefault(column[0], {}).setdefault(column, slot.name)
-    return [(list(found.values()), list(found)) for found in by_table.values() if len(found) > 1]
-
-
-def _draw_value(
-    slot: Slot, columns: Sequence[ColumnName], observed: Value | None, values: Values, rng: random.Random
-) -> Value | None:
-    if slot.operator == "count":
-        most = 2 * observed if isinstance(observed, int) else 0
-        return rng.randint(1, max(3, most))
-    if slot.operator == "limit":
-        return rng.randint(2, 10)
-    if slot.operator == "free" or not columns:
-        return observed
-    if slot.operator in ("range", "between"):
-        return values.threshold(rng, *columns[0])
-    value = values.draw(rng, columns)
-    if slot.operator in _PARTS:
-        part = _PARTS[slot.operator].match(str(value))
-        return part.group(1) if part else None
-    if slot.operator == "like" and value is not None:
-        word = rng.choice(str(value).split() or [str(value)])
-        return word[: len(observed)] if isinstance(observed, str) and len(observed) <= _LONGEST_PART else word
-    return value
+    sampler = Sampler(pool, schemas, databases, seed, column_substitution, weights, exclude, per_structure)
+    made = 0
+    while made < count and (candidate := sampler.draw()) is not None:
+        if sampler.tell(candidate, accepted=True):
+            made += 1
+            yield candidate.statement

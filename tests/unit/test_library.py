@@ -127,7 +127,7 @@ def test_a_file_reads_back_and_names_nothing(tmp_path: Path) -> None:
             """CREATE TABLE keeper (nr INTEGER PRIMARY KEY, surname TEXT, chief INTEGER REFERENCES keeper (nr));
             CREATE TABLE beast (tag TEXT PRIMARY KEY, species TEXT, kilos REAL, nr INTEGER REFERENCES keeper (nr));
             INSERT INTO keeper VALUES (1, 'Ono', NULL), (2, 'Poe', 1);
-            INSERT INTO beast VALUES ('x', 'ibis', 2.5, 2);"""
+            INSERT INTO beast VALUES ('x', 'ibis', 2.5, 2), ('y', 'gnu', 150.5, 1);"""
         )
     schema = reflect("zoo", path)
     labels = [

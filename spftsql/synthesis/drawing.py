@@ -1,0 +1,228 @@
+"""What fills a template: columns near each other in the key graph, and values of the columns they are compared with.
+
+The columns follow the distance in the key graph (Hu et al. 2023, arXiv 2212.08785), joins are derived from the keys.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from math import exp
+
+from spftsql.databases.values import Values
+from spftsql.synthesis.joins import ColumnName, Join, KeyGraph
+from spftsql.synthesis.rendering import Compiled
+from spftsql.synthesis.templates import Bindings, Slot, Tables, Template, Value
+
+_FAR = 1.5  # how fast the weight of a table falls with its distance in the key graph
+_LONGEST_PART = 7  # characters of a LIKE pattern that is taken for part of a word or date, such as 2024-05
+_PARTS = {"year": re.compile(r"(\d{4})-\d"), "month": re.compile(r"\d{4}-(\d{2})")}
+_MOST_TABLES = 4  # in one SELECT, bridges included
+
+
+def new_columns(template: Template, compiled: Compiled, graph: KeyGraph, rng: random.Random) -> Bindings | None:
+    """New columns: slots that shared a table share one again; linked slots keep to one domain of values."""
+    model = rng.choice(template.bindings) if template.bindings else None
+    groups: dict[str | int, list[Slot]] = {}
+    for slot in template.slots:
+        if slot.role == "column":
+            at = model.columns[slot.name][0] if model else _first_scope(slot.name, compiled)
+            groups.setdefault(at, []).append(slot)
+    partners: dict[str, list[str]] = {}
+    for left, right in compiled.links:
+        partners.setdefault(left, []).append(right)
+        partners.setdefault(right, []).append(left)
+    columns: dict[str, ColumnName] = {}
+    tables: list[str] = []
+    chosen: dict[str | int, str] = {}
+    for at, group in groups.items():
+        choices = []
+        for table in graph.schema.tables:
+            picked = _pick(table.name, group, columns, partners, graph, rng)
+            if picked is not None:
+                choices.append((table.name, picked, _nearness(table.name, tables, graph)))
+        if not any(weight for _, _, weight in choices):
+            return None
+        name, picked, _ = rng.choices(choices, weights=[weight for _, _, weight in choices])[0]
+        columns |= picked
+        tables.append(name)
+        chosen[at] = name
+    scopes = []
+    for number, derived in enumerate(compiled.derived):
+        wanted = list(dict.fromkeys(columns[s][0] for s in compiled.scope_slots[number] if s != "*"))
+        before = model.scopes[number] if model else Tables(() if derived else ("",))
+        seen = len(before.tables)
+        if derived or not seen or _in_place(before):
+            placed = _replaced(before, derived, chosen, model, graph, rng)
+            if placed is None:
+                return None
+            scopes.append(placed)
+            continue
+        if not wanted:
+            wanted = [rng.choice(tables or [table.name for table in graph.schema.tables])]
+        connected = graph.connect(wanted)
+        while connected is not None and len(connected) < seen:
+            near = graph.neighbours(connected)
+            if not near:
+                return None
+            connected = graph.connect([*connected, rng.choice(near)])
+        if connected is None or len(connected) > max(_MOST_TABLES, seen):
+            return None
+        scopes.append(Tables(connected))
+    observed = model.values if model else {}
+    return Bindings(graph.schema.db_id, columns, observed, tuple(scopes))
+
+
+def _in_place(tables: Tables) -> bool:
+    """Whether every table of a FROM clause keeps its place: self-joins and outer joins."""
+    return len(set(tables.tables)) < len(tables.tables) or any(join.side for join in tables.joins or ())
+
+
+def _replaced(
+    before: Tables,
+    derived: bool,
+    chosen: Mapping[str | int, str],
+    model: Bindings | None,
+    graph: KeyGraph,
+    rng: random.Random,
+) -> Tables | None:
+    """The same FROM clause over other tables, each at the place of the one whose slots it got; None if it cannot be."""
+    names = tuple(chosen[table] for table in before.tables if table in chosen)
+    if len(names) < len(before.tables):
+        return None
+    if derived or not names:
+        return Tables(names)
+    joins = before.joins or ()
+    if len(set(before.tables)) == len(before.tables):
+        found = graph.joins(names)
+        return (
+            Tables(names, tuple(replace(j, side=o.side) for j, o in zip(found, joins, strict=True))) if found else None
+        )
+    if model is None or model.db_id or len(set(names)) > 1:
+        return None  # which end of a label's self-join was the key is not known here
+    again = []
+    for join in joins:
+        ends = _ends(join, graph, names[0], rng)
+        if ends is None:
+            return None
+        again.append(replace(join, equalities=((join.equalities[0][0], *ends),)))
+    return Tables(names, tuple(again))
+
+
+def _ends(join: Join, graph: KeyGraph, table: str, rng: random.Random) -> tuple[str, str] | None:
+    """Columns that join `table` with itself in the roles of a shape's join: over its own key, or as siblings."""
+    if len(join.equalities) != 1:
+        return None
+    _, left, right = join.equalities[0]
+    keys = [(column[1], target[1]) for column, target in graph.keys.items() if column[0] == table == target[0]]
+    siblings = [column[1] for column, target in graph.keys.items() if column[0] == table != target[0]]
+    if left == right == "fk":
+        return (rng.choice(siblings),) * 2 if siblings else None
+    if {left, right} != {"fk", "key"} or not keys:
+        return None
+    found = rng.choice(keys)
+    return found if left == "fk" else found[::-1]
+
+
+def _first_scope(slot: str, compiled: Compiled) -> int:
+    return next((number for number, slots in enumerate(compiled.scope_slots) if slot in slots), -1)
+
+
+def _pick(
+    table: str,
+    group: Sequence[Slot],
+    columns: Mapping[str, ColumnName],
+    partners: Mapping[str, Sequence[str]],
+    graph: KeyGraph,
+    rng: random.Random,
+) -> dict[str, ColumnName] | None:
+    """A column of `table` for every slot of the group, each another one; None where there are not enough."""
+    picked: dict[str, ColumnName] = {}
+    for slot in group:
+        near = [
+            graph.domain(found)
+            for partner in partners.get(slot.name, ())
+            if (found := columns.get(partner) or picked.get(partner)) is not None
+        ]
+        choices = [
+            column
+            for column in graph.columns(table, slot.kind, slot.key)
+            if column not in picked.values()
+            and column not in columns.values()
+            and all(graph.domain(column) == domain or column[1].lower() == domain[1].lower() for domain in near)
+        ]
+        if not choices:
+            return None
+        picked[slot.name] = rng.choice(choices)
+    return picked
+
+
+def _nearness(table: str, others: Sequence[str], graph: KeyGraph) -> float:
+    if not others:
+        return float(min(graph.rows(table), 1))
+    distance = graph.distance(table, others)
+    return exp(-_FAR * distance) if distance is not None else 0.0
+
+
+def draw_values(template: Template, bindings: Bindings, values: Values, rng: random.Random) -> dict[str, Value] | None:
+    """A literal for every value slot; equalities over one table come from one row, so that they can hold at once."""
+    slots = [slot for slot in template.slots if slot.role == "value"]
+    drawn: dict[str, Value] = {name: bindings.values[name] for name in sorted(bindings.unsaid)}
+    for names, columns in _together(slots, bindings):
+        row = values.draw_row(rng, columns[0][0], [column for _, column in columns])
+        if row is not None:
+            drawn |= dict(zip(names, row, strict=True))
+    for slot in slots:
+        if slot.name in drawn:
+            continue
+        columns = [bindings.columns[name] for name in slot.of]
+        observed = bindings.values.get(slot.name)
+        for _ in range(5):
+            value = _draw_value(slot, columns, observed, values, rng)
+            if value is None:
+                return None
+            if not any(drawn[s.name] == value for s in slots if s.name in drawn and s.of == slot.of):
+                break
+        else:
+            return None
+        drawn[slot.name] = value
+    for low, high in pairwise(slots):
+        if low.operator == high.operator == "between" and low.of == high.of:
+            ends = sorted((drawn[low.name], drawn[high.name]), key=lambda v: (isinstance(v, str), v))
+            drawn[low.name], drawn[high.name] = ends
+    return drawn
+
+
+def _together(slots: Sequence[Slot], bindings: Bindings) -> list[tuple[list[str], list[ColumnName]]]:
+    """Equality slots on different columns of one table, by table."""
+    by_table: dict[str, dict[ColumnName, str]] = {}
+    for slot in slots:
+        if slot.operator == "equal" and len(slot.of) == 1 and slot.name not in bindings.unsaid:
+            column = bindings.columns[slot.of[0]]
+            by_table.setdefault(column[0], {}).setdefault(column, slot.name)
+    return [(list(found.values()), list(found)) for found in by_table.values() if len(found) > 1]
+
+
+def _draw_value(
+    slot: Slot, columns: Sequence[ColumnName], observed: Value | None, values: Values, rng: random.Random
+) -> Value | None:
+    if slot.operator == "count":
+        most = 2 * observed if isinstance(observed, int) else 0
+        return rng.randint(1, max(3, most))
+    if slot.operator == "limit":
+        return rng.randint(2, 10)
+    if slot.operator == "free" or not columns:
+        return observed
+    if slot.operator in ("range", "between"):
+        return values.threshold(rng, *columns[0])
+    value = values.draw(rng, columns)
+    if slot.operator in _PARTS:
+        part = _PARTS[slot.operator].match(str(value))
+        return part.group(1) if part else None
+    if slot.operator == "like" and value is not None:
+        word = rng.choice(str(value).split() or [str(value)])
+        return word[: len(observed)] if isinstance(observed, str) and len(observed) <= _LONGEST_PART else word
+    return value
