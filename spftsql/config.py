@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from spftsql.errors import UserError
-from spftsql.records import Mode, content_hash
+from spftsql.records import Filter, Mode, content_hash
 from spftsql.sandbox.location import without_password
 
 
@@ -48,19 +48,25 @@ class DatabaseConfig(Section):
 
 
 class DataConfig(Section):
-    """The labelled questions, and the databases that they are about.
+    """The labelled questions, and the databases that they are about; without labels, the databases alone.
 
-    `label_share` is the share of the training labels that the method may see. `gate_share` of the labels is held out
-    for the gate where the benchmark has no set of its own for it.
+    `label_share` is the share of the training labels that the method may see; 0: none, and the others only test.
+    `gate_share` of the labels is held out for the gate where the benchmark has no set of its own for it.
     """
 
-    benchmark: Literal["demo", "geoquery", "spider", "bird", "jsonl"]
+    benchmark: Literal["none", "demo", "geoquery", "spider", "bird", "jsonl"] = "none"
     root: Path | None = None
     split: Literal["question", "query"] = "question"  # GeoQuery's two splits
-    label_share: float = Field(1.0, gt=0, le=1)
+    label_share: float = Field(1.0, ge=0, le=1)
     gate_share: float = Field(0.1, ge=0, lt=1)
     canonical_sql: bool = False  # rewrite labels into the form in which synthesis writes SQL
     databases: tuple[DatabaseConfig, ...] = ()
+
+    @model_validator(mode="after")
+    def _something_to_learn_from(self) -> DataConfig:
+        if self.benchmark == "none" and not self.databases:
+            raise ValueError("set data.benchmark, or data.databases to learn without labels")
+        return self
 
     @model_validator(mode="after")
     def _no_password(self) -> DataConfig:
@@ -84,6 +90,7 @@ class PromptConfig(Section):
     max_schema_tokens: int = Field(1500, gt=0)
     linking: bool = True
     sql_style: Literal["plain", "spaced"] = "plain"
+    placeholders: bool = False  # values in the question as typed names, put back after decoding (small scratch models)
 
 
 class ScratchConfig(Section):
@@ -165,17 +172,28 @@ class VerificationConfig(Section):
 
 
 class LoraConfig(Section):
-    """Low-rank adapters instead of full fine-tuning."""
+    """Low-rank adapters instead of full fine-tuning.
+
+    `keep`: every model of the run is written as its adapter (small files over one base), or `merged` into a complete
+    model. `bits: 4` holds the base in 4-bit NF4 (QLoRA; GPU only, and not yet seen working).
+    """
 
     rank: int = Field(32, gt=0)
     alpha: int = Field(64, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
+    keep: Literal["adapter", "merged"] = "adapter"
+    bits: Literal[4] | None = None
 
 
 class TrainingConfig(Section):
-    """What all trainings of a run share: workers, DeepSpeed, precision, checkpoints."""
+    """What all trainings of a run share: workers, DeepSpeed, precision, checkpoints.
 
-    workers: int = Field(1, gt=0)
+    `workers` may be `[fewest, most]`: a training then goes on with what the cluster has of them. With `validate_steps`
+    a model is put to the selection questions every so many steps; the best is kept, and after `patience` of them in a
+    row that were no better the training ends.
+    """
+
+    workers: PositiveInt | tuple[PositiveInt, PositiveInt] = 1
     cpus: float = Field(1, ge=0)
     gpus: float = Field(0, ge=0)
     resources: dict[str, float] = {}  # per worker, beside its CPUs and GPUs, such as {training: 1}
@@ -187,8 +205,36 @@ class TrainingConfig(Section):
     gradient_checkpointing: bool = False
     prompt_loss: float = Field(0.0, ge=0)  # weight of the prompt's own tokens in `sft`
     checkpoint_steps: int = Field(200, gt=0)
+    validate_steps: int | None = Field(None, gt=0)
+    patience: int = Field(3, gt=0)
+    loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()  # beside metrics.jsonl
     max_failures: int = Field(3, ge=0)
     collective_timeout_s: int = Field(300, gt=0)
+
+    @model_validator(mode="after")
+    def _checked(self) -> TrainingConfig:
+        if self.min_workers > self.max_workers:
+            raise ValueError(f"training.workers: {list(self.worker_range)} must be [fewest, most]")
+        if self.lora and self.lora.bits and not self.gpus:
+            raise ValueError("training.lora.bits needs GPUs: set training.gpus, or leave it out")
+        if self.lora and self.lora.bits and self.zero_stage == 3:
+            raise ValueError("training.lora.bits does not go with training.zero_stage 3: use 2")
+        return self
+
+    @property
+    def worker_range(self) -> tuple[int, int]:
+        """The fewest and the most workers."""
+        return self.workers if isinstance(self.workers, tuple) else (self.workers, self.workers)
+
+    @property
+    def min_workers(self) -> int:
+        """The fewest workers."""
+        return self.worker_range[0]
+
+    @property
+    def max_workers(self) -> int:
+        """The most workers."""
+        return self.worker_range[1]
 
 
 class Optimization(Section):
@@ -208,23 +254,43 @@ class Optimization(Section):
 
 
 class SynthesisConfig(Section):
-    """SQL from templates, and the questions for it."""
+    """SQL from templates, and the questions for it.
+
+    With `hide_values` the question model reads and writes placeholders for values (small scratch models); without, it
+    is told what to say. A question that does not say every value is no candidate. `filter` says what the round trip is
+    for: each candidate goes back through the Text-to-SQL model `votes` times, and `agreement` is the share of votes
+    that confirms a question (`round_trip`) or, on one other result, refutes it (`confident_disagreement`); `ranked`
+    takes the candidate with most votes. `leaks` are pairs that repeat a question of the gate or test set: words alike
+    but for `leak_overlap` of their triples, and the same SQL but for literals.
+    """
 
     oversample: float = Field(3.0, ge=1)  # statements tried per statement wanted
     column_substitution: float = Field(0.3, ge=0, le=1)  # probability that a template's columns are drawn anew
     library: float = Field(0.0, ge=0, le=1)  # share of statements from the built-in templates; all without labels
+    databases: Literal["all", "labelled"] = "all"  # which ones SQL is written for
     candidates: int = Field(3, gt=0)  # questions per statement
     temperature: float = Field(0.7, ge=0)
+    hide_values: bool = False
+    filter: Filter = "none"
+    votes: int = Field(4, gt=0)
+    vote_temperature: float = Field(0.7, ge=0)
+    agreement: float = Field(0.5, gt=0, le=1)
+    leaks: Literal["fail", "drop"] = "fail"
+    leak_overlap: float = Field(0.8, gt=0, le=1)
 
 
 class VbiConfig(Section):
-    """Verification-based iterative fine-tuning (SPFT-SQL, section 3.1)."""
+    """Verification-based iterative fine-tuning (SPFT-SQL, section 3.1).
+
+    A round is trained on the labels and on the pairs of that round (`pairs: newest`) or of all rounds so far.
+    """
 
     rounds: int = Field(1, ge=0)
     train_pairs: int = Field(3000, gt=0)  # per round
     selection_pairs: int = Field(300, gt=0)  # synthetic validation; templates apart from the training ones
     play_pairs: int = Field(1000, ge=0)  # synthetic questions for self-play
     share: float = Field(0.3, gt=0, le=1)  # share of synthetic rows in a training batch
+    pairs: Literal["newest", "all"] = "newest"
     start: Literal["base", "previous"] = "base"
     optimization: Optimization = Field(default_factory=Optimization)
 
@@ -254,11 +320,34 @@ class GateConfig(Section):
 
 
 class ServeConfig(Section):
-    """The endpoint. Without a key in the environment variable `SPFTSQL_API_KEY` it binds to loopback only."""
+    """The endpoint. Without a key in `SPFTSQL_API_KEY` and without `keys` it binds to loopback only.
+
+    `keys` is the file that `spftsql keys` writes. `hosts` are the names by which clients reach the endpoint (beside
+    the address it listens on); `origins` the web sites that may call it from a browser. The model has `replicas`
+    replicas, or up to `max_replicas` as requests come: one for each `requests_per_replica` in progress.
+    """
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, lt=65536)
     max_rows: int = Field(100, gt=0)
+    keys: Path | None = None
+    hosts: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
+    max_body_kb: int = Field(1024, gt=0)
+    request_seconds: float = Field(120.0, gt=0)
+    repair: bool = True  # one more attempt where the statement fails, with the database's message
+    vote_temperature: float = Field(0.7, gt=0, le=2)
+    feedback: Path | None = None  # folder; default: none is kept
+    replicas: int = Field(1, gt=0)
+    max_replicas: int | None = Field(None, gt=0)
+    requests_per_replica: int = Field(16, gt=0)
+    ingress_replicas: int = Field(1, gt=0)
+
+    @model_validator(mode="after")
+    def _scaled_up(self) -> ServeConfig:
+        if self.max_replicas is not None and self.max_replicas < self.replicas:
+            raise ValueError("serve.max_replicas must not be below serve.replicas")
+        return self
 
 
 class ClusterConfig(Section):

@@ -109,6 +109,7 @@ def _samples(requests: list[GenerationRequest], config: Config) -> Dataset:
         batch_format="pyarrow",
         num_cpus=settings.cpus,
         num_gpus=settings.gpus,
+        resources=settings.resources or None,
         runtime_env={"env_vars": environment(cpu=settings.gpus == 0)},
     )
 

@@ -1,8 +1,10 @@
 """Training under Ray Train with DeepSpeed: one worker group runs all the jobs of a stage, one after another.
 
-Ray Train starts the workers again when one dies, and this module's loop finds its place: outputs that are complete are
-skipped, and the job that was going on continues from the last checkpoint that Ray Train has kept. The same happens
-when the driver dies and the same jobs are asked for again.
+Ray Train starts the workers again when one dies, or when there may be more or fewer of them, and this module's loop
+finds its place: outputs that are complete are skipped, and the job that was going on continues from its last
+checkpoint. The same happens when Ray Train's controller dies, or the driver, and the same jobs are asked for again.
+The workers write the checkpoints themselves, below the outputs, and have them on disk before the next step: what is
+handed to Ray Train's own storage is only surely there some seconds later.
 """
 
 from __future__ import annotations
@@ -10,24 +12,21 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import uuid
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from spftsql.config import Config
 from spftsql.errors import Fault, UserError
-from spftsql.records import content_hash
-from spftsql.training.job import Progress, TrainJob, TrainResult, job_key, read_result
+from spftsql.training.checkpoints import Progress, latest_checkpoint, read_progress
+from spftsql.training.job import TrainJob, TrainResult, claim_work, read_result
+from spftsql.training.metrics import append_metrics, follow_metrics, forget_metrics
 
-if TYPE_CHECKING:
-    from spftsql.training.engine import DeepSpeedEngine
-
-_POLL_S = 0.5
+_STORAGE = ".ray_train"
 _FAILURE = "failure.json"
+_MONITOR_S = 10.0  # between two looks whether there may be more workers
 
 
 def train_ray(
@@ -39,11 +38,14 @@ def train_ray(
     session is too small, `Fault` when workers die more often than `training.max_failures`.
     """
     jobs = [_absolute(job) for job in jobs]
-    if any(read_result(job) is None for job in jobs):
+    open_jobs = [job for job in jobs if read_result(job) is None]
+    if open_jobs:
         _check_resources(config)
+        for job in open_jobs:
+            claim_work(job, config)
         metrics.parent.mkdir(parents=True, exist_ok=True)
-        with _follow(metrics.resolve(), progress):
-            _fit(jobs, config, metrics.resolve())
+        with follow_metrics(metrics.resolve(), lambda v: progress(v["job"], v["step"], v["steps"])):
+            _fit(open_jobs, config, metrics.resolve())
     results = [read_result(job) for job in jobs]
     missing = [job.name for job, result in zip(jobs, results, strict=True) if result is None]
     if missing:
@@ -74,9 +76,9 @@ def _check_resources(config: Config) -> None:
         return
     total, training = ray.cluster_resources(), config.training
     for name, per_worker in (("CPU", training.cpus), ("GPU", training.gpus)):
-        if (needed := per_worker * training.workers) > (have := total.get(name, 0.0)):
+        if (needed := per_worker * training.min_workers) > (have := total.get(name, 0.0)):
             raise UserError(
-                f"training.workers={training.workers} with training.{name.lower()}s={per_worker:g} each need "
+                f"training.workers={training.min_workers} with training.{name.lower()}s={per_worker:g} each need "
                 f"{needed:g} {name}s, but the Ray session has {have:g}; lower them"
                 + (" or raise cluster.cpus" if name == "CPU" else "")
             )
@@ -88,69 +90,55 @@ def _fit(jobs: Sequence[TrainJob], config: Config, metrics: Path) -> None:
         os.environ.setdefault(
             "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0"
         )  # a process less; nobody reclaims this machine
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.exceptions import RayActorError
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     training = config.training
     gpu = training.gpus > 0
-    name = content_hash([job_key(job, config) for job in jobs])
-    storage = jobs[0].output.parent / ".ray_train"
-    resources = {"CPU": training.cpus} | ({"GPU": training.gpus} if gpu else {})
-    failure = storage / name / _FAILURE
-    failure.unlink(missing_ok=True)
-    trainer = TorchTrainer(
-        _worker,
-        train_loop_config={"jobs": list(jobs), "config": config, "metrics": metrics, "failure": failure},
-        torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=training.collective_timeout_s),
-        scaling_config=ScalingConfig(num_workers=training.workers, use_gpu=gpu, resources_per_worker=resources),
-        run_config=RunConfig(
-            name=name,
-            storage_path=str(storage),
-            failure_config=FailureConfig(max_failures=training.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
-        ),
-    )
-    try:
+    storage = jobs[0].output.parent / _STORAGE  # of Ray Train's own notes, which nothing is read from later
+    shutil.rmtree(storage, ignore_errors=True)
+    resources = {"CPU": training.cpus, **training.resources} | ({"GPU": training.gpus} if gpu else {})
+    failure = storage / _FAILURE
+
+    def fit() -> None:
+        trainer = TorchTrainer(
+            _worker,
+            train_loop_config={"jobs": list(jobs), "config": config, "metrics": metrics, "failure": failure},
+            torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=training.collective_timeout_s),
+            scaling_config=ScalingConfig(
+                num_workers=training.workers,
+                use_gpu=gpu,
+                resources_per_worker=resources,
+                elastic_resize_monitor_interval_s=_MONITOR_S,
+            ),
+            run_config=RunConfig(
+                name=uuid.uuid4().hex,
+                storage_path=str(storage),
+                failure_config=FailureConfig(max_failures=training.max_failures),
+            ),
+        )
         trainer.fit()
-    except TrainingFailedError as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        raise Fault(f"training failed more than {training.max_failures} times; the last time: {lines[-1]}") from error
+
+    controllers_lost = 0
+    while True:
+        try:
+            fit()
+            break
+        except TrainingFailedError as error:
+            lines = [line for line in str(error).splitlines() if line.strip()]
+            raise Fault(
+                f"training failed more than {training.max_failures} times; the last time: {lines[-1]}"
+            ) from error
+        except RayActorError as error:
+            controllers_lost += 1
+            if controllers_lost > training.max_failures:
+                raise Fault(f"Ray Train's controller died {controllers_lost} times: {error}") from error
     if failure.is_file():
         kind, message = json.loads(failure.read_text())
         raise UserError(message) if kind == "UserError" else Fault(message)
     shutil.rmtree(storage, ignore_errors=True)
-
-
-@contextmanager
-def _follow(metrics: Path, progress: Callable[[str, int, int], None]) -> Iterator[None]:
-    """Passes on what the workers append to the metrics file from now on."""
-    ended = threading.Event()
-    start = metrics.stat().st_size if metrics.exists() else 0
-
-    def follow() -> None:
-        offset, last = start, False
-        while not last:
-            last = ended.wait(_POLL_S)
-            if not metrics.exists():
-                continue
-            with metrics.open("rb") as file:
-                file.seek(offset)
-                lines = file.read().splitlines(keepends=True)
-            for line in lines:
-                if line.endswith(b"\n"):
-                    offset += len(line)
-                    values = json.loads(line)
-                    if "step" in values:
-                        progress(values["job"], values["step"], values["steps"])
-
-    thread = threading.Thread(target=follow, daemon=True, name="training-progress")
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 def _worker(settings: dict[str, Any]) -> None:
@@ -174,22 +162,26 @@ def _worker(settings: dict[str, Any]) -> None:
                 _train(job, config, settings["metrics"])
     except (UserError, Fault) as error:
         if rank == 0:
-            settings["failure"].parent.mkdir(parents=True, exist_ok=True)
-            settings["failure"].write_text(json.dumps([type(error).__name__, str(error)]))
+            try:
+                settings["failure"].parent.mkdir(parents=True, exist_ok=True)
+                settings["failure"].write_text(json.dumps([type(error).__name__, str(error)]))
+            except OSError:  # the disk is full: Ray Train has to carry the message, after it has tried again
+                raise error from None
 
 
 def _train(job: TrainJob, config: Config, metrics: Path) -> None:
-    import ray.train
     import ray.train.torch
     from torch import distributed
 
     from spftsql.training.engine import DeepSpeedEngine
     from spftsql.training.job import prepare, publish
-    from spftsql.training.steps import append_metrics, model_dtype, reference_logps, run_steps
+    from spftsql.training.steps import model_dtype, reference_logps, run_steps
 
     rank, workers = distributed.get_rank(), distributed.get_world_size()
     device = ray.train.torch.get_device()
     prepared = prepare(job, config)
+    checkpoint = _first_says(lambda: latest_checkpoint(prepared.work))
+    state = read_progress(checkpoint) if checkpoint else Progress()
 
     def total(sums: Any) -> Any:
         distributed.all_reduce(sums)
@@ -199,30 +191,31 @@ def _train(job: TrainJob, config: Config, metrics: Path) -> None:
     if job.mode != "sft":
         dtype, micro_batch = model_dtype(config, device), config.training.micro_batch
         reference = reference_logps(prepared, micro_batch, dtype, device, rank, workers, total)
-    engine = DeepSpeedEngine(prepared, config, device, total, _keep)
-    state = Progress()
-    if checkpoint := ray.train.get_checkpoint():
-        with checkpoint.as_directory() as folder:
-            state = engine.restore(Path(folder))
-            distributed.barrier()  # the folder may be a download that the first to leave removes
+    engine = DeepSpeedEngine(prepared, config, device, total, checkpoint)
 
     def log(values: dict[str, Any]) -> None:
         if rank == 0:
             append_metrics(metrics, values)
 
+    if rank == 0:
+        forget_metrics(metrics, job.name, state.step)
     run_steps(engine, prepared, reference, state, config, log)
-    with tempfile.TemporaryDirectory() as folder:
-        weights = engine.gather(Path(folder))
-        if rank == 0:
-            publish(prepared, state, config, lambda target: engine.export(target, weights))
-    distributed.barrier()
+    weights = engine.gather()
+    _first_says(lambda: publish(prepared, state, config, lambda target: engine.export(target, weights)))
     engine.close()
 
 
-def _keep(engine: DeepSpeedEngine, progress: Progress) -> None:
-    """Hands a checkpoint to Ray Train, which merges the ranks' parts and keeps it some seconds later."""
-    import ray.train
+def _first_says(work: Callable[[], Any]) -> Any:
+    """What `work` gives on rank 0, to every rank; and what it raises there is raised by all of them."""
+    from torch import distributed
 
-    with tempfile.TemporaryDirectory() as folder:
-        engine.write_checkpoint(Path(folder), progress)
-        ray.train.report({"step": progress.step}, checkpoint=ray.train.Checkpoint(folder))
+    said: list[Any] = [None, None]
+    if distributed.get_rank() == 0:
+        try:
+            said[0] = work()
+        except (UserError, Fault) as error:
+            said[1] = error
+    distributed.broadcast_object_list(said, src=0)
+    if said[1] is not None:
+        raise said[1]
+    return said[0]

@@ -29,6 +29,7 @@ from spftsql.verification.replicas import ExecutorFactory
 from spftsql.verification.worker import Verifier
 
 if TYPE_CHECKING:
+    from ray.serve import Application
     from ray.serve.handle import DeploymentHandle
 
 APP = DEPLOYMENT = "verifier"
@@ -213,23 +214,11 @@ def start_pool(config: Config, sandbox: ExecutorFactory = Sandbox) -> Deployment
     from spftsql.endpoint import start_serve  # not needed by the workers, whose memory counts
 
     start_serve(config)
-    settings = config.verification.model_dump(mode="json", exclude={"workers", "batch_size", "policy"})
-    handle = _running(pool_version(settings, sandbox))
+    handle = _running(pool_version(_settings(config), sandbox))
     if handle is not None:
         return handle
-    deployment = serve.deployment(
-        name=DEPLOYMENT,
-        num_replicas=config.verification.workers,
-        ray_actor_options={"num_cpus": config.verification.cpus},
-        max_ongoing_requests=ONGOING,
-        logging_config={"log_level": "WARNING", "enable_access_log": False},
-        health_check_period_s=2.0,
-        health_check_timeout_s=30.0,
-        graceful_shutdown_wait_loop_s=0.2,
-        graceful_shutdown_timeout_s=_DRAIN_S,
-    )(PoolWorker)
     target = serve.RunTarget(
-        deployment.bind(settings, sandbox=sandbox), name=APP, route_prefix=None, external_scaler_enabled=True
+        pool_application(config, sandbox), name=APP, route_prefix=None, external_scaler_enabled=True
     )
     try:
         serve.run_many([target], wait_for_applications_running=False)
@@ -237,6 +226,28 @@ def start_pool(config: Config, sandbox: ExecutorFactory = Sandbox) -> Deployment
         raise Fault(f"the verifier pool could not be started: {' '.join(str(error).split())[:500]}") from None
     _wait_for_workers(config.verification)
     return serve.get_app_handle(APP)
+
+
+def pool_application(config: Config, sandbox: ExecutorFactory = Sandbox) -> Application:
+    """The pool as an application to be run under the name `APP`, without a route; see `start_pool`."""
+    from ray import serve
+
+    deployment = serve.deployment(
+        name=DEPLOYMENT,
+        num_replicas=config.verification.workers,
+        ray_actor_options={"num_cpus": config.verification.cpus, "resources": config.verification.resources},
+        max_ongoing_requests=ONGOING,
+        logging_config={"log_level": "WARNING", "enable_access_log": False},
+        health_check_period_s=2.0,
+        health_check_timeout_s=30.0,
+        graceful_shutdown_wait_loop_s=0.2,
+        graceful_shutdown_timeout_s=_DRAIN_S,
+    )(PoolWorker)
+    return cast("Application", deployment.bind(_settings(config), sandbox=sandbox))
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    return config.verification.model_dump(mode="json", exclude={"workers", "batch_size", "policy"})
 
 
 def _wait_for_workers(config: VerificationConfig) -> None:
