@@ -16,6 +16,8 @@ from spftsql.errors import UserError
 
 MANIFEST = "spftsql.json"
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model")  # which file holds the vocabulary, in order of preference
+_WEIGHTS = (".safetensors", ".bin")
+_SAMPLES, _SAMPLE_BYTES = 64, 1 << 16
 _COPIED = (
     *_TOKENIZERS,
     "tokenizer_config.json",
@@ -55,12 +57,36 @@ def resolve_model(model: str | Path) -> Path:
         raise UserError(f"model {model} is no directory, and the Hub does not give it: {reason}") from None
 
 
+def named_base(folder: Path) -> str | None:
+    """The base model that an adapter directory names, a directory or a Hub name; None for complete weights."""
+    file = folder / "adapter_config.json"
+    if not file.is_file():
+        return None
+    return str(json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"])
+
+
 def tokenizer_hash(folder: Path) -> str:
     """A hash of the file that holds the tokenizer of a model directory. Raises `UserError` when there is none."""
     for name in _TOKENIZERS:
         if (folder / name).is_file():
             return hashlib.sha256((folder / name).read_bytes()).hexdigest()[:16]
     raise UserError(f"model directory {folder} has no {' or '.join(_TOKENIZERS)}")
+
+
+def weights_key(folder: Path) -> str:
+    """A hash that tells the weights of model directories apart: sizes of the weight files, and samples of them.
+
+    Not all bytes: of a large model they would take minutes to read from shared storage.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.iterdir() if p.suffix in _WEIGHTS):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with path.open("rb") as file:
+            for part in range(_SAMPLES):
+                file.seek(part * size // _SAMPLES)
+                digest.update(file.read(_SAMPLE_BYTES))
+    return digest.hexdigest()[:16]
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

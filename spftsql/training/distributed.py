@@ -101,18 +101,19 @@ def _fit(jobs: Sequence[TrainJob], config: Config, metrics: Path) -> None:
     shutil.rmtree(storage, ignore_errors=True)
     resources = {"CPU": training.cpus, **training.resources} | ({"GPU": training.gpus} if gpu else {})
     failure = storage / _FAILURE
+    scaling: dict[str, Any] = {
+        "num_workers": training.workers,
+        "use_gpu": gpu,
+        "resources_per_worker": resources,
+        "elastic_resize_monitor_interval_s": _MONITOR_S,
+    }
 
     def fit() -> None:
         trainer = TorchTrainer(
             _worker,
             train_loop_config={"jobs": list(jobs), "config": config, "metrics": metrics, "failure": failure},
             torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=training.collective_timeout_s),
-            scaling_config=ScalingConfig(
-                num_workers=training.workers,
-                use_gpu=gpu,
-                resources_per_worker=resources,
-                elastic_resize_monitor_interval_s=_MONITOR_S,
-            ),
+            scaling_config=ScalingConfig(**scaling),
             run_config=RunConfig(
                 name=uuid.uuid4().hex,
                 storage_path=str(storage),

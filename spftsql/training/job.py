@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,13 @@ from spftsql.training.artefact import (
     read_manifest,
     resolve_model,
     tokenizer_hash,
+    weights_key,
     write_manifest,
 )
 from spftsql.training.batches import Encoded, encode_rows, plan
+from spftsql.training.checkpoints import Progress, latest_checkpoint, read_progress, sync_folder, writing
+
+_JOB = "job.json"
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,8 @@ class TrainJob:
     """One training: `model` is trained on `data` (Parquet of `TrainRow`) in `mode` and written to `output`.
 
     `reference` is the frozen model of the pair losses (default: `model` itself). `synthetic_share` is the share of
-    synthetic rows in every batch (default: as they come). In a cluster all paths are on storage that all nodes share.
+    synthetic rows in every batch (default: as they come). `details` are for the model card (`round`, `prompt_hash`,
+    `verdicts`, …) and change nothing else. In a cluster all paths are on storage that all nodes share.
     """
 
     name: str
@@ -44,6 +50,12 @@ class TrainJob:
     lambda_: float = 0.1
     nll_weight: float = 0.0
     synthetic_share: float | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def work(self) -> Path:
+        """The folder of what a training needs until its output is there: checkpoints, reference log-probabilities."""
+        return self.output.parent / f".{self.output.name}.work"
 
 
 @dataclass(frozen=True)
@@ -56,15 +68,6 @@ class TrainResult:
     loss: float
     seconds: float
     dropped_rows: int
-
-
-@dataclass
-class Progress:
-    """How far a training is; saved with every checkpoint."""
-
-    step: int = 0
-    losses: list[float] = field(default_factory=list)
-    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -114,16 +117,64 @@ def prepare(job: TrainJob, config: Config) -> Prepared:
         batches=plan(rows, steps, optimization.batch_size, job.seed, job.synthetic_share),
         pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
         dropout=float(read_manifest(model).get("dropout", 0.0)) if job.mode == "sft" else None,
-        work=job.output.parent / f".{job.output.name}-{job_key(job, config)}",
+        work=job.work,
     )
 
 
-def job_key(job: TrainJob, config: Config) -> str:
-    """A hash of what decides a job's result and of how its checkpoints are cut; a resume needs the same one."""
-    settings = {**asdict(job), "optimization": job.optimization.model_dump()}
-    data = content_hash([asdict(row) for row in _read_rows(job)])
-    without_effect = {"max_failures", "collective_timeout_s", "checkpoint_steps", "threads", "cpus"}
-    return content_hash(settings, data, config.training.model_dump(exclude=without_effect))
+def job_settings(job: TrainJob, config: Config) -> dict[str, Any]:
+    """What decides a job's result, as flat names and values; a resume needs the same.
+
+    How many workers there are, how they share the work, and how often something is kept changes no result (beyond the
+    rounding of sums), and is not among it.
+    """
+    rows = _read_rows(job)
+    lora = config.training.lora
+    model = resolve_model(job.model)
+    settings = {
+        "mode": job.mode,
+        "seed": job.seed,
+        "weights of the model": weights_key(model),
+        "weights of the reference": weights_key(resolve_model(job.reference)) if job.reference else None,
+        "training rows": len(rows),
+        "content of the training rows": content_hash([asdict(row) for row in rows]),
+        "synthetic_share": job.synthetic_share,
+        "lambda": job.lambda_,
+        "nll_weight": job.nll_weight,
+        "training.prompt_loss": config.training.prompt_loss,
+        "training.lora": lora.model_dump() if lora else None,
+        "model.dtype": config.model.dtype,
+        "model.max_length": config.model.max_length,
+    }
+    return settings | {f"optimization.{name}": value for name, value in job.optimization.model_dump().items()}
+
+
+def claim_work(job: TrainJob, config: Config) -> None:
+    """Writes what a job is into its work folder, or finds it there.
+
+    Raises `UserError`, with what differs, when another training stopped half-way there: a resume of it would mix two.
+    """
+    settings = json.loads(json.dumps(job_settings(job, config), default=str))
+    file = job.work / _JOB
+    try:
+        kept = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        kept = None
+    if kept == settings:
+        return
+    if kept is not None:
+        if checkpoint := latest_checkpoint(job.work):
+            names = [name for name in {**kept, **settings} if kept.get(name) != settings.get(name)]
+            changes = "; ".join(f"{name}: {kept.get(name)} then, {settings.get(name)} now" for name in names)
+            raise UserError(
+                f"{job.name}: a training stopped here after step {read_progress(checkpoint).step}, and this one is "
+                f"another ({changes}); train with what it was begun with, or remove {job.work} to begin anew"
+            )
+        shutil.rmtree(job.work)
+    with writing(job.work):
+        job.work.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_suffix(".tmp")
+        temporary.write_text(json.dumps(settings, indent=2), encoding="utf-8")
+        temporary.replace(file)
 
 
 def _read_rows(job: TrainJob) -> list[TrainRow]:
@@ -148,22 +199,38 @@ def publish(prepared: Prepared, progress: Progress, config: Config, save: Callab
     partial = job.output.with_name(f".{job.output.name}.{os.getpid()}.partial")
     for left in job.output.parent.glob(f".{job.output.name}.*.partial"):  # by a process that was killed here
         shutil.rmtree(left, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save(partial)
-    copy_tokenizer(prepared.model, partial, config.model.chat_template)
+    try:
+        with writing(job.output.parent):
+            write_model(prepared, progress, config, save, partial)
+            partial.rename(job.output)
+    except BaseException:  # a full disk above all, which it would keep full
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    shutil.rmtree(prepared.work, ignore_errors=True)
+
+
+def write_model(
+    prepared: Prepared, progress: Progress, config: Config, save: Callable[[Path], Any], folder: Path
+) -> None:
+    """Writes a complete model directory: what `save(folder)` writes, tokenizer, manifest and card."""
+    job = prepared.job
+    folder.mkdir(parents=True)
+    save(folder)
+    copy_tokenizer(prepared.model, folder, config.model.chat_template)
     write_manifest(
-        partial,
+        folder,
         name=job.name,
         base=job.model,
         mode=job.mode,
         dropout=read_manifest(prepared.model).get("dropout", 0.0),
-        steps=prepared.steps,
+        steps=progress.step,
         loss=final_loss(progress.losses),
         seconds=round(progress.seconds, 3),
         dropped_rows=prepared.dropped,
+        training=job_settings(job, config),
+        details=dict(job.details),
     )
-    partial.rename(job.output)
-    shutil.rmtree(prepared.work, ignore_errors=True)
+    sync_folder(folder)
 
 
 def final_loss(losses: Sequence[float]) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,19 @@ from torch import Tensor
 
 from spftsql.config import Config
 from spftsql.training.batches import Micro
-from spftsql.training.job import Prepared, Progress, TrainJob, TrainResult, prepare, publish, read_result
+from spftsql.training.checkpoints import (
+    MOMENTS,
+    Progress,
+    latest_checkpoint,
+    open_tensors,
+    read_progress,
+    write_checkpoint,
+)
+from spftsql.training.job import Prepared, TrainJob, TrainResult, claim_work, prepare, publish, read_result
+from spftsql.training.metrics import append_metrics, forget_metrics
 from spftsql.training.model import prepare_for_training
-from spftsql.training.steps import append_metrics, model_dtype, reference_logps, run_steps
+from spftsql.training.steps import model_dtype, reference_logps, run_steps
+from spftsql.training.weights import save_weights
 
 
 def train_local(
@@ -24,9 +33,8 @@ def train_local(
     """Trains the jobs one after another and returns their results in order.
 
     A job whose output is complete is not trained again; an interrupted one goes on from its last checkpoint.
-    `metrics` gets one JSON line per step (steps that a resume repeats stand there twice), and `progress(job, step,
-    steps)` is called after each. Raises `UserError` for jobs that cannot be trained as they are, `Fault` for a loss
-    that is not finite.
+    `metrics` gets one JSON line per step, and `progress(job, step, steps)` is called after each. Raises `UserError` for
+    jobs that cannot be trained as they are, `Fault` for a loss that is not finite or a disk that is full.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(config.training.threads)
@@ -37,6 +45,7 @@ def train_local(
 
 
 def _train(job: TrainJob, config: Config, metrics: Path, progress: Callable[[str, int, int], None]) -> TrainResult:
+    claim_work(job, config)
     prepared = prepare(job, config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     reference = None
@@ -44,14 +53,16 @@ def _train(job: TrainJob, config: Config, metrics: Path, progress: Callable[[str
         reference = reference_logps(
             prepared, config.training.micro_batch, model_dtype(config, device), device, 0, 1, lambda sums: sums
         )
-    engine = LocalEngine(prepared, config, device)
-    state = engine.restore()
+    checkpoint = latest_checkpoint(prepared.work)
+    state = read_progress(checkpoint) if checkpoint else Progress()
+    engine = LocalEngine(prepared, config, device, checkpoint)
 
     def log(values: dict[str, Any]) -> None:
         append_metrics(metrics, values)
         progress(job.name, values["step"], values["steps"])
 
     metrics.parent.mkdir(parents=True, exist_ok=True)
+    forget_metrics(metrics, job.name, state.step)
     run_steps(engine, prepared, reference, state, config, log)
     publish(prepared, state, config, engine.export)
     result = read_result(job)
@@ -67,10 +78,11 @@ class LocalEngine:
 
     rank, workers = 0, 1
 
-    def __init__(self, prepared: Prepared, config: Config, device: torch.device) -> None:
-        """Loads the model of `prepared`."""
+    def __init__(self, prepared: Prepared, config: Config, device: torch.device, checkpoint: Path | None) -> None:
+        """Loads the model of `prepared`, as it was at `checkpoint` where there is one."""
         training, optimization = config.training, prepared.job.optimization
         self.device = device
+        self._prepared, self._config = prepared, config
         self._final_dtype = model_dtype(config, device)
         self._module, self._adapted = prepare_for_training(
             prepared.model,
@@ -89,7 +101,8 @@ class LocalEngine:
             fused=True,
         )
         self._clip = optimization.clip
-        self._kept = prepared.work / "checkpoint.pt"
+        if checkpoint is not None:
+            self._restore(checkpoint)
 
     def forward(self, micro: Micro) -> Tensor:
         """See `Engine`."""
@@ -117,26 +130,20 @@ class LocalEngine:
 
     def save(self, progress: Progress) -> None:
         """See `Engine`."""
-        self._kept.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._kept.with_suffix(".tmp")
-        state = {
-            "weights": {name: p.detach() for name, p in self._trained.items()},
-            "optimizer": self._optimizer.state_dict(),
-            "progress": asdict(progress),
-        }
-        torch.save(state, temporary)
-        temporary.replace(self._kept)
+        tensors = {}
+        for name, parameter in self._trained.items():
+            tensors[name] = parameter.detach()
+            tensors |= {f"{name}/{key}": self._optimizer.state[parameter][key] for key in MOMENTS}
+        write_checkpoint(self._prepared.work, progress, tensors, 0, 1, self.total)
 
-    def restore(self) -> Progress:
-        """Loads the last checkpoint; a fresh `Progress` when there is none."""
-        if not self._kept.is_file():
-            return Progress()
-        state = torch.load(self._kept, map_location=self.device, weights_only=True)
-        self._module.load_state_dict(state["weights"], strict=False)
-        self._optimizer.load_state_dict(state["optimizer"])
-        return Progress(**state["progress"])
+    def _restore(self, checkpoint: Path) -> None:
+        step = torch.tensor(float(read_progress(checkpoint).step))
+        with open_tensors(checkpoint) as tensors, torch.no_grad():
+            for name, parameter in self._trained.items():
+                parameter.copy_(tensors[name])
+                moments = {key: tensors[f"{name}/{key}"].to(parameter) for key in MOMENTS}
+                self._optimizer.state[parameter] = {"step": step.to(self.device, copy=True), **moments}
 
     def export(self, folder: Path) -> None:
-        """Writes weights (adapters merged) and architecture."""
-        causal = self._adapted.merge_and_unload() if self._adapted is not None else self._module.causal
-        causal.to(self._final_dtype).save_pretrained(folder)
+        """Writes the weights, or the adapter, and the architecture; training may go on."""
+        save_weights(self._module.causal, self._adapted, self._final_dtype, self._prepared, self._config, folder)

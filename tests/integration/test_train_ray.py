@@ -92,8 +92,9 @@ def assert_as_local(jobs: list[TrainJob], config: Config, metrics: Path, folder:
         assert found[step] == pytest.approx(expected[step], abs=1e-5), step
     for job, reference in zip(jobs, local, strict=True):
         check_tokenizer(job.output)
-        weights = load_file(job.output / "model.safetensors")
-        for name, value in load_file(reference.output / "model.safetensors").items():
+        file = "adapter_model.safetensors" if config.training.lora else "model.safetensors"
+        weights = load_file(job.output / file)
+        for name, value in load_file(reference.output / file).items():
             torch.testing.assert_close(weights[name], value, atol=1e-4, rtol=0)
 
 
