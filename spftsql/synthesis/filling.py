@@ -63,13 +63,14 @@ def _fill(
     bindings = new_columns(template, compiled, graph, rng) if new else rng.choice(bindings_pool)
     if bindings is None:
         return "no-columns"
-    if new and (rule := broken_column_rule(Filled(uses, bindings, graph, values))) is not None:
+    filled = Filled(uses, bindings, graph, values, compiled.scope_slots)
+    if new and (rule := broken_column_rule(filled)) is not None:
         return rule
     drawn = draw_values(template, bindings, values, rng)
     if drawn is None:
         return "no-values"
     bindings = replace(bindings, values=drawn)
-    if (rule := broken_value_rule(Filled(uses, bindings, graph, values))) is not None:
+    if (rule := broken_value_rule(replace(filled, bindings=bindings))) is not None:
         return rule
     sql = render(compiled, bindings, graph)
     return (sql, bindings) if sql is not None else "no-join"
@@ -139,6 +140,11 @@ class Sampler:
     def bytes(self) -> int:
         """The memory that remembering what was drawn takes."""
         return self._drawn.bytes + self._structures.bytes
+
+    @property
+    def databases(self) -> int:
+        """The number of databases that are drawn from."""
+        return len(self._names)
 
     def draw(self) -> Candidate | None:
         """The next statement; None when every template is given up."""

@@ -38,6 +38,7 @@ class Filled:
     bindings: Bindings
     graph: KeyGraph
     values: Values
+    mentioned: tuple[tuple[str, ...], ...] = ()  # the column slots of each SELECT's own tables
 
     def column(self, slot: str) -> Column | None:
         """The column in a slot."""
@@ -122,7 +123,7 @@ def _extreme_of_name(filled: Filled) -> bool:
 
 
 def _constant_column(filled: Filled) -> bool:
-    """A column that has no two values is grouped, ordered, aggregated or compared."""
+    """A column that has no two values is selected, grouped, ordered, aggregated or compared."""
     uses = filled.uses
     slots = (uses.told_apart | uses.extremes | uses.summed) & filled.bindings.columns.keys()
     return any((column := filled.column(slot)) is not None and column.distinct < 2 for slot in slots)
@@ -211,6 +212,38 @@ def _place_of(tables: Tables, table: str, qualifier: str) -> int | None:
     if "_" in qualifier:
         return int(qualifier.partition("_")[2]) - 1
     return tables.tables.index(table) if table in tables.tables else None
+
+
+def _join_without_effect(filled: Filled) -> bool:
+    """A joined table that is not mentioned: any parent (every row has one), or two tables and more."""
+    for tables, slots in zip(filled.bindings.scopes, filled.mentioned, strict=False):
+        names = tables.tables
+        joins = tables.joins if tables.joins is not None else filled.graph.joins(names)
+        if len(names) < 2 or len(set(names)) < len(names) or not joins or any(join.side for join in joins):
+            continue
+        if not all(slot == "*" or slot in filled.bindings.columns for slot in slots):
+            continue
+        used = {filled.bindings.columns[slot][0] for slot in slots if slot != "*"}
+        degree = [0] * len(names)
+        for own, join in enumerate(joins, 1):
+            for at in {own, *(left for left, _, _ in join.equalities)}:
+                degree[at] += 1
+        idle = [at for at, name in enumerate(names) if name not in used and degree[at] == 1]
+        if len(idle) > 1 or any(_leads_up(filled.graph, names, joins, at) for at in idle):
+            return True
+    return False
+
+
+def _leads_up(graph: KeyGraph, names: tuple[str, ...], joins: tuple[Join, ...], at: int) -> bool:
+    """Whether the table at the end of a join is the parent that the foreign key of the other one refers to."""
+    for own, join in enumerate(joins, 1):
+        for left, column, column_of_own in join.equalities:
+            if at in (own, left):
+                ends = (names[left], column), (names[own], column_of_own)
+                child, parent = ends if at == own else ends[::-1]
+                if graph.keys.get(child) == parent:
+                    return True
+    return False
 
 
 def _asks_what_it_says(filled: Filled) -> bool:
@@ -353,6 +386,7 @@ COLUMN_RULES: Mapping[str, Rule] = {
     "constant-column": _constant_column,
     "unrelated-comparison": _unrelated_comparison,
     "join-without-key": _join_without_key,
+    "join-without-effect": _join_without_effect,
     "group-by-unique": _group_by_unique,
     "repeated-column": _repeated_column,
     "asks-what-it-says": _asks_what_it_says,

@@ -66,7 +66,7 @@ class Uses:
     summed: frozenset[str]  # inside SUM or AVG, or in arithmetic
     extremes: frozenset[str]  # MAX, MIN, or ordered by and cut with LIMIT
     ranged: frozenset[str]  # compared by <, >, BETWEEN
-    told_apart: frozenset[str]  # grouped, ordered, counted as distinct, compared: needs more than one value
+    told_apart: frozenset[str]  # selected, grouped, ordered, counted, compared: needs several values
     conditions: tuple[Condition, ...]
     selects: tuple[Select, ...]
     links: tuple[tuple[str, str], ...]  # column slots that are compared for equality, IN or by a set operation
@@ -84,9 +84,9 @@ def uses_of(sql: str) -> Uses:
         for inner in node.find_all(exp.Column)
         if (slot := _slot(inner)) and inner.find_ancestor(exp.Count) is None and _reaches(inner, node)
     }
-    extremes = {slot for node in tree.find_all(exp.Max, exp.Min) if (slot := _slot(node.this))}
+    extremes = {slot for node in tree.find_all(exp.Max, exp.Min) if (slot := _slot(_distinct(node.this)))}
     ranged, trivial = set[str](), False
-    told = {slot for node in tree.find_all(exp.Distinct) for item in node.expressions if (slot := _slot(item))}
+    told = {slot for node in tree.find_all(exp.Count) if (slot := _slot(_distinct(node.this)))}
     for node in tree.find_all(*_OPERATORS, exp.Between):
         sides = [node.this, *(node.args.get(key) for key in ("expression", "low", "high"))]
         trivial = trivial or (isinstance(node, exp.Binary) and sides[0] == sides[1])
@@ -98,7 +98,7 @@ def uses_of(sql: str) -> Uses:
     for select in selects(tree):
         one = _select(select)
         found.append(one)
-        told.update(slot for slot, _ in (*one.groups, *one.orders))
+        told.update(slot for slot, _ in (*one.outputs, *one.groups, *one.orders))
         if one.limit is not None:
             extremes.update(slot for slot, _ in one.orders)
     conditions = tuple(_conditions(tree, numbers))
@@ -112,6 +112,11 @@ def uses_of(sql: str) -> Uses:
         tuple(_links(tree)),
         trivial,
     )
+
+
+def _distinct(node: exp.Expr) -> exp.Expr:
+    """What stands behind DISTINCT."""
+    return node.expressions[0] if isinstance(node, exp.Distinct) else node
 
 
 def _reaches(inner: exp.Expr, outer: exp.Expr) -> bool:

@@ -1,0 +1,161 @@
+"""SQL that is worth a question: drawn from templates, executed in the sandbox, and kept where its result says something.
+
+`accepted` draws windows of statements, has them executed, and judges them in the order in which they were drawn. What
+a result says about a template reaches the drawing of the window after the next, however fast the executors are: so the
+same seed gives the same statements on any number of workers, in batches of any size.
+
+Two statements ask for the same where they are one template over the same columns and tables of one database, give the
+same result, and differ in values that bound something (`> 10`, BETWEEN, LIMIT, HAVING COUNT) and in nothing else; and
+also where such a result is long, whatever the values: then the condition made no difference. So `COUNT(*)` = 3 for two
+cities are two questions, and `population > 1000` beside `population > 1001` with one list is one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+from spftsql.config import SandboxConfig
+from spftsql.databases.places import Databases
+from spftsql.records import Statement, Verdict, VerificationRequest
+from spftsql.synthesis.filling import Candidate, Sampler
+from spftsql.synthesis.seen import Seen, key_of
+from spftsql.verification.batches import batches_by_database
+from spftsql.verification.worker import Verifier
+
+Executor = Callable[[Sequence[VerificationRequest]], Sequence[Verdict]]
+
+_WINDOW = 512  # statements drawn before any of them is judged
+_PER_DATABASE = 32  # so many on average where there are many databases: each has to be opened
+_LARGEST_WINDOW = 8192
+_AHEAD = 2  # windows that are drawn, and not yet judged; fixed, because it decides what is drawn
+_LONG = 3  # rows of a result that two statements do not share by chance
+_PAUSES_S = (1, 2, 4, 8)  # before statements that failed for our reasons are tried again
+
+
+@dataclass
+class Tally:
+    """How many statements were drawn and accepted, and how many draws came to nothing, by reason.
+
+    `seconds` is the time in which the sandbox executed them, `seen_bytes` what remembering them takes.
+    """
+
+    drawn: int = 0
+    accepted: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+    seen_bytes: int = 0
+
+
+@contextmanager
+def local_executors(databases: Databases, limits: SandboxConfig, workers: int = 1) -> Iterator[list[Executor]]:
+    """Executors that drive sandbox processes of this machine, for `accepted`; closed at the end."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(Verifier(databases, limits, index=index)).verify for index in range(workers)]
+
+
+def accepted(
+    sampler: Sampler,
+    executors: Sequence[Executor],
+    count: int,
+    batch_size: int = 64,
+    tally: Tally | None = None,
+) -> Iterator[Statement]:
+    """Up to `count` statements that ran, gave a result that says something, and ask for what none before asked for.
+
+    Each executor is called from a thread of its own, with batches of one database; it may be a `Verifier`'s `verify`,
+    or a call of the verifier pool. Dropped, and counted in `tally`: `error`, `timeout`, `truncated`, `empty`,
+    `constant-null` (no cell but NULL), `limit-without-effect` (fewer rows than LIMIT), `same-result` (see above),
+    `fault` (could not be executed for our reasons, again and again), and what the sampler counts.
+    """
+    tally = tally if tally is not None else Tally()
+    results = Seen()
+    size = min(max(_WINDOW, _PER_DATABASE * sampler.databases), _LARGEST_WINDOW)
+    waiting: deque[tuple[list[Candidate], list[Future[Sequence[Verdict]]]]] = deque()
+    free: deque[Executor] = deque(executors)
+
+    def execute(batch: Sequence[VerificationRequest]) -> Sequence[Verdict]:
+        executor = free.popleft()  # as many as there are threads
+        try:
+            return _without_faults(executor, batch)
+        finally:
+            free.append(executor)
+
+    with ThreadPoolExecutor(max_workers=len(executors), thread_name_prefix="synthesis") as threads:
+        try:
+            while tally.accepted < count:
+                while len(waiting) < _AHEAD:
+                    window = _window(sampler, size)
+                    if not window:
+                        break
+                    tally.drawn += len(window)
+                    batches = batches_by_database(map(_request, window), batch_size)
+                    waiting.append((window, [threads.submit(execute, batch) for batch in batches]))
+                if not waiting:
+                    break
+                window, running = waiting.popleft()
+                verdicts = {verdict.id: verdict for future in running for verdict in future.result()}
+                tally.seconds += sum(verdict.elapsed_ms for verdict in verdicts.values()) / 1000
+                for candidate in window:
+                    verdict = verdicts[candidate.statement.id]
+                    reason = _dropped(candidate, verdict, results)
+                    if reason:
+                        tally.dropped[reason] += 1
+                    if sampler.tell(candidate, not reason) and tally.accepted < count:
+                        tally.accepted += 1
+                        yield candidate.statement
+        finally:
+            tally.dropped.update(sampler.counts)
+            tally.seen_bytes = results.bytes + sampler.bytes
+            for _, running in waiting:
+                for future in running:
+                    future.cancel()
+
+
+def _window(sampler: Sampler, size: int) -> list[Candidate]:
+    window = []
+    while len(window) < size and (candidate := sampler.draw()) is not None:
+        window.append(candidate)
+    return window
+
+
+def _request(candidate: Candidate) -> VerificationRequest:
+    statement = candidate.statement
+    return VerificationRequest(statement.id, statement.db_id, statement.sql, None, "strict")
+
+
+def _without_faults(executor: Executor, batch: Sequence[VerificationRequest]) -> Sequence[Verdict]:
+    """The verdicts of a batch; what failed for our reasons is tried again, with pauses."""
+    verdicts = {verdict.id: verdict for verdict in executor(batch)}
+    for pause in _PAUSES_S:
+        faulty = [request for request in batch if verdicts[request.id].fault]
+        if not faulty:
+            break
+        time.sleep(pause)
+        verdicts |= {verdict.id: verdict for verdict in executor(faulty)}
+    return list(verdicts.values())
+
+
+def _dropped(candidate: Candidate, verdict: Verdict, results: Seen) -> str:
+    """Why a statement is dropped; empty where it is kept."""
+    if verdict.fault:
+        return "fault"
+    if verdict.status != "ran":
+        return verdict.status
+    if not verdict.row_count:
+        return "empty"
+    if verdict.constant_null:
+        return "constant-null"
+    if candidate.limit is not None and verdict.row_count < candidate.limit:
+        return "limit-without-effect"
+    scope = candidate.structure if verdict.row_count >= _LONG else candidate.question
+    return "same-result" if results.add(key_of(str(scope), verdict.digest)) else ""
+
+
+def counts_of(tally: Tally) -> Mapping[str, int]:
+    """Drawn, accepted, and every reason, most frequent first: for a run's events."""
+    return {"drawn": tally.drawn, "accepted": tally.accepted} | dict(tally.dropped.most_common())
