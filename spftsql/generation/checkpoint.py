@@ -34,13 +34,10 @@ class Unservable(Exception):
 
 def adapter_base(directory: str) -> str | None:
     """The base model of a peft adapter directory; `None` for a directory with full weights."""
-    file = Path(directory) / "adapter_config.json"
-    if not file.is_file():
-        return None
-    from spftsql.training.artefact import resolve_model
+    from spftsql.training.artefact import named_base, resolve_model
 
-    settings = json.loads(file.read_text(encoding="utf-8"))
-    return str(resolve_model(settings["base_model_name_or_path"]))
+    base = named_base(Path(directory))
+    return str(resolve_model(base)) if base is not None else None
 
 
 def adapter_rank(directory: str) -> int:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Generic, Protocol, TypeVar
 
@@ -22,15 +23,44 @@ class EngineDied(Fault):
     """The engine's own process is gone: nothing more can be asked of this engine."""
 
 
+class RequestsFailed(Fault):
+    """The engine failed while it answered; it can be asked again, and other requests may go well."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A request that an engine is done with: the `at`-th it was given. `cached` prompt tokens were not read again."""
+
+    at: int
+    samples: list[Sample]
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Completed:
+    """A prompt with its completions: one when its temperature is 0 (all would be equal), `n` otherwise."""
+
+    at: int
+    prompt: Prompt
+    completions: list[Completion]
+    cached_tokens: int = 0
+
+
 class Engine(Protocol):
     """Something that answers prompts. Rows choose their model by directory."""
 
-    def generate(self, requests: Sequence[GenerationRequest]) -> list[Sample]:
-        """`n` samples per request, in the order of the requests; one row with `error` for one that is unservable.
+    def stream(self, requests: Iterable[GenerationRequest]) -> Iterator[Finished]:
+        """Every request as it is finished: `n` samples, or one row with `error` for one that is unservable.
 
-        A sample depends on its request alone, not on the batch that it comes in. May be called from several threads.
-        Raises `UserError` when a model directory cannot be used, `Fault` when the engine fails.
+        `requests` is read as there is room for more, so it may be long; requests of one model should stand together.
+        A sample depends on its request alone, not on what else is asked. The engine is held until the iterator ends or
+        is closed. Raises `UserError` when a model directory cannot be used, `RequestsFailed` or `EngineDied` when the
+        engine fails while it answers, `Fault` when it cannot load a model.
         """
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[Sample]:
+        """The samples of `stream`, in the order of the requests. May be called from several threads."""
 
     def close(self) -> None:
         """Gives back the memory of the loaded models."""
@@ -85,31 +115,50 @@ class CheckpointEngine(ABC):
         self._lock = threading.Lock()
 
     @abstractmethod
-    def _complete(self, checkpoint: Checkpoint, prompts: Sequence[Prompt]) -> list[list[Completion]]:
-        """Completions of every prompt: one when its temperature is 0 (all would be equal), `n` otherwise."""
+    def _complete(self, checkpoint: Checkpoint, prompts: Iterator[tuple[int, Prompt]]) -> Iterator[Completed]:
+        """The completions of numbered prompts, as they are finished. Loads the model when there is a prompt."""
 
     @abstractmethod
     def close(self) -> None:
         """See `Engine`."""
 
+    def stream(self, requests: Iterable[GenerationRequest]) -> Iterator[Finished]:
+        """See `Engine`."""
+        with self._lock:
+            for model, group in groupby(enumerate(requests), key=lambda numbered: numbered[1].model):
+                checkpoint = self._checkpoint(model)
+                refused: list[Finished] = []
+                for done in self._complete(checkpoint, _prompts(checkpoint, group, refused)):
+                    yield from _emptied(refused)
+                    request, found = done.prompt.request, done.completions
+                    repeated = found * (request.n // len(found))
+                    samples = [checkpoint.sample(request, k, one) for k, one in enumerate(repeated)]
+                    yield Finished(done.at, samples, len(done.prompt.tokens), done.cached_tokens)
+                yield from _emptied(refused)
+
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Sample]:
         """See `Engine`."""
         order = sorted(range(len(requests)), key=lambda i: (requests[i].model, requests[i].db_id))
-        rows: dict[int, list[Sample]] = {}
-        with self._lock:
-            for model, group in groupby(order, key=lambda i: requests[i].model):
-                checkpoint = self._checkpoint(model)
-                prompts: dict[int, Prompt] = {}
-                for i in group:
-                    try:
-                        prompts[i] = checkpoint.encode(requests[i])
-                    except Unservable as reason:
-                        rows[i] = [error_row(requests[i], str(reason))]
-                completions = self._complete(checkpoint, list(prompts.values())) if prompts else []
-                for i, found in zip(prompts, completions, strict=True):
-                    repeats = requests[i].n // len(found)
-                    rows[i] = [checkpoint.sample(requests[i], k, c) for k, c in enumerate(found * repeats)]
+        rows = {order[done.at]: done.samples for done in self.stream(requests[i] for i in order)}
         return [sample for i in range(len(requests)) for sample in rows[i]]
 
     def _checkpoint(self, model: str) -> Checkpoint:
         return self._checkpoints.get(model, lambda: Checkpoint(model, self._config.model.max_length))
+
+
+def _prompts(
+    checkpoint: Checkpoint, requests: Iterable[tuple[int, GenerationRequest]], refused: list[Finished]
+) -> Iterator[tuple[int, Prompt]]:
+    """The requests as tokens; those that cannot be served are left in `refused` instead."""
+    for at, request in requests:
+        try:
+            prompt = checkpoint.encode(request)
+        except Unservable as reason:
+            refused.append(Finished(at, [error_row(request, str(reason))]))
+        else:
+            yield at, prompt
+
+
+def _emptied(rows: list[Finished]) -> Iterator[Finished]:
+    while rows:
+        yield rows.pop()

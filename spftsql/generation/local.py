@@ -2,39 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from itertools import groupby
+from collections.abc import Callable
 from pathlib import Path
 
 from spftsql.config import Config
+from spftsql.errors import disk_faults
 from spftsql.generation.engine import open_engine
-from spftsql.records import GenerationRequest, Sample, read_records, write_records
+from spftsql.generation.unit_run import UnitRun
+from spftsql.generation.work import open_work
 
 
 def generate_dataset(source: Path, target: Path, config: Config, progress: Callable[[int, int], None]) -> None:
-    """`GenerationRequest` rows of `source` to `Sample` rows in the Parquet file `target`, written atomically.
+    """`GenerationRequest` rows of `source` to `Sample` rows in the directory `target`, which appears when complete.
 
-    `progress` gets (requests done, requests). Samples come grouped by model and database, and so do the calls of the
-    engine. Raises `UserError` for a model that cannot be used, `Fault` when the engine fails.
+    Goes on from what an interrupted call with the same requests has left. `progress` gets (requests done, requests).
+    Raises `UserError` for a model that cannot be used, `Fault` when the engine fails or the disk is full.
     """
-    requests = sorted(read_records(source, GenerationRequest), key=lambda r: (r.model, r.db_id))
-    engine = open_engine(config)
-
-    def samples() -> Iterator[Sample]:
-        done = 0
-        for batch in batches(requests, config.generation.batch_size):
-            yield from engine.generate(batch)
-            done += len(batch)
-            progress(done, len(requests))
-
-    try:
-        write_records(target, samples(), Sample)
-    finally:
-        engine.close()
-
-
-def batches(requests: list[GenerationRequest], size: int) -> Iterator[list[GenerationRequest]]:
-    """Cuts sorted requests into batches of one model and at most `size` rows."""
-    for _, group in groupby(requests, key=lambda request: request.model):
-        rows = list(group)
-        yield from (rows[start : start + size] for start in range(0, len(rows), size))
+    with disk_faults(target):
+        opened = open_work(source, target, config, engines=1)
+        engine = open_engine(config)
+        done, total = opened.stored, len(opened.wanted)
+        progress(done, total)
+        try:
+            for unit in opened.units:
+                attempt = UnitRun(opened.work, unit, engine, config.generation.batch_size, {"engine": "local"})
+                for stored in attempt.run(on_death=lambda _: engine.close()):
+                    done += stored
+                    progress(done, total)
+        finally:
+            engine.close()
+        opened.work.finish(opened.wanted, target)

@@ -1,110 +1,123 @@
-"""Generation as a Ray Data stage: a pool of engine actors over batches of one model, each sorted by database."""
+"""Generation as a Ray Data stage: a pool of engine actors, and units of whole databases that go to them in turn.
+
+What travels through Ray is where a unit's requests lie and whether they are done. An actor reads the requests itself,
+as its engine has room for them, and writes the samples as they are finished: so neither is held in memory, however
+many there are, and nothing that is finished is lost with an actor or with the driver. All machines must see the folder.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
 import os
-import shutil
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 from ray.data import ActorPoolStrategy, Dataset
 from ray.exceptions import RayError
 
 from spftsql.config import Config
-from spftsql.errors import Fault, UserError
-from spftsql.generation.checkpoint import check_checkpoint
-from spftsql.generation.engine import EngineDied, open_engine
-from spftsql.generation.local import batches
-from spftsql.generation.vllm_engine import environment
-from spftsql.records import GenerationRequest, Sample, from_table, read_records, to_table
+from spftsql.errors import Fault, UserError, disk_faults
+from spftsql.generation.engine import Engine, EngineDied, open_engine
+from spftsql.generation.unit_run import UnitRun
+from spftsql.generation.vllm_options import environment
+from spftsql.generation.work import Opened, Unit, Work, open_work
+
+_LOOK_S = 0.5
 
 
 class EngineActor:
-    """A callable that holds an engine. When the engine is dead so is the actor, and Ray starts another.
+    """A callable that holds an engine. When the engine is dead so is the actor, and Ray starts another."""
 
-    Ray restarts it without end; a row that kills every engine ends the stage through Ray Data's own timeout, when
-    there has been no progress for half an hour.
-    """
-
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, work: Work) -> None:
         """Opens the engine."""
-        self._engine = open_engine(config)
+        self._config, self._work = config, work
+        self._engine = self.open(config)
+        context = ray.get_runtime_context()
+        self._lineage = {"engine": context.get_actor_id(), "node": context.get_node_id(), "pid": os.getpid()}
+
+    def open(self, config: Config) -> Engine:
+        """The engine of this actor."""
+        return open_engine(config)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Request rows to sample rows."""
+        """Answers the unit in the one row of `batch`; the row that comes back says what went wrong, if anything did.
+
+        An error is a row and no exception, which would leave Ray Data wrapped up in text.
+        """
+        unit = Unit(**json.loads(batch.column("unit")[0].as_py()))
+        kind = reason = ""
         try:
-            return to_table(self._engine.generate(from_table(batch, GenerationRequest)), Sample)
-        except EngineDied as error:
-            print(error, file=sys.stderr, flush=True)
-            os._exit(1)
+            with disk_faults(self._work.folder):
+                rows, lineage = self._config.generation.batch_size, {**self._lineage, "unit": unit.id}
+                attempt = UnitRun(self._work, unit, self._engine, rows, lineage)
+                for _ in attempt.run(on_death=_end_process):
+                    pass
         except (UserError, Fault) as error:
-            return to_table([_failure_row(error)], Sample)
+            kind = (UserError if isinstance(error, UserError) else Fault).__name__
+            reason = " ".join(str(error).split())
+        return pa.table({"unit": [unit.id], "kind": [kind], "reason": [reason]})
 
 
-def generate_dataset_ray(source: Path, target: Path, config: Config, progress: Callable[[int, int], None]) -> None:
+def _end_process(error: EngineDied) -> None:
+    print(error, file=sys.stderr, flush=True)
+    os._exit(1)
+
+
+def generate_dataset_ray(
+    source: Path,
+    target: Path,
+    config: Config,
+    progress: Callable[[int, int], None],
+    actor: type[EngineActor] = EngineActor,
+) -> None:
     """`GenerationRequest` rows of `source` to `Sample` rows in the directory `target`, which appears when complete.
 
-    Ray must be initialised. Rows whose actor dies are generated again. `progress` gets (requests done, requests).
-    Raises `UserError` for a model that cannot be used, `Fault` when the actors fail or rows are missing at the end.
+    Ray must be initialised. Rows whose actor dies are generated again, and what an interrupted call with the same
+    requests has left is used. `progress` gets (requests done, requests). Raises `UserError` for a model that cannot be
+    used, `Fault` when the actors fail or rows are missing at the end.
     """
-    requests = sorted(read_records(source, GenerationRequest), key=lambda r: (r.model, r.db_id))
-    if len({request.id for request in requests}) < len(requests):
-        raise Fault("the requests of a generation stage do not have unique ids")
-    for model in sorted({request.model for request in requests}):
-        check_checkpoint(model)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        _check_complete(requests, _write_samples(requests, temporary, config, progress))
-        shutil.rmtree(target, ignore_errors=True)
-        temporary.rename(target)
-    except RayError as error:
-        raise Fault(f"the generation stage failed: {str(error).strip().splitlines()[-1]}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with disk_faults(target):
+        opened = open_work(source.resolve(), target.resolve(), config, config.generation.actors)
+        try:
+            with _watched(opened, progress):
+                if opened.units:
+                    _run(opened, config, actor)
+        except RayError as error:
+            raise Fault(f"the generation stage failed: {str(error).strip().splitlines()[-1]}") from error
+        opened.work.finish(opened.wanted, target)
 
 
-def _write_samples(
-    requests: list[GenerationRequest], folder: Path, config: Config, progress: Callable[[int, int], None]
-) -> Counter[tuple[str, bool]]:
-    """Runs the stage into `folder`; returns the number of rows by (request id, whether it is an error row)."""
-    found: Counter[tuple[str, bool]] = Counter()
-    done: set[str] = set()
-    tables: Iterable[Any] = [to_table([], Sample)]
-    if requests:
-        tables = _samples(requests, config).iter_batches(batch_size=None, batch_format="pyarrow")
-    for part, table in enumerate(tables):
-        rows = from_table(table, Sample)
-        for row in rows:
-            _raise_failure(row)
-        found.update((row.id, row.error is not None) for row in rows)
-        done.update(row.id for row in rows)
-        pq.write_table(table, folder / f"part-{part:06d}.parquet")
-        progress(len(done), len(requests))
-    return found
+def _run(opened: Opened, config: Config, actor: type[EngineActor]) -> None:
+    """Runs the stage to its end. Raises what an actor reports."""
+    table: Any
+    for table in _stage(opened, config, actor).iter_batches(batch_size=None, batch_format="pyarrow"):
+        for row in table.to_pylist():
+            if row["kind"]:
+                raise (UserError if row["kind"] == UserError.__name__ else Fault)(row["reason"])
 
 
-def _samples(requests: list[GenerationRequest], config: Config) -> Dataset:
-    """The stage, not yet executed. One block per batch, so that no batch mixes models."""
-    settings = config.generation
+def _stage(opened: Opened, config: Config, actor: type[EngineActor]) -> Dataset:
+    """The stage, not yet executed: one block per unit, which go to actors in this order."""
+    settings, units = config.generation, opened.units
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    blocks = [to_table(batch, GenerationRequest) for batch in batches(requests, settings.batch_size)]
-    dataset = ray.data.from_arrow(blocks)
+    dataset = ray.data.from_arrow([pa.table({"unit": [json.dumps(asdict(unit))]}) for unit in units])
     dataset.context.enable_progress_bars = False
     dataset.context.print_on_execution_start = False
-    dataset.context.execution_options.preserve_order = True
+    dataset.context.execution_options.preserve_order = False
+    # A second unit waits at the actor, so that it has no pause; but not where it could go to an actor that has none.
+    waiting = 2 if len(units) > 4 * settings.actors else 1
     return dataset.map_batches(
-        EngineActor,
-        fn_constructor_args=(config,),
-        compute=ActorPoolStrategy(size=min(settings.actors, len(blocks)), max_tasks_in_flight_per_actor=2),
+        actor,
+        fn_constructor_args=(config, opened.work),
+        compute=ActorPoolStrategy(size=min(settings.actors, len(units)), max_tasks_in_flight_per_actor=waiting),
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=settings.cpus,
@@ -114,20 +127,28 @@ def _samples(requests: list[GenerationRequest], config: Config) -> Dataset:
     )
 
 
-def _check_complete(requests: Sequence[GenerationRequest], found: Counter[tuple[str, bool]]) -> None:
-    """Every request has its samples and nothing else, or one error row and nothing else."""
-    wrong = [r.id for r in requests if (found[r.id, False], found[r.id, True]) not in ((r.n, 0), (0, 1))]
-    if wrong or len(found) != len(requests):
-        raise Fault(f"generation is incomplete for {len(wrong)} of {len(requests)} requests {wrong[:3]}; run again")
+@contextmanager
+def _watched(opened: Opened, progress: Callable[[int, int], None]) -> Iterator[None]:
+    """Tells `progress` what is stored, while the body runs and at its end."""
+    over = threading.Event()
+    total = len(opened.wanted)
 
+    def watch() -> None:
+        last = -1
+        while True:
+            last_look = over.is_set()
+            now = min(total, opened.work.stored())
+            if now != last:
+                progress(now, total)
+            last = now
+            if last_look:
+                return
+            over.wait(_LOOK_S)
 
-def _failure_row(error: Exception) -> Sample:
-    """An error of ours as a row without an id: as an exception it would leave Ray Data wrapped up in text."""
-    kind = UserError if isinstance(error, UserError) else Fault
-    return Sample("", "", "", 0, "", 0, kind.__name__, str(error))
-
-
-def _raise_failure(row: Sample) -> None:
-    if not row.id:
-        kind = UserError if row.finish_reason == UserError.__name__ else Fault
-        raise kind(" ".join((row.error or "").split()))
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
@@ -15,11 +16,12 @@ import torch
 from spftsql.config import Config
 from spftsql.errors import Fault
 from spftsql.generation.checkpoint import Checkpoint, Completion, Prompt
-from spftsql.generation.engine import CheckpointEngine, Recent
+from spftsql.generation.engine import CheckpointEngine, Completed, Recent, RequestsFailed
 
 _MODELS_KEPT = 2
 _BATCH_TOKENS = 65_536  # prompt and answer tokens of a batch: what its KV cache may come to
 _BATCH_ROWS = 256
+_WINDOW = 1024  # prompts that are put into batches together
 
 
 @dataclass
@@ -47,22 +49,24 @@ class TransformersEngine(CheckpointEngine):
         with self._lock:
             self._models.clear()
 
-    @torch.inference_mode()
-    def _complete(self, checkpoint: Checkpoint, prompts: Sequence[Prompt]) -> list[list[Completion]]:
-        try:
-            model = self._models.get(checkpoint.directory, lambda: self._load(checkpoint))
-        except Exception as error:  # of many libraries: the weights' format, the architecture, the adapter
-            reason = f"{type(error).__name__}: {error}"
-            raise Fault(f"transformers cannot load {checkpoint.directory}: {reason}") from error
-        found: list[list[Completion]] = [[] for _ in prompts]
-        for batch in _batches(prompts):
+    def _complete(self, checkpoint: Checkpoint, prompts: Iterator[tuple[int, Prompt]]) -> Iterator[Completed]:
+        while window := list(islice(prompts, _WINDOW)):
             try:
-                rows = self._decode(model, checkpoint.stops, batch)
-            except torch.OutOfMemoryError as error:
-                raise Fault(f"the device is out of memory generating with {checkpoint.directory}: {error}") from error
-            for row in rows:
-                found[row.source].append(Completion(row.tokens, row.tokens[-1] in checkpoint.stops))
-        return found
+                model = self._models.get(checkpoint.directory, lambda: self._load(checkpoint))
+            except Exception as error:  # of many libraries: the weights' format, the architecture, the adapter
+                reason = f"{type(error).__name__}: {error}"
+                raise Fault(f"transformers cannot load {checkpoint.directory}: {reason}") from error
+            for batch in _batches([prompt for _, prompt in window]):
+                try:
+                    rows = self._decode(model, checkpoint.stops, batch)
+                except Exception as error:  # the device out of memory, a kernel that fails
+                    self._models.clear()
+                    reason = f"{type(error).__name__}: {error}"
+                    raise RequestsFailed(f"transformers failed with {checkpoint.directory}: {reason}") from error
+                found: dict[int, list[Completion]] = {at: [] for at, _ in batch}
+                for row in rows:
+                    found[row.source].append(Completion(row.tokens, row.tokens[-1] in checkpoint.stops))
+                yield from (Completed(window[at][0], prompt, found[at]) for at, prompt in batch)
 
     def _load(self, checkpoint: Checkpoint) -> Any:
         from transformers import AutoModelForCausalLM
@@ -74,6 +78,7 @@ class TransformersEngine(CheckpointEngine):
             model = PeftModel.from_pretrained(model, checkpoint.directory)
         return model.to(self._device).eval()
 
+    @torch.inference_mode()
     def _decode(self, model: Any, stops: frozenset[int], prompts: Sequence[tuple[int, Prompt]]) -> list[_Row]:
         """Samples of a batch of (position, prompt), row by row in their order."""
         width = max(len(prompt.tokens) for _, prompt in prompts)

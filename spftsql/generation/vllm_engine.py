@@ -8,36 +8,28 @@ until the next one is created; hence one is closed only right before that, and w
 from __future__ import annotations
 
 import gc
-import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from itertools import chain, count, islice
 from typing import Any
 
 from spftsql.config import Config
 from spftsql.errors import Fault
 from spftsql.generation.checkpoint import Checkpoint, Completion, Prompt, adapter_rank
-from spftsql.generation.engine import CheckpointEngine, EngineDied, Recent
+from spftsql.generation.engine import CheckpointEngine, Completed, EngineDied, Recent, RequestsFailed
+from spftsql.generation.vllm_options import RANKS as _RANKS  # noqa: F401
+from spftsql.generation.vllm_options import (
+    cache_bytes,
+    cpu_options,
+    engine_options,
+    environment,
+    padded_rank,
+    weight_bytes,
+)
 
-QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false"}
-# torch.compile costs more than it gains on a CPU, and the engine's own processes import everything again.
-ON_CPU = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "TORCHDYNAMO_DISABLE": "1",
-    "TORCH_CPP_LOG_LEVEL": "ERROR",
-}
 _CPU_MODELS_KEPT = 16
 _CPU_BYTES = 4 * 1024**3  # weights and caches that may lie in the CPU's memory side by side
-_CPU_SEQUENCES = 64  # full-length sequences that the KV cache on the CPU has room for
-_CPU_CACHE_BYTES = 1024**3
-_CPU_PREFILL_TOKENS = 8192
-_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM has kernels for
-
-
-def environment(cpu: bool) -> dict[str, str]:
-    """The environment variables under which vLLM must be imported."""
-    return QUIET | ON_CPU if cpu else dict(QUIET)
 
 
 @dataclass
@@ -47,6 +39,12 @@ class _Loaded:
     llm: Any
     size: int  # bytes of weights and cache; 0 on a GPU
     adapters: dict[str, int] = field(default_factory=dict)
+    names: Iterator[int] = field(default_factory=count)  # of requests, never twice the same
+
+    @property
+    def places(self) -> int:
+        """How many requests it is given at a time: twice what it works on, so that a place that is free is filled."""
+        return 2 * int(self.llm.llm_engine.vllm_config.scheduler_config.max_num_seqs)
 
 
 class VllmEngine(CheckpointEngine):
@@ -61,8 +59,9 @@ class VllmEngine(CheckpointEngine):
         for name, value in environment(self._cpu).items():
             os.environ.setdefault(name, value)
         import vllm
+        from vllm.sampling_params import RequestOutputKind
 
-        self._vllm = vllm
+        self._vllm, self._final_only = vllm, RequestOutputKind.FINAL_ONLY
         # On a GPU an engine takes all the memory that it may have, so there is room for one.
         self._models: Recent[_Loaded] = Recent(_CPU_MODELS_KEPT if self._cpu else 1, self._drop)
         self._held = 0  # bytes of the models on the CPU
@@ -72,27 +71,52 @@ class VllmEngine(CheckpointEngine):
         with self._lock:
             self._models.clear()
 
-    def _complete(self, checkpoint: Checkpoint, prompts: Sequence[Prompt]) -> list[list[Completion]]:
+    def _complete(self, checkpoint: Checkpoint, prompts: Iterator[tuple[int, Prompt]]) -> Iterator[Completed]:
+        first = next(prompts, None)
+        if first is None:
+            return
+        model = self._loaded(checkpoint)
+        prompts = chain([first], prompts)
+        places = model.places
+        waiting: dict[str, tuple[int, Prompt]] = {}
+        try:
+            while True:
+                added = {str(next(model.names)): new for new in islice(prompts, places - len(waiting))}
+                waiting |= added
+                if not waiting:
+                    return
+                for name, output in self._step(model, checkpoint, added):
+                    at, prompt = waiting.pop(name)
+                    found = [
+                        Completion(list(one.token_ids), one.finish_reason == "stop")
+                        for one in sorted(output.outputs, key=lambda one: one.index)
+                    ]
+                    yield Completed(at, prompt, found, output.num_cached_tokens or 0)
+        finally:
+            if waiting:  # the caller wants no more, or a step failed in which case nothing is left of the engine
+                self._abandon(model)
+
+    def _step(
+        self, model: _Loaded, checkpoint: Checkpoint, added: dict[str, tuple[int, Prompt]]
+    ) -> list[tuple[str, Any]]:
+        """Takes in requests and computes one token for each that has a place; returns those that are finished."""
         from vllm.v1.engine.exceptions import EngineDeadError
 
-        model = self._loaded(checkpoint)
+        engine = model.llm.llm_engine
         try:
-            outputs = model.llm.generate(
-                [{"prompt_token_ids": prompt.tokens} for prompt in prompts],
-                [self._sampling(prompt, checkpoint) for prompt in prompts],
-                lora_request=self._adapter(model, checkpoint),
-                use_tqdm=False,
-            )
+            adapter = self._adapter(model, checkpoint)
+            for name, (_, prompt) in added.items():
+                sampling = self._sampling(prompt, checkpoint)
+                engine.add_request(name, {"prompt_token_ids": prompt.tokens}, sampling, lora_request=adapter)
+            return [(output.request_id, output) for output in engine.step() if output.finished]
         except EngineDeadError as error:
             raise EngineDied(f"the vLLM engine of {checkpoint.directory} died: {error}") from error
         except Exception as error:
-            # A scheduler that was interrupted in a step keeps its unfinished requests; it cannot be used again.
-            self._models.clear()
-            raise Fault(f"vLLM failed with {checkpoint.directory}: {type(error).__name__}: {error}") from error
-        return [
-            [Completion(list(o.token_ids), o.finish_reason == "stop") for o in sorted(r.outputs, key=lambda o: o.index)]
-            for r in outputs
-        ]
+            raise RequestsFailed(f"vLLM failed with {checkpoint.directory}: {type(error).__name__}: {error}") from error
+
+    def _abandon(self, model: _Loaded) -> None:
+        """A scheduler that has requests nobody waits for cannot be used again."""
+        self._models.clear()
 
     def _sampling(self, prompt: Prompt, checkpoint: Checkpoint) -> Any:
         request = prompt.request
@@ -103,6 +127,7 @@ class VllmEngine(CheckpointEngine):
             seed=request.seed,
             stop_token_ids=sorted(checkpoint.stops),
             detokenize=False,
+            output_kind=self._final_only,
         )
 
     def _adapter(self, model: _Loaded, checkpoint: Checkpoint) -> Any:
@@ -114,41 +139,28 @@ class VllmEngine(CheckpointEngine):
         return LoRARequest(checkpoint.directory, number, checkpoint.directory)
 
     def _loaded(self, checkpoint: Checkpoint) -> _Loaded:
-        rank = 0
-        if checkpoint.directory != checkpoint.base:
-            wanted = adapter_rank(checkpoint.directory)
-            rank = next((size for size in _RANKS if size >= wanted), wanted)
-        key = f"{checkpoint.base} rank {rank}"
+        rank = self._rank(checkpoint)
         try:
-            return self._models.get(key, lambda: self._load(checkpoint, rank))
+            return self._models.get(f"{checkpoint.base} rank {rank}", lambda: self._load(checkpoint, rank))
         except Exception as error:
             self._models.clear()
             raise Fault(f"vLLM cannot load {checkpoint.directory}: {type(error).__name__}: {error}") from error
 
+    def _rank(self, checkpoint: Checkpoint) -> int:
+        """The rank of adapters for which the engine is made; 0 for an engine without any."""
+        wanted = 0 if checkpoint.directory == checkpoint.base else adapter_rank(checkpoint.directory)
+        lora = self._config.training.lora
+        if lora is not None and not self._cpu:
+            # One engine for the base and for all that the run trains over it: loading it again takes a minute.
+            wanted = max(wanted, lora.rank)
+        return padded_rank(wanted) if wanted else 0
+
     def _load(self, checkpoint: Checkpoint, rank: int) -> _Loaded:
-        options: dict[str, Any] = {}
-        if rank:
-            options |= {"enable_lora": True, "max_lora_rank": rank}
-        size = 0
-        if self._cpu:
-            size = _weight_bytes(checkpoint.base) + _cache_bytes(checkpoint)
-            if self._held + size > _CPU_BYTES:
-                self._models.clear()
-            options |= _cpu_options(checkpoint)
-        else:
-            options |= {"dtype": self._config.model.dtype}
-        llm = self._vllm.LLM(
-            checkpoint.base,
-            skip_tokenizer_init=True,  # token ids go in and come out; `Checkpoint` has the tokenizer
-            generation_config="vllm",
-            max_model_len=checkpoint.max_length,
-            enable_prefix_caching=True,
-            tensor_parallel_size=self._config.generation.tensor_parallel_size,
-            gpu_memory_utilization=self._config.generation.gpu_memory_utilization,
-            disable_log_stats=True,
-            seed=self._config.seed,
-            **options,
-        )
+        base, length = checkpoint.base, checkpoint.max_length
+        size = weight_bytes(base) + cache_bytes(base, length) if self._cpu else 0
+        if self._held + size > _CPU_BYTES:
+            self._models.clear()
+        llm = self._vllm.LLM(**engine_options(self._config, base, length, rank, cpu=self._cpu))
         self._held += size
         return _Loaded(llm, size)
 
@@ -160,24 +172,4 @@ class VllmEngine(CheckpointEngine):
 
 
 def _cpu_options(checkpoint: Checkpoint) -> dict[str, Any]:
-    return {
-        "dtype": "float32",
-        "enforce_eager": True,
-        "kv_cache_memory_bytes": _cache_bytes(checkpoint),
-        # A prompt cut in two by the scheduler makes vLLM rewind the row's generator, which torch cannot on a CPU.
-        "enable_chunked_prefill": False,
-        "max_num_batched_tokens": max(_CPU_PREFILL_TOKENS, checkpoint.max_length),
-    }
-
-
-def _cache_bytes(checkpoint: Checkpoint) -> int:
-    """KV cache on the CPU: for 64 sequences of full length, at most 1 GiB but never less than for one sequence."""
-    settings = json.loads((Path(checkpoint.base) / "config.json").read_text(encoding="utf-8"))
-    heads = settings.get("num_key_value_heads") or settings["num_attention_heads"]
-    width = settings.get("head_dim") or settings["hidden_size"] // settings["num_attention_heads"]
-    sequence = 2 * 4 * int(settings["num_hidden_layers"]) * heads * width * checkpoint.max_length
-    return int(max(min(_CPU_SEQUENCES * sequence, _CPU_CACHE_BYTES), 2 * sequence))
-
-
-def _weight_bytes(directory: str) -> int:
-    return sum(file.stat().st_size for file in Path(directory).glob("*.safetensors"))
+    return cpu_options(checkpoint.base, checkpoint.max_length)

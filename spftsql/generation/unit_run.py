@@ -1,0 +1,154 @@
+"""A unit of requests through an engine, whatever the engine does: answered, or set aside with a reason.
+
+An engine that dies takes with it what it was working on, and nobody can tell which request killed it. So what an engine
+is given is written down first; requests without samples are asked again in smaller and smaller company, and one that
+engines failed with four times, twice of them alone, is set aside. Every other request is answered once.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any
+from uuid import uuid4
+
+from spftsql.errors import Fault
+from spftsql.generation.checkpoint import error_row
+from spftsql.generation.engine import Engine, EngineDied, Finished, RequestsFailed
+from spftsql.generation.work import SET_ASIDE, Unit, Work, read_journal
+from spftsql.records import GenerationRequest, Sample
+
+# How many requests are asked together, by how often engines have failed with them; then they are set aside.
+_TOGETHER: tuple[int | None, ...] = (None, 32, 1, 1)
+_HOPELESS = 5  # failures of an engine that has answered nothing: it is not the requests
+_JOURNAL_ROWS = 256
+_STORE_S = 20.0  # what is finished is stored at least so often
+
+
+class UnitRun:
+    """One attempt at a unit; a later attempt, in this process or another, goes on from what is stored."""
+
+    def __init__(self, work: Work, unit: Unit, engine: Engine, part_rows: int, lineage: Mapping[str, object]) -> None:
+        """Parts have `part_rows` requests; `lineage` (JSON) is noted in each."""
+        self._work, self._unit, self._engine = work, unit, engine
+        self._part_rows, self._lineage = part_rows, lineage
+        self._done = work.stored_of(unit.id)
+        calls = [set(c) - self._done for f in work.journals.glob(f"{unit.id}.*") for c in read_journal(f)]
+        failed = [call for call in calls if call]
+        self._failed_calls = len(failed)
+        self._failures = Counter(unit.failures) + Counter(id_ for call in failed for id_ in call)
+        self._journal = work.journals / f"{unit.id}.{uuid4().hex}"
+        self._calls = 0
+        self._reason = "it died"
+
+    def run(self, on_death: Callable[[EngineDied], None]) -> Iterator[int]:
+        """Yields the number of requests in each part that it stores. `on_death` is called with an engine that died.
+
+        `on_death` ends this process, or makes the engine start anew. Raises `UserError` when a model cannot be used,
+        `Fault` when the engine cannot load it, or fails whatever it is asked.
+        """
+        order = [request.id for request in self._work.read(self._unit)]
+        while left := [id_ for id_ in order if id_ not in self._done]:
+            if self._failed_calls >= _HOPELESS and not self._done:
+                raise Fault(f"the engine failed {self._failed_calls} times and answered nothing: {self._reason}")
+            level = min(self._failures[id_] for id_ in left)
+            chosen = [id_ for id_ in left if self._failures[id_] == level]
+            if level >= len(_TOGETHER):
+                yield self._set_aside(chosen)
+                continue
+            together = _TOGETHER[level] or len(chosen)
+            for start in range(0, len(chosen), together):
+                failed = yield from self._ask(chosen[start : start + together], on_death)
+                if failed:
+                    break
+
+    def _ask(self, ids: Sequence[str], on_death: Callable[[EngineDied], None]) -> Generator[int, None, bool]:
+        """One call of the engine; returns whether it failed. What was finished before is stored all the same."""
+        part = _Part()
+        given: list[GenerationRequest] = []
+        try:
+            for done in self._engine.stream(self._noted(self._chosen(ids), given)):
+                request = given[done.at]
+                part.add(done, request)
+                if part.requests >= self._part_rows or part.age() > _STORE_S:
+                    yield self._store(part)
+                    part = _Part()
+        except (RequestsFailed, EngineDied) as error:
+            if part.requests:
+                yield self._store(part)
+            self._reason = str(error)
+            if isinstance(error, EngineDied):
+                on_death(error)
+            self._failed_calls += 1
+            self._failures.update(r.id for r in given if r.id not in self._done)
+            return True
+        if part.requests:
+            yield self._store(part)
+        return False
+
+    def _chosen(self, ids: Iterable[str]) -> Iterator[GenerationRequest]:
+        wanted = set(ids)
+        return (request for request in self._work.read(self._unit) if request.id in wanted)
+
+    def _noted(
+        self, requests: Iterator[GenerationRequest], given: list[GenerationRequest]
+    ) -> Iterator[GenerationRequest]:
+        """The requests, each written down before the engine has it."""
+        self._calls += 1
+        while some := list(islice(requests, _JOURNAL_ROWS)):
+            line = json.dumps({"call": self._calls, "ids": [request.id for request in some]})
+            with self._journal.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+            for request in some:
+                given.append(request)
+                yield request
+
+    def _store(self, part: _Part) -> int:
+        self._work.store(self._unit.id, part.samples, {**self._lineage, **part.lineage()})
+        self._done.update(sample.id for sample in part.samples)
+        return part.requests
+
+    def _set_aside(self, ids: Iterable[str]) -> int:
+        rows = [
+            error_row(r, f"{SET_ASIDE}the engine failed {self._failures[r.id]} times with this request: {self._reason}")
+            for r in self._chosen(ids)
+        ]
+        self._work.store(self._unit.id, rows, self._lineage)
+        self._done.update(row.id for row in rows)
+        return len(rows)
+
+
+class _Part:
+    """Samples that are not stored yet."""
+
+    def __init__(self) -> None:
+        self.samples: list[Sample] = []
+        self.requests = 0
+        self._began = time.time()
+        self._prompt_tokens = 0
+        self._cached: dict[str, int] = {}
+
+    def add(self, done: Finished, request: GenerationRequest) -> None:
+        """Takes in what the engine is done with."""
+        self.samples += done.samples
+        self.requests += 1
+        self._prompt_tokens += done.prompt_tokens
+        self._cached[request.id] = done.cached_tokens
+
+    def age(self) -> float:
+        """Seconds since the part was begun."""
+        return time.time() - self._began
+
+    def lineage(self) -> dict[str, Any]:
+        """When it was made (seconds since 1970), and what of the prompts was found in the engine's cache."""
+        tokens = sum(sample.tokens for sample in self.samples)
+        return {
+            "began": self._began,
+            "ended": time.time(),
+            "prompt_tokens": self._prompt_tokens,
+            "cached_tokens": self._cached,
+            "tokens": tokens,
+        }
