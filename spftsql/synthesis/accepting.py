@@ -1,4 +1,4 @@
-"""SQL that is worth a question: drawn from templates, executed in the sandbox, and kept where its result says something.
+"""SQL that is worth a question: drawn from templates, executed in the sandbox, kept where its result tells something.
 
 `accepted` draws windows of statements, has them executed, and judges them in the order in which they were drawn. What
 a result says about a template reaches the drawing of the window after the next, however fast the executors are: so the
