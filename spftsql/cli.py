@@ -32,7 +32,14 @@ app.add_typer(data_app, name="data")
 app.add_typer(scale_app, name="scale")
 templates_app = typer.Typer(help="SQL templates: structures without tables, columns and values.", no_args_is_help=True)
 app.add_typer(templates_app, name="templates")
+keys_app = typer.Typer(help="Keys of the endpoint.", no_args_is_help=True)
+app.add_typer(keys_app, name="keys")
 
+jobs_app = typer.Typer(help="Jobs on a Ray cluster.", no_args_is_help=True)
+app.add_typer(jobs_app, name="jobs")
+
+Address = Annotated[str, typer.Option(help="The cluster's dashboard and job server, as http://HOST:8265.")]
+JobId = Annotated[str, typer.Argument(metavar="ID", help="A job's id, as `spftsql jobs list` shows it.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a configuration key: a.b=value.")]
 Recipe = Annotated[str, typer.Argument(help="Name of a recipe that comes with the package, or a YAML file.")]
 Databases = Annotated[list[str] | None, typer.Option("--db", help="A database as NAME=FILE or NAME=sqlite:///FILE.")]
@@ -79,24 +86,73 @@ def run(
     finally:
         if config.execution == "ray":
             end_session()
-    _out.print(rich_table(result, f"{config.name}: execution accuracy on the test questions"))
-    for decision in result.decisions:
-        _out.print(decision.sentence(), soft_wrap=True)
+    _out.print(rich_table(result, f"{config.name}: execution accuracy on the {result.exam} questions"))
+    for line in filter(None, [result.about, *(decision.sentence() for decision in result.decisions)]):
+        _out.print(line, soft_wrap=True)
     _out.print(f"The run is in {config.run_dir / config.name}; the gate serves {result.served}.", soft_wrap=True)
 
 
 @app.command()
 def submit(
     recipe: Recipe,
-    address: Annotated[str, typer.Option(help="Address of the cluster's job server, as http://HOST:8265.")],
+    address: Address,
     overrides: Overrides = None,
     follow: Annotated[bool, typer.Option("--follow", help="Stream the job's output and wait for its end.")] = False,
     submission_id: Annotated[str | None, typer.Option(help="Default: derived from the recipe.")] = None,
+    stage: Annotated[str | None, typer.Option(help="One stage alone: generate, verify or train.")] = None,
+    source: Annotated[str | None, typer.Option("--input", help="With --stage: a Parquet file of its rows.")] = None,
+    target: Annotated[str | None, typer.Option("--output", help="With --stage: the folder that it makes.")] = None,
+    mode: Annotated[str | None, typer.Option(help="With --stage train: sft, spin, dpo, spft-a or spft-b.")] = None,
+    model: Annotated[str | None, typer.Option(help="With --stage train: the model directory to start from.")] = None,
+    driver: Annotated[
+        list[str] | None, typer.Option("--driver", help="What the job's own process takes: NAME=AMOUNT, such as CPU=1.")
+    ] = None,
 ) -> None:
-    """Runs a recipe as a job on a Ray cluster; the code is uploaded, data and models are not."""
+    """Runs a recipe, or one stage, as a job on a Ray cluster; the code is uploaded, data and models are not."""
+    from spftsql.job_command import driver_resources, stage_arguments
+    from spftsql.submission import chosen_stage
     from spftsql.submission import submit as submit_job
 
-    raise typer.Exit(submit_job(recipe, overrides or [], address, follow, submission_id))
+    arguments = stage_arguments({"input": source, "output": target, "mode": mode, "model": model})
+    chosen = chosen_stage(stage, arguments)
+    options = (chosen, arguments, driver_resources(driver or []))
+    raise typer.Exit(submit_job(recipe, overrides or [], address, follow, submission_id, None, *options))
+
+
+@jobs_app.command("list")
+def jobs_list(address: Address) -> None:
+    """The jobs of a cluster, latest first."""
+    from spftsql.job_command import list_jobs, print_to
+
+    print_to(_out, list_jobs(address))
+
+
+@jobs_app.command("logs")
+def jobs_logs(
+    job: JobId,
+    address: Address,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on until the job ends; its exit code is taken.")] = False,
+) -> None:
+    """The output of a job."""
+    from spftsql.job_command import show_logs
+
+    raise typer.Exit(show_logs(job, address, follow))
+
+
+@jobs_app.command("status")
+def jobs_status(job: JobId, address: Address) -> None:
+    """Where a job stands."""
+    from spftsql.job_command import job_status, print_to
+
+    print_to(_out, job_status(job, address))
+
+
+@jobs_app.command("stop")
+def jobs_stop(job: JobId, address: Address) -> None:
+    """Ends a job; what its run has finished stays, and the same recipe submitted again goes on."""
+    from spftsql.job_command import print_to, stop_job
+
+    print_to(_out, stop_job(job, address))
 
 
 @app.command()
@@ -163,6 +219,77 @@ def score(
     run_score(options, _out, out, markdown, html)
 
 
+@app.command(name="evaluate")
+def evaluate_model(
+    model: Annotated[
+        str, typer.Argument(help="A run (its served model), a model directory, or with --endpoint its name there.")
+    ],
+    benchmark: Annotated[
+        str,
+        typer.Option(
+            help="spider, spider-test, spider-syn, spider-realistic, spider-dk, bird, bird-mini, geoquery, jsonl"
+        ),
+    ],
+    root: Annotated[Path, typer.Option(help="Folder of the benchmark, as it is published.")],
+    split: Annotated[str | None, typer.Option(help="Which questions; default: those that the name stands for.")] = None,
+    candidate: Annotated[str | None, typer.Option(help="Of a run: this one instead of the served model.")] = None,
+    n: Annotated[int, typer.Option(min=1, max=256, help="Samples per question to vote over; 1: greedy only.")] = 8,
+    temperature: Annotated[float, typer.Option(min=0.01, help="Of the samples; greedy answers have 0.")] = 0.8,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of one answer.")] = 256,
+    schema_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of a schema in the prompt; default: as trained.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="So many questions, drawn by the seed.")] = None,
+    seed: Annotated[int, typer.Option(help="Of samples and of --limit.")] = 0,
+    engine: Annotated[str | None, typer.Option(help="vllm or transformers; default: what fits the machine.")] = None,
+    endpoint: Annotated[str | None, typer.Option(help="An OpenAI-compatible address, as http://HOST/v1.")] = None,
+    key_env: Annotated[str | None, typer.Option(help="Environment variable that holds its key.")] = None,
+    concurrency: Annotated[int, typer.Option(min=1, max=512, help="Requests at a time to the endpoint.")] = 8,
+    folder: Annotated[
+        Path | None, typer.Option("--answers", help="Folder that keeps the answers; default: in evaluations/.")
+    ] = None,
+    databases: Annotated[
+        Path | None, typer.Option(help="Folder of database files, or a YAML file of name: file or URL.")
+    ] = None,
+    db: Databases = None,
+    policy: Annotated[str | None, typer.Option(help="spider, bird or strict; default: the benchmark's own.")] = None,
+    keep_distinct: Annotated[bool, typer.Option("--keep-distinct", help="Do not ignore DISTINCT (spider).")] = False,
+    suite: Annotated[int, typer.Option(min=0, help="Test-suite accuracy: up to so many instances per gold.")] = 0,
+    metrics: Annotated[str, typer.Option(help="Besides ex, and ts with --suite: as `spftsql score` has them.")] = "ex",
+    repeats: Annotated[int, typer.Option(min=1, help="Timed runs for ves and r-ves.")] = 100,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that execute SQL.")] = 2,
+    timeout: Annotated[float, typer.Option(help="Seconds for one statement.")] = 30,
+    max_rows: Annotated[int, typer.Option(min=1, help="Rows of one result.")] = 1_000_000,
+    memory_mb: Annotated[int, typer.Option(min=64, help="Memory of one process that executes SQL.")] = 2048,
+    out: Annotated[Path | None, typer.Option("--json", help="Write everything here.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the tables here as Markdown.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write one page with all questions and answers here.")] = None,
+) -> None:
+    """Asks a model a benchmark's questions and scores the answers: greedy, and the majority of samples."""
+    from spftsql.evaluation.evaluate_command import ModelOptions, run_evaluate
+    from spftsql.evaluation.evaluating import EvaluateOptions
+    from spftsql.evaluation.scoring import ScoreOptions, limits
+
+    scoring = ScoreOptions(
+        benchmark=benchmark,
+        root=root,
+        predictions=Path(),
+        split=split,
+        databases=databases,
+        named=tuple(db or ()),
+        policy=_policy(policy),
+        keep_distinct=keep_distinct,
+        suite=suite,
+        metrics=tuple(name.strip() for name in metrics.split(",") if name.strip()),
+        repeats=repeats,
+        workers=workers,
+        limits=limits(timeout, max_rows, memory_mb),
+    )
+    chosen = ModelOptions(model, candidate, engine, endpoint, key_env, concurrency, schema_tokens)
+    options = EvaluateOptions(benchmark, folder or Path(), scoring, n, temperature, max_tokens, seed, limit)
+    run_evaluate(chosen, options, _out, out, markdown, html)
+
+
 @app.command()
 def verify(
     db: Annotated[str, typer.Option("--db", help="The database: a file, or a URL: sqlite, duckdb or postgresql.")],
@@ -215,19 +342,22 @@ def schema(
 @app.command()
 def serve(
     model: Annotated[str, typer.Argument(help="A run directory (its promoted model is served) or a model directory.")],
-    db: Databases = None,
-    host: Annotated[
-        str, typer.Option(help="Address to bind; beyond loopback SPFTSQL_API_KEY must be set.")
-    ] = "127.0.0.1",
+    db: Annotated[
+        list[str] | None,
+        typer.Option("--db", help="A database as NAME=FILE, NAME=sqlite:///…, duckdb:///… or postgresql://…"),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to bind; beyond loopback there must be keys.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 picks a free one.")] = 8000,
     engine: Annotated[str, typer.Option(help="vllm or transformers")] = "vllm",
+    keys: Annotated[Path | None, typer.Option(help="The file that `spftsql keys` writes.")] = None,
+    overrides: Overrides = None,
 ) -> None:
-    """Serves a model: /v1/sql, /v1/chat/completions, /v1/models, /healthz. Ends with Ctrl-C."""
+    """Serves a model: /v1/sql, OpenAI's /v1/chat/completions and /v1/completions, /mcp, /metrics. Ends with Ctrl-C."""
     from spftsql.endpoint import serve_forever
     from spftsql.serving import serving_plan
 
-    plan = serving_plan(model, db or [], host, port, engine)
-    serve_forever(plan.model, plan.name, plan.databases, plan.config)
+    extra = [f"serve.keys={keys}"] if keys else []
+    serve_forever(serving_plan(model, db or [], host, port, engine, [*extra, *(overrides or [])]))
 
 
 @app.command()
@@ -243,18 +373,98 @@ def status(
 
 
 @app.command()
+def pairs(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, as RUN_DIR/NAME.")],
+    where: Annotated[str | None, typer.Option(help="A condition in SQL (DuckDB): \"kept AND confidence < 0.5\".")] = None,
+    columns: Annotated[str | None, typer.Option(help="Columns or expressions, with commas; * for all.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Rows.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="As CSV, with a header.")] = False,
+) -> None:
+    """A run's synthetic pairs, kept and dropped, with all that they were made from. Only reads."""
+    from spftsql.selfplay.pairs_command import show_pairs
+
+    show_pairs(run, where, columns, limit, as_json, as_csv, _out)
+
+
+@app.command()
 def ask(
     question: Annotated[str, typer.Argument(help="A question in plain words.")],
     database: Annotated[str | None, typer.Option(help="Its database; default: the only one served.")] = None,
     url: Annotated[str, typer.Option(help="The endpoint.")] = "http://127.0.0.1:8000",
     n: Annotated[int, typer.Option(help="Samples to vote over, 1 to 16.")] = 1,
+    evidence: Annotated[str, typer.Option(help="A hint that comes with the question.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
 ) -> None:
-    """Asks a served model; prints SQL, verdict and rows. The key is read from SPFTSQL_API_KEY."""
-    from spftsql.endpoint import ask as ask_endpoint
-    from spftsql.endpoint import render_answer
+    """Asks a served model; prints SQL, verdict and rows. The key is in SPFTSQL_API_KEY. Exit 1: it did not run."""
+    from spftsql.client import ask as ask_endpoint
+    from spftsql.client import ask_live, render_answer
 
-    answer = ask_endpoint(url, database, question, key=os.environ.get("SPFTSQL_API_KEY"), n=n)
-    _out.print(render_answer(answer))
+    if as_json:
+        answer = ask_endpoint(url, database, question, n=n, evidence=evidence)
+        print(json.dumps(answer))
+    else:
+        answer = ask_live(url, database, question, _out, n=n, evidence=evidence)
+        _out.print(render_answer(answer))
+    if answer["verdict"]["status"] not in ("ran", "truncated"):
+        raise typer.Exit(1)
+
+
+@app.command()
+def chat(
+    database: Annotated[str | None, typer.Option(help="The database to begin with; default: the first.")] = None,
+    url: Annotated[str, typer.Option(help="The endpoint.")] = "http://127.0.0.1:8000",
+    n: Annotated[int, typer.Option(min=1, max=16, help="Samples to vote over.")] = 1,
+) -> None:
+    """A conversation with a served model: questions, their SQL and rows, and questions that follow from them."""
+    from spftsql.client import run_chat
+
+    run_chat(url, database, n, _out)
+
+
+KeysFile = Annotated[Path, typer.Option("--file", help="The file of keys.")]
+_KEYS = Path("keys.json")
+
+
+@keys_app.command("create")
+def keys_create(
+    name: Annotated[str, typer.Argument(help="Who or what the key is for.")],
+    file: KeysFile = _KEYS,
+    db: Annotated[
+        list[str] | None,
+        typer.Option("--db", help="What it may read: DATABASE, DATABASE.TABLE or DATABASE.TABLE.COLUMN; default: all."),
+    ] = None,
+    scope: Annotated[
+        list[str] | None, typer.Option(help="ask, query, raw, feedback, metrics; default: ask, query, feedback.")
+    ] = None,
+    rate: Annotated[int | None, typer.Option(help="Requests a minute; default: as many as it likes.")] = None,
+) -> None:
+    """Makes a key and prints it, this once; the file keeps its hash."""
+    from spftsql.keys import DEFAULT_SCOPES, create_key
+
+    key, entry = create_key(file, name, scope or DEFAULT_SCOPES, db or (), rate)
+    Console(stderr=True, highlight=False).print(f"Key {entry.id} for {name}, kept as a hash in {file}:", markup=False)
+    print(key)
+
+
+@keys_app.command("revoke")
+def keys_revoke(
+    key: Annotated[str, typer.Argument(help="Its name or id.")],
+    file: KeysFile = _KEYS,
+) -> None:
+    """Revokes a key; a running endpoint refuses it within a second."""
+    from spftsql.keys import revoke_key
+
+    entry = revoke_key(file, key)
+    _out.print(f"Key {entry.id} ({entry.name}) is revoked.", markup=False)
+
+
+@keys_app.command("list")
+def keys_list(file: KeysFile = _KEYS) -> None:
+    """Shows who has keys and what they may do."""
+    from spftsql.keys import keys_table, read_keys
+
+    _out.print(keys_table(read_keys(file)))
 
 
 @app.command()

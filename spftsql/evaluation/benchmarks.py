@@ -48,9 +48,13 @@ class Benchmark:
 def load_benchmark(config: DataConfig, seed: int, workspace: Path) -> Benchmark:
     """Reads the configured benchmark and draws the run's labels; the demo's database is built in `workspace`.
 
+    Without a benchmark, and with a `label_share` of 0, there are no labels; without one there are no questions at all.
     Raises `UserError` when a file is missing or broken, when no database is there, or when nothing is left to
     train on.
     """
+    if config.benchmark == "none":
+        version = content_hash([database.model_dump(mode="json") for database in config.databases])
+        return Benchmark("none", version, config.databases, (), (), ())
     whole = _demo(workspace) if config.benchmark == "demo" else _published(config)
     train, gate = _draw(whole.train, config.label_share, f"labels-{seed}"), list(whole.gate)
     withheld = len(whole.train) - len(train)
@@ -58,7 +62,7 @@ def load_benchmark(config: DataConfig, seed: int, workspace: Path) -> Benchmark:
         gate = _draw(train, config.gate_share, f"gate-{seed}")
         held = {example.id for example in gate}
         train = [example for example in train if example.id not in held]
-    if not train:
+    if not train and config.label_share:
         raise UserError(f"{config.benchmark}: no labelled training questions; check the files in {config.root}")
     if not whole.test:
         raise UserError(f"{config.benchmark}: no test questions; check the files in {config.root}")
@@ -152,7 +156,9 @@ def _demo(workspace: Path) -> Benchmark:
 
 
 def _draw(examples: Sequence[Example], share: float, seed: str) -> list[Example]:
-    """`share` of the examples, at least one, in their own order; the same ones for the same seed."""
+    """`share` of the examples, at least one unless it is 0, in their own order; the same ones for the same seed."""
+    if share <= 0:
+        return []
     if share >= 1 or not examples:
         return list(examples)
     count = min(len(examples), max(1, round(share * len(examples))))

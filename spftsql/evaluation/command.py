@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -29,25 +30,30 @@ def run_score(
     Raises `UserError` before anything is executed when a file could not be written, and `Fault` when a question could
     not be verified for our reasons: then the verdicts on the others are in `JSON_FILE.partial`.
     """
-    for option, path in (("--json", json_file), ("--markdown", markdown_file), ("--html", html_file)):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise UserError(f"{option} {path}: the folder {path.absolute().parent} does not exist")
-        if path is not None and path.is_dir():
-            raise UserError(f"{option} {path} is a folder; name a file")
+    check_outputs((("--json", json_file), ("--markdown", markdown_file), ("--html", html_file)))
     result = score(replace(options, samples=html_file is not None), Reporter().task)
     if result.faults:
         raise _incomplete(result, json_file)
     show(result, console)
     if json_file is not None:
-        _write(json_file, result.to_json())
+        write_text(json_file, result.to_json())
         Path(f"{json_file}.partial").unlink(missing_ok=True)
     if markdown_file is not None:
-        _write(markdown_file, markdown(result))
+        write_text(markdown_file, markdown(result))
     if html_file is not None:
         from spftsql.evaluation.score_page import page
 
-        _write(html_file, page(result))
+        write_text(html_file, page(result))
     return result
+
+
+def check_outputs(files: Iterable[tuple[str, Path | None]]) -> None:
+    """Raises `UserError` for the first (option, file) that could not be written."""
+    for option, path in files:
+        if path is not None and not path.absolute().parent.is_dir():
+            raise UserError(f"{option} {path}: the folder {path.absolute().parent} does not exist")
+        if path is not None and path.is_dir():
+            raise UserError(f"{option} {path} is a folder; name a file")
 
 
 def _incomplete(result: ScoreResult, json_file: Path | None) -> Fault:
@@ -65,7 +71,8 @@ def _incomplete(result: ScoreResult, json_file: Path | None) -> Fault:
     return Fault(f"{text}; run again")
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Writes a result file. Raises `UserError` when it cannot be written."""
     try:
         path.write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as error:

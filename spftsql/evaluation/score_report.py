@@ -46,7 +46,7 @@ def sections(result: ScoreResult) -> list[Section]:
         found.append(_against(result))
     if len(result.metrics) > 1:
         found.append(_metrics(result))
-    found += [_by_hardness(result), _verdicts(result.items), _reasons(result.items)]
+    found += [_by_hardness(result), _by_database(result), _verdicts(result.items), _reasons(result.items)]
     if result.components is not None:
         rows = tuple((n, f"{s.accuracy:.3f}", f"{s.recall:.3f}", f"{s.f1:.3f}") for n, s in result.components.items())
         found.append(Section("exact match by component", (), ("component", "accuracy", "recall", "F1"), rows))
@@ -55,8 +55,13 @@ def sections(result: ScoreResult) -> list[Section]:
 
 def markdown(result: ScoreResult) -> str:
     """The sections as Markdown."""
-    parts = [f"# {_escaped(result.benchmark)} {_escaped(result.split)}: {_escaped(result.predictions)}"]
-    for section in sections(result):
+    return sections_as_markdown(f"{result.benchmark} {result.split}: {result.predictions}", sections(result))
+
+
+def sections_as_markdown(title: str, found: Sequence[Section]) -> str:
+    """A title and sections as Markdown."""
+    parts = [f"# {_escaped(title)}"]
+    for section in found:
         parts += [f"## {_escaped(section.title)}"] if section.title else []
         parts += [f"- {_escaped(line)}" for line in section.lines]
         if section.rows:
@@ -68,10 +73,15 @@ def markdown(result: ScoreResult) -> str:
 
 def show(result: ScoreResult, console: Console) -> None:
     """Prints the sections on a terminal."""
+    show_sections(sections(result), console)
+
+
+def show_sections(found: Sequence[Section], console: Console) -> None:
+    """Prints sections on a terminal."""
     from rich.table import Table
     from rich.text import Text
 
-    for section in sections(result):
+    for section in found:
         if section.title and not section.rows:
             console.print(Text(printable(section.title), style="bold"), soft_wrap=True)
         for line in section.lines:
@@ -149,24 +159,31 @@ def _metrics(result: ScoreResult) -> Section:
         low, high = found.get("interval", (None, None))
         interval = "" if low is None else f"{low:.3f} to {high:.3f}"
         rows.append(
-            (NAMES[name], _number(name, found["value"]), str(found.get("right", "")), str(found["n"]), interval)
+            (NAMES[name], metric_number(name, found["value"]), str(found.get("right", "")), str(found["n"]), interval)
         )
     return Section("metrics", (), ("metric", "value", "right", "n", "95 % interval"), tuple(rows))
 
 
 def _by_hardness(result: ScoreResult) -> Section:
+    groups = [(level, result.of_level(level)) for level in result.levels]
+    return _by(result, "hardness", groups)
+
+
+def _by_database(result: ScoreResult) -> Section:
+    groups = result.of_databases()
+    return _by(result, "database", list(groups.items())) if len(groups) > 1 else Section("")
+
+
+def _by(result: ScoreResult, what: str, groups: Sequence[tuple[str, Sequence[ScoredItem]]]) -> Section:
     others = [name for name in result.metrics if name != result.measure]
     rows = []
-    for level in result.levels:
-        items = result.of_level(level)
+    for name, items in groups:
         right = sum(item.verdict == "equal" for item in items)
         low, high = wilson(right, len(items))
-        more = [_number(name, mean_of(items, name)["value"]) for name in others]
-        rows.append(
-            (level, f"{right / len(items):.3f}", str(right), str(len(items)), f"{low:.3f} to {high:.3f}", *more)
-        )
-    header = ("hardness", "accuracy", "right", "n", "95 % interval", *(NAMES[name] for name in others))
-    return Section("by hardness", (), header, tuple(rows))
+        more = [metric_number(other, mean_of(items, other)["value"]) for other in others]
+        rows.append((name, f"{right / len(items):.3f}", str(right), str(len(items)), f"{low:.3f} to {high:.3f}", *more))
+    header = (what, "accuracy", "right", "n", "95 % interval", *(NAMES[name] for name in others))
+    return Section(f"by {what}", (), header, tuple(rows))
 
 
 def _verdicts(items: Sequence[ScoredItem]) -> Section:
@@ -215,7 +232,8 @@ def _plain(limit: float) -> str:
     return str(int(limit)) if limit == int(limit) else f"{limit:g}"
 
 
-def _number(name: str, value: float) -> str:
+def metric_number(name: str, value: float) -> str:
+    """A value of a metric as it is shown."""
     return f"{value:.3f}" if name in PROPORTIONS or name == "soft-f1" else f"{value:.2f}"
 
 

@@ -127,6 +127,13 @@ class ScoreResult:
         """The items of a level of hardness."""
         return [item for item in self.items if item.hardness == level]
 
+    def of_databases(self) -> dict[str, list[ScoredItem]]:
+        """The items of each database, by name."""
+        groups: dict[str, list[ScoredItem]] = {}
+        for item in sorted(self.items, key=lambda item: item.db_id):
+            groups.setdefault(item.db_id, []).append(item)
+        return groups
+
     def to_json(self) -> str:
         """The result as JSON; of an incomplete one, without accuracies."""
         tree: dict[str, Any] = {
@@ -153,7 +160,10 @@ class ScoreResult:
         tree["accuracy_of_verifiable"] = right / len(rest) if rest else None
         tree["ceiling"] = self.ceiling
         tree["metrics"] = {name: mean_of(self.items, name) for name in self.metrics}
-        tree["by_hardness"] = [self._level_tree(level) for level in self.levels]
+        tree["by_hardness"] = [{"hardness": level, **self._group_tree(self.of_level(level))} for level in self.levels]
+        tree["by_database"] = [
+            {"db_id": name, **self._group_tree(items)} for name, items in self.of_databases().items()
+        ]
         if self.components is not None:
             tree["components"] = {name: asdict(score) for name, score in self.components.items()}
         if self.rounds:
@@ -165,11 +175,9 @@ class ScoreResult:
             tree["against"]["accuracy"] = sum(self.against.correct) / len(self.items)
         return json.dumps(tree, indent=1, ensure_ascii=False)
 
-    def _level_tree(self, level: str) -> dict[str, Any]:
-        items = self.of_level(level)
+    def _group_tree(self, items: Sequence[ScoredItem]) -> dict[str, Any]:
         right = sum(item.verdict == "equal" for item in items)
         return {
-            "hardness": level,
             "n": len(items),
             "right": right,
             "accuracy": right / len(items),

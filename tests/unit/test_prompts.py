@@ -11,8 +11,10 @@ import pytest
 
 from serve.schemas import ChatRequest, SqlRequest
 from serve.service import Service
-from spftsql.config import Config, DatabaseConfig, PromptConfig, validate
+from spftsql.config import Config, DatabaseConfig, GenerationConfig, PromptConfig, validate
 from spftsql.databases.catalogue import Database, open_catalogue
+from spftsql.evaluation.local_model import LocalChoice, LocalModel
+from spftsql.evaluation.sources import Question
 from spftsql.linking import scoring
 from spftsql.prompts import PromptBuilder
 from spftsql.records import Example, GenerationRequest, Sample, Verdict, VerificationRequest
@@ -100,8 +102,11 @@ def test_training_generation_evaluation_and_serving_ask_the_same(
     if not evidence:
         chat = {"model": "m@hotel", "messages": [{"role": "user", "content": QUESTION}]}
         asyncio.run(service.chat(ChatRequest.model_validate(chat)))
-    prompts = [trained, *stages.asked, *backend.asked]
-    assert len(prompts) == (4 if evidence else 5) and set(prompts) == {trained}
+    portable = config.model_copy(update={"generation": GenerationConfig(engine="transformers")})
+    measured = LocalModel(LocalChoice("m", Path(tiny_models[0]), portable))
+    evaluated = measured.prompt(hotel, Question("hotel", QUESTION, "SELECT 1", evidence))
+    prompts = [trained, *stages.asked, *backend.asked, evaluated]
+    assert len(prompts) == (5 if evidence else 6) and set(prompts) == {trained}
     assert "guest.city = 'São Paulo'" in trained and ("other7" in trained) == (tokens > SMALL)
 
 
