@@ -375,7 +375,7 @@ def status(
 @app.command()
 def pairs(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, as RUN_DIR/NAME.")],
-    where: Annotated[str | None, typer.Option(help="A condition in SQL (DuckDB): \"kept AND confidence < 0.5\".")] = None,
+    where: Annotated[str | None, typer.Option(help="A condition in SQL: \"kept AND confidence < 0.5\".")] = None,
     columns: Annotated[str | None, typer.Option(help="Columns or expressions, with commas; * for all.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Rows.")] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,

@@ -201,7 +201,10 @@ class TrainingConfig(Section):
     zero_stage: Literal[0, 1, 2, 3] = 2
     offload: bool = False
     lora: LoraConfig | None = None
-    micro_batch: int = Field(16, gt=0)  # rows per worker and forward pass
+    micro_batch: int = Field(16, gt=0)  # rows per worker and forward pass, at most
+    micro_tokens: int = Field(16384, gt=0)  # tokens per worker and forward pass, at most (one row may have more)
+    sharing: Literal["tree", "none"] = "tree"  # compute what rows of a pass have in common once, or for each of them
+    questions_per_schema: int = Field(8, gt=0)  # rows of one schema that meet in a batch, at most
     gradient_checkpointing: bool = False
     prompt_loss: float = Field(0.0, ge=0)  # weight of the prompt's own tokens in `sft`
     checkpoint_steps: int = Field(200, gt=0)
@@ -306,6 +309,9 @@ class SelfPlayConfig(Section):
     temperature: float = Field(1.0, ge=0)
     lambda_: float = Field(0.1, gt=0, alias="lambda")
     nll_weight: float = Field(0.0, ge=0)
+    loss: Literal["logistic", "hinge"] = "logistic"
+    normalise: Literal["sum", "mean"] = "sum"  # log-probabilities over the tokens of an answer
+    weigh: Literal["pair", "question"] = "pair"  # what counts alike: every sample, or all samples of a question together
     replay: float = Field(0.5, ge=0)  # labelled replay rows per pair
     optimization: Optimization = Field(default_factory=lambda: Optimization(learning_rate=1e-6, epochs=1))
 
@@ -419,6 +425,12 @@ def validate(tree: dict[str, Any], where: str) -> Config:
         return Config.model_validate(tree)
     except ValidationError as error:
         raise UserError(f"{where}: " + "; ".join(_complaint(e) for e in error.errors())) from None
+
+
+def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Lays `a.b=value` over a plain tree, in place. Raises `UserError` for one that is not of that form."""
+    for override in overrides:
+        _assign(tree, override)
 
 
 def _load(recipe: str, seen: tuple[str, ...]) -> dict[str, Any]:

@@ -11,16 +11,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spftsql.config import PromptConfig
 from spftsql.databases.schema_text import fitting_schema_text, sql_name
 from spftsql.errors import UserError
+from spftsql.linking.column_words import column_words
 from spftsql.linking.linker import Linker, fingerprint
-from spftsql.linking.value_index import open_index
-from spftsql.linking.value_matching import ValueMatch
+from spftsql.linking.placeholders import HiddenValues, hidden_values
+from spftsql.linking.value_index import ValueIndex, open_index
+from spftsql.linking.value_matching import ValueMatch, matching_values
 from spftsql.records import content_hash
 from spftsql.synthesis.canonical import spaced, unspaced
 
@@ -30,10 +32,16 @@ if TYPE_CHECKING:
     from spftsql.databases.catalogue import Database
 
 _SQL_TASK = "Write one {dialect} SELECT statement that answers the question below. Answer with the SQL alone."
-_QUESTION_TASK = "Write the question, as a person would ask it, that the {dialect} statement below answers."
+_QUESTION_TASK = (
+    "Write the question, as a person who does not know the database would ask it, that the {dialect} statement below "
+    "answers. Say every condition and value; use no names of tables or columns that are not words. Answer with the "
+    "question alone, in one line."
+)
 _LETTERS_PER_TOKEN = 3.2  # of schema text, in the vocabularies of today's code models
 _LINKERS = 64  # databases whose words and values are kept at hand
 _FENCE = re.compile(r"```(?:sql)?\s*(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
+_QUESTION_LABEL = re.compile(r"(?:the\s+)?(?:natural language\s+)?question(?:\s+is)?\s*:\s*", re.IGNORECASE)
+_QUOTES = {'"': '"', "'": "'", "`": "`", "“": "”", "«": "»"}
 
 
 class PromptBuilder:
@@ -49,18 +57,19 @@ class PromptBuilder:
         self._tokenizer = None if model is None else _load_tokenizer(str(model), chat_template)
         self._schema_texts: dict[tuple[str, str], str] = {}
         self._linkers: dict[tuple[str, str], Linker] = {}
+        self._indexes: dict[tuple[str, str], ValueIndex] = {}
         self._links = config.linking and config.schema_text != "none"
         self.hash = content_hash(
             _SQL_TASK,
             _QUESTION_TASK,
             config.model_dump(mode="json"),
             None if self._tokenizer is None else str(self._tokenizer.chat_template),
-            fingerprint() if self._links else None,
+            fingerprint() if self._links or config.placeholders else None,
         )
 
     def prepare(self, databases: Iterable[Database]) -> None:
         """Builds what prompts need of the databases and is not in the cache yet, so that no question waits for it."""
-        if self._links:
+        if self._links or self._config.placeholders:
             for database in databases:
                 open_index(database.content, database.schema, database.location).close()
 
@@ -70,6 +79,8 @@ class PromptBuilder:
 
     def text_to_sql_message(self, database: Database, question: str, evidence: str = "") -> str:
         """What `text_to_sql` asks, as the text of a person's message, without the model's chat template."""
+        if self._config.placeholders:
+            question = self._hidden(database, question).question
         if self._config.schema_text == "none":
             return question
         dialect = database.schema.dialect
@@ -78,23 +89,64 @@ class PromptBuilder:
         hint = f"Hint: {evidence}\n" if evidence else ""
         return f"{schema}\n\n{_SQL_TASK.format(dialect=dialect)}\n{matches}{hint}Question: {question}"
 
-    def sql_to_text(self, database: Database, sql: str) -> str:
-        """The prompt that asks for the question behind `sql`."""
+    def sql_to_text(self, database: Database, sql: str, values: Sequence[str] = ()) -> str:
+        """The prompt that asks for the question behind `sql`, which shall say `values`.
+
+        What cryptic columns hold is said in words: their names written out, and their descriptions.
+        """
         if self._config.schema_text == "none":
-            return self._render(self.answer(sql))
+            return self._render(self._styled(sql))
         task = _QUESTION_TASK.format(dialect=database.schema.dialect)
-        return self._render(f"{self._schema_and_values(database, sql)[0]}\n\n{task}\nSQL: {self.answer(sql)}")
+        parts = [self._schema_and_values(database, sql)[0], "", task]
+        if words := column_words(sql, database.schema):
+            parts += ["What names stand for:", *words]
+        if values:
+            parts.append(f"The question says: {'; '.join(values)}")
+        return self._render("\n".join([*parts, f"SQL: {self._styled(sql)}"]))
 
-    def answer(self, sql: str) -> str:
-        """SQL in the form in which the model writes it: the target of training."""
-        return spaced(sql) if self._config.sql_style == "spaced" else sql
+    def answer(self, sql: str, database: Database | None = None, question: str = "") -> str:
+        """SQL in the form in which the model writes it: the target of training.
 
-    def parse_sql(self, text: str) -> str:
-        """The SQL in a model's answer: out of a code fence where there is one, without the closing semicolon."""
+        With `prompt.placeholders` the values of `question` are hidden, for which it and its database are needed.
+        """
+        if self._config.placeholders and database is not None:
+            sql = self._hidden(database, question).hide(sql)
+        return self._styled(sql)
+
+    def parse_sql(self, text: str, database: Database | None = None, question: str = "") -> str:
+        """The SQL in a model's answer: out of a code fence where there is one, without the closing semicolon.
+
+        With `prompt.placeholders` the values of `question` are put back.
+        """
         if self._config.sql_style == "spaced":
             text = unspaced(text)
         fence = _FENCE.search(text)
-        return (fence.group(1) if fence else text).strip().rstrip(";").rstrip()
+        sql = (fence.group(1) if fence else text).strip().rstrip(";").rstrip()
+        if self._config.placeholders and database is not None:
+            sql = self._hidden(database, question).show(sql)
+        return sql
+
+    def parse_question(self, text: str) -> str:
+        """The question in a model's answer: its first line, without a label or quotes around it."""
+        lines = [line.strip() for line in text.strip().strip("`").splitlines() if line.strip()]
+        line = _QUESTION_LABEL.sub("", lines[0], count=1).strip() if lines else ""
+        if not line and len(lines) > 1:
+            line = lines[1]
+        if len(line) > 1 and _QUOTES.get(line[0]) == line[-1]:
+            line = line[1:-1].strip()
+        return line
+
+    def _styled(self, sql: str) -> str:
+        return spaced(sql) if self._config.sql_style == "spaced" else sql
+
+    def _hidden(self, database: Database, question: str) -> HiddenValues:
+        """What of a question is hidden behind placeholders."""
+        key = database.name, database.content
+        if key not in self._indexes:
+            if len(self._indexes) >= _LINKERS:
+                self._indexes.pop(next(iter(self._indexes))).close()
+            self._indexes[key] = open_index(database.content, database.schema, database.location)
+        return hidden_values(question, matching_values(question, self._indexes[key]))
 
     def _schema_and_values(self, database: Database, text: str) -> tuple[str, tuple[ValueMatch, ...]]:
         """The schema as the model reads it with `text`, and the values that `text` mentions; none without linking."""

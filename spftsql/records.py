@@ -24,6 +24,7 @@ Status = Literal["ran", "equal", "different", "error", "timeout", "truncated", "
 Policy = Literal["spider", "bird", "strict"]
 POLICIES: tuple[Policy, ...] = typing.get_args(Policy)
 Mode = Literal["sft", "spin", "dpo", "spft-a", "spft-b"]
+Filter = Literal["none", "round_trip", "ranked", "confident_disagreement"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +135,42 @@ class TrainRow:
     replay: bool = False
 
 
-Record = Example | Statement | GenerationRequest | Sample | VerificationRequest | Verdict | TrainRow
-R = TypeVar("R", Example, Statement, GenerationRequest, Sample, VerificationRequest, Verdict, TrainRow)
+@dataclass(frozen=True, slots=True)
+class PairRow:
+    """A synthetic statement and what became of it: kept in one of the sets (`part`), or dropped for `reason`.
+
+    Hashes say what it was made from: `database` the content, `prompt` the prompt builder, `question_model` and `voter`
+    the checkpoints. `candidates` is JSON: for each question its text, the values that it does not say, its agreement,
+    and its votes (SQL, status, milliseconds). `confidence` is the agreement of the chosen one.
+    """
+
+    id: str
+    round: int
+    db_id: str
+    database: str
+    template: str
+    bindings: str
+    seed: int
+    sql: str
+    sql_status: str
+    sql_rows: int
+    sql_ms: float
+    prompt: str
+    question_model: str | None
+    question_seed: int | None
+    voter: str | None
+    candidates: str
+    question: str | None
+    votes: int
+    votes_ms: float
+    confidence: float | None
+    part: str  # train | play | selection, or empty
+    kept: bool
+    reason: str
+
+
+Record = Example | Statement | GenerationRequest | Sample | VerificationRequest | Verdict | TrainRow | PairRow
+R = TypeVar("R", Example, Statement, GenerationRequest, Sample, VerificationRequest, Verdict, TrainRow, PairRow)
 
 
 def arrow_schema(record: type[Record]) -> pa.Schema:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 from spftsql.databases.values import Values
+from spftsql.linking.placeholders import hidden_values
+from spftsql.linking.value_index import open_index
+from spftsql.linking.value_matching import matching_values
 from spftsql.records import Example, content_hash
 from spftsql.selfplay.stages import Candidate, Stages
 from spftsql.synthesis.canonical import spaced
@@ -28,7 +32,15 @@ def base_model(stages: Stages, labels: Sequence[Example]) -> Candidate:
             build_scratch_model(scratch, model.max_length, texts, folder / "base", stages.config.seed)
 
     contents = {name: database.content for name, database in stages.catalogue.items()}
-    inputs = [scratch.model_dump(), model.max_length, stages.config.seed, contents, [e.id for e in labels]]
+    placeholders = stages.config.prompt.placeholders
+    inputs = [
+        scratch.model_dump(),
+        model.max_length,
+        stages.config.seed,
+        contents,
+        [e.id for e in labels],
+        placeholders,
+    ]
     stage = stages.run.stage("base", inputs, build)
     return Candidate("base", str(stage.path / "base"), stage.key)
 
@@ -40,6 +52,12 @@ def _texts(stages: Stages, labels: Sequence[Example]) -> Iterator[str]:
         yield hide_in_question(example.question, hidden)
         yield spaced(example.sql)
         yield spaced(hidden.sql)
+        if stages.config.prompt.placeholders:
+            database = stages.catalogue[example.db_id]
+            with closing(open_index(database.content, database.schema, database.location)) as index:
+                linked = hidden_values(example.question, matching_values(example.question, index))
+            yield linked.question
+            yield spaced(linked.hide(example.sql))
     for database in stages.catalogue.values():
         values = Values(database.location)
         for table in database.schema.tables:

@@ -58,7 +58,9 @@ def play_rows(
 
 
 def replay_rows(stages: Stages, labels: Sequence[Example], count: int) -> list[TrainRow]:
-    """Labelled pairs to train along, so that the model does not forget how people ask."""
+    """Labelled pairs to train along, so that the model does not forget how people ask; none where there are none."""
+    if not labels:
+        return []
     rng = random.Random(stages.config.seed)
     chosen = [labels[i % len(labels)] for i in range(count)]
     rng.shuffle(chosen)
@@ -93,8 +95,11 @@ def play_iteration(
             opponent_accuracy=round(accuracy(answers[opponent.name]), 4), rows=len(rows), left_out=dict(left_out),
         )  # fmt: skip
         if not rows:
-            stages.report.say(f"  {mode}: {opponent.name} made no usable mistakes; {main.name} stays as it is")
+            why = ", ".join(f"{count} {reason}" for reason, count in left_out.most_common()) or "no questions"
+            stages.report.say(f"  {mode}: {opponent.name} made no usable mistakes ({why}); {main.name} stays as it is")
             continue
+        if mode.startswith("spft") and all(row.reward for row in rows):
+            stages.report.say(f"  {mode}: {opponent.name} got nothing right: every answer counts as wrong, as in SPIN")
         rows += replay_rows(stages, labels, round(len(rows) * config.replay))
         trainings[mode] = Training(
             name=f"{mode}-{iteration}",

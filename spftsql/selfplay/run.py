@@ -1,4 +1,8 @@
-"""One run of the whole loop, top to bottom: labels, VBI-FT rounds, self-play, gate, table (SPFT-SQL, section 3)."""
+"""One run of the whole loop, top to bottom: labels, VBI-FT rounds, self-play, gate, table (SPFT-SQL, section 3).
+
+Without labels the base model takes the place of the models that labels would train: it phrases the first questions and
+is the first candidate.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +21,13 @@ from spftsql.runs import Run
 from spftsql.selfplay import vbi
 from spftsql.selfplay.base import base_model
 from spftsql.selfplay.gate import Decision, decide
+from spftsql.selfplay.lineage import write_pairs
 from spftsql.selfplay.play import opponent_of, play_iteration, strongest
+from spftsql.selfplay.splits import SyntheticSets, later_set, split_pairs
 from spftsql.selfplay.stages import Answer, Candidate, Exam, Stages, Training, accuracy
-from spftsql.selfplay.table import Result, markdown, method_row
+from spftsql.selfplay.table import Result, TableExam, markdown, method_row
 from spftsql.synthesis.library import with_library
-from spftsql.synthesis.templates import extract_pool
+from spftsql.synthesis.templates import Template, extract_pool
 
 _METHOD = {
     "sft": "continued SFT",
@@ -76,8 +82,9 @@ def run(config: Config, report: Reporter, expect: Callable[[Candidate], None] = 
 
 def _loop(stages: Stages, benchmark: Benchmark, expect: Callable[[Candidate], None]) -> Result:
     labels, gate_questions = usable_labels(stages, {"labels": benchmark.train, "gate": benchmark.gate})
-    if not labels:
+    if benchmark.train and not labels:
         raise UserError(f"none of the {len(benchmark.train)} labelled SQL statements runs on its database")
+    announce(stages, labels, gate_questions, benchmark.test)
     base = base_model(stages, labels)
     stages.use_prompts(base.path)
 
@@ -88,9 +95,11 @@ def _loop(stages: Stages, benchmark: Benchmark, expect: Callable[[Candidate], No
     start = players.candidates[-1]
     lines = self_play(stages, labels, players, expect)
 
-    finals = {"SFT on the labels": first}
+    finals = {"SFT on the labels" if labels else "base model": first}
     if control is not None:
-        finals |= {"SFT, as many steps": control, "+ VBI-FT": start}
+        finals["SFT, as many steps"] = control
+    if start != first:
+        finals["+ VBI-FT"] = start
     mode = stages.config.selfplay.mode
     finals |= {f"+ {_METHOD[m]}": lines[m] for m in lines if m != mode}
     if mode in lines:
@@ -99,8 +108,30 @@ def _loop(stages: Stages, benchmark: Benchmark, expect: Callable[[Candidate], No
     return settle(stages, players, finals, first, challengers, control)
 
 
+def announce(stages: Stages, labels: Sequence[Example], gate: Sequence[Example], test: Sequence[Example]) -> None:
+    """Says what is missing, and what takes its place. Raises `UserError` where nothing can."""
+    config = stages.config
+    if labels and gate and test:
+        return
+    if not labels and config.model.path is None:
+        raise UserError(
+            "without labels a model from scratch has no words to phrase questions with: set model.path to a "
+            "pre-trained model, or give labels (data.benchmark, data.label_share)"
+        )
+    if not labels and not config.vbi.rounds:
+        raise UserError("without labels there is nothing to train on but VBI-FT's pairs: set vbi.rounds to 1 or more")
+    if not labels:
+        stages.report.say("  no labels: templates from the library, questions by the base model")
+    if not gate and config.gate.enabled:
+        stages.report.say("  no gate set: the candidate that is best on synthetic questions is served, untested")
+    if not test:
+        stages.report.say("  no test set: the table is about synthetic questions of the selection set")
+
+
 def usable_labels(stages: Stages, sets: Mapping[str, Sequence[Example]]) -> list[list[Example]]:
     """Of each set the labelled pairs whose SQL parses and runs; the others are reported by index and counted."""
+    if not any(sets.values()):
+        return [[] for _ in sets]
     policy = stages.config.verification.policy
     requests = [VerificationRequest(e.id, e.db_id, e.sql, None, policy) for examples in sets.values() for e in examples]
     verdicts = stages.verify("labels", requests)
@@ -120,7 +151,9 @@ def usable_labels(stages: Stages, sets: Mapping[str, Sequence[Example]]) -> list
 
 
 def first_models(stages: Stages, base: Candidate, labels: Sequence[Example]) -> tuple[Candidate, Candidate]:
-    """M0 (Text-to-SQL) and the first SQL-to-text model, both from the labels."""
+    """M0 (Text-to-SQL) and the first SQL-to-text model, both from the labels; the base model is both without."""
+    if not labels:
+        return base, base
     config = stages.config
     questions = [vbi.question_row(stages, example) for example in labels]
     sql = [stages.sql_row(example) for example in labels]
@@ -137,10 +170,9 @@ def vbi_rounds(
 ) -> Candidate | None:
     """VBI-FT: adds one candidate a round to `players`; returns the control, trained as long on the labels alone."""
     config = stages.config
-    schemas = {name: database.schema for name, database in stages.catalogue.items()}
-    pool, problems = extract_pool(labels, schemas)
-    stages.run.event("templates", count=len(pool), problems=len(problems))
-    pool = with_library(pool, config.synthesis.library)
+    pool = template_pool(stages, labels)
+    databases = synthesis_databases(stages, labels)
+    held_out = [*players.exams["gate"].questions, *players.exams["test"].questions]
     synthetic: list[Example] = []
     weights: dict[str, float] | None = None
     control = None
@@ -148,19 +180,23 @@ def vbi_rounds(
         wanted = config.vbi.train_pairs
         if round_ == 1:
             wanted += config.vbi.play_pairs + config.vbi.selection_pairs
-        statements = vbi.synthetic_statements(stages, round_, wanted, pool, weights, [*labels, *synthetic])
-        pairs = vbi.phrased(stages, round_, statements, question_model)
+        voter = players.candidates[-1]
+        made = vbi.statements(stages, round_, wanted, pool, weights, [*labels, *synthetic], databases)
+        made = vbi.phrased(stages, round_, made, question_model, voter)
+        made = vbi.without_leaks(stages, round_, made, held_out)
+        pairs = [one.pair for one in made if one.pair is not None]
+        sets = split_pairs(pairs, config.vbi, config.seed) if round_ == 1 else later_set(pairs, config.vbi)
         if round_ == 1:
-            sets = vbi.split_pairs(stages, pairs)
-            pool = [template for template in pool if template.id not in sets.selection_templates]
+            pool = [template for template in pool if template.id not in sets.templates]
+            databases = [name for name in databases if name not in sets.databases]
             players.exams |= _synthetic_exams(stages, sets)
-            pairs = list(sets.train)
-        synthetic += pairs[: config.vbi.train_pairs]
+        write_pairs(stages, round_, made, sets.parts, question_model, voter)
+        synthetic += sets.train
 
         before = players.candidates[-1] if config.vbi.start == "previous" else base
-        rows = [stages.sql_row(example) for example in [*labels, *synthetic]]
+        rows = [stages.sql_row(pair) for pair in [*labels, *(synthetic if config.vbi.pairs == "all" else sets.train)]]
         trainings = [Training(f"vbi-{round_}", before, rows, config.vbi.optimization, synthetic_share=config.vbi.share)]
-        if round_ == config.vbi.rounds:
+        if round_ == config.vbi.rounds and labels:
             trainings.append(control_training(stages, base, labels, len(rows)))
         candidate, *controls = stages.train(f"round-{round_}", trainings)
         control = controls[0] if controls else None
@@ -171,16 +207,38 @@ def vbi_rounds(
         if round_ < config.vbi.rounds:
             answers = players.answers[candidate.name]["play"]
             weights = vbi.reweighted(pool, answers)
-            rows = [vbi.question_row(stages, example) for example in [*labels, *vbi.confirmed(answers)]]
-            (question_model,) = stages.train(
-                f"questions-{round_}", [Training(f"question-{round_}", base, rows, config.question_model)]
-            )
+            taught = [*labels, *vbi.confirmed(answers, made, config.synthesis.agreement)]
+            if taught:
+                question_model = train_question_model(stages, base, round_, taught)
     if not config.vbi.rounds:
         debut(stages, players, "labels", players.candidates)
     return control
 
 
-def _synthetic_exams(stages: Stages, sets: vbi.SyntheticSets) -> dict[str, Exam]:
+def template_pool(stages: Stages, labels: Sequence[Example]) -> list[Template]:
+    """The templates of the labels and, as far as wanted, of the library; the library alone without labels."""
+    schemas = {name: database.schema for name, database in stages.catalogue.items()}
+    pool, problems = extract_pool(labels, schemas)
+    stages.run.event("templates", count=len(pool), problems=len(problems))
+    return with_library(pool, stages.config.synthesis.library)
+
+
+def synthesis_databases(stages: Stages, labels: Sequence[Example]) -> list[str]:
+    """The databases that SQL is written for."""
+    if labels and stages.config.synthesis.databases == "labelled":
+        return sorted({example.db_id for example in labels})
+    return sorted(stages.catalogue)
+
+
+def train_question_model(stages: Stages, base: Candidate, round_: int, pairs: Sequence[Example]) -> Candidate:
+    """The SQL-to-text model for the next round, from the base on labels and confirmed pairs."""
+    rows = [vbi.question_row(stages, pair) for pair in pairs]
+    training = Training(f"question-{round_}", base, rows, stages.config.question_model)
+    (model,) = stages.train(f"questions-{round_}", [training])
+    return model
+
+
+def _synthetic_exams(stages: Stages, sets: SyntheticSets) -> dict[str, Exam]:
     config = stages.config.selfplay
     return {"selection": Exam(sets.selection), "play": Exam(sets.play, config.samples, config.temperature)}
 
@@ -194,7 +252,7 @@ def debut(stages: Stages, players: Players, title: str, candidates: Sequence[Can
 
 
 def control_training(stages: Stages, base: Candidate, labels: Sequence[Example], rows: int) -> Training:
-    """The control of VBI-FT: the labels alone, for as many steps as the whole of VBI-FT takes."""
+    """The control of VBI-FT: the labels alone, for as many steps as the last round's model took from the base."""
     config = stages.config.vbi
     steps = config.optimization.total_steps(rows)
     if config.start == "previous":
@@ -240,8 +298,10 @@ def settle(
     challengers: Sequence[Candidate],
     control: Candidate | None,
 ) -> Result:
-    """The gate, on its own questions, then the table, on the test questions."""
-    config, gate, test = stages.config, players.of("gate"), players.of("test")
+    """The gate, on its own questions, then the table, on the test questions (on the selection set where none are)."""
+    config, gate = stages.config, players.of("gate")
+    exam: TableExam = "test" if players.exams["test"].questions else "selection"
+    test = players.of(exam)
     decisions: list[Decision] = []
     if config.gate.enabled and players.exams["gate"].questions:
         for challenger in challengers:
@@ -263,8 +323,11 @@ def settle(
         )
         for method, candidate in finals.items()
     )
-    files = {name: str(database.path) for name, database in stages.catalogue.items()}
-    result = Result(rows, tuple(decisions), incumbent.name, incumbent.path, files)
+    files = {
+        name: database.location.address if database.location.engine == "sqlite" else database.location.url
+        for name, database in stages.catalogue.items()
+    }
+    result = Result(rows, tuple(decisions), incumbent.name, incumbent.path, files, exam)
     stages.run.write("result.json", result.to_json())
     stages.run.write("table.md", markdown(result, f"{config.name} (seed {config.seed})"))
     stages.run.event("finished", served=incumbent.name)

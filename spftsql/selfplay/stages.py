@@ -121,7 +121,7 @@ class Stages:
             VerificationRequest(
                 id=f"{sample.id}/{sample.index}",
                 db_id=sample.db_id,
-                sql=self.prompts.parse_sql(sample.text),
+                sql=self.parsed(sample.text, asked[sample.id][2]),
                 gold_sql=asked[sample.id][2].sql,
                 policy=self.config.verification.policy,
             )
@@ -151,8 +151,12 @@ class Stages:
             n=samples,
             temperature=temperature,
             max_tokens=self.config.generation.max_tokens,
-            seed=int(content_hash(self.config.seed, identity), 16) % 2**31,
+            seed=self.seed_of(identity),
         )
+
+    def seed_of(self, identity: str) -> int:
+        """The seed of a request, by its id."""
+        return int(content_hash(self.config.seed, identity), 16) % 2**31
 
     def generate(
         self, title: str, requests: Sequence[GenerationRequest], candidates: Sequence[Candidate]
@@ -169,8 +173,13 @@ class Stages:
             with self.report.task(f"{title}: generate") as progress:
                 self.execution.generate(folder / "requests.parquet", folder / "samples", progress)
 
-        stage = self.run.stage(f"generate-{title}", inputs, build)
-        return sorted(read_records(stage.path / "samples", Sample), key=lambda s: (s.id, s.index))
+        stage = self.run.stage(f"generate-{title}", inputs, build, keep_partial=True)
+        samples = sorted(read_records(stage.path / "samples", Sample), key=lambda s: (s.id, s.index))
+        unanswered = [sample for sample in samples if sample.error is not None]
+        if unanswered:
+            reasons = Counter(sample.error for sample in unanswered).most_common(3)
+            self.run.event("unanswered", stage=f"generate-{title}", requests=len(unanswered), reasons=dict(reasons))
+        return samples
 
     def verify(self, title: str, requests: Sequence[VerificationRequest]) -> dict[str, Verdict]:
         """The verdict of every request, by id. Raises `Fault` when some statements could not be executed by us."""
@@ -247,8 +256,12 @@ class Stages:
     def sql_row(self, example: Example) -> TrainRow:
         """An example as Text-to-SQL training text."""
         prompt = self.prompts.text_to_sql(self.catalogue[example.db_id], example.question, example.evidence)
-        answer = self.prompts.answer(example.sql)
+        answer = self.prompts.answer(example.sql, self.catalogue[example.db_id], example.question)
         return TrainRow(example.id, example.db_id, prompt, answer, None, None, example.source)
+
+    def parsed(self, text: str, example: Example) -> str:
+        """The SQL in a model's answer to an example's question."""
+        return self.prompts.parse_sql(text, self.catalogue[example.db_id], example.question)
 
 
 def candidate_of(stage: Stage, name: str) -> Candidate:

@@ -6,12 +6,16 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 from rich.table import Table as RichTable
 
 from spftsql.evaluation.metrics import mcnemar, wilson
 from spftsql.selfplay.gate import Decision
 from spftsql.selfplay.stages import Answer
+
+TableExam = Literal["test", "selection"]
+_ABOUT = {"test": "", "selection": "No test set: accuracy on the synthetic questions of the selection set."}
 
 
 @dataclass(frozen=True)
@@ -31,13 +35,19 @@ class Row:
 
 @dataclass(frozen=True)
 class Result:
-    """What a run ends with. `served` is the candidate that the gate lets through."""
+    """What a run ends with. `served` is the candidate that the gate lets through; `exam` what the rows are about."""
 
     rows: tuple[Row, ...]
     decisions: tuple[Decision, ...]
     served: str
     served_path: str
     databases: dict[str, str]
+    exam: TableExam = "test"
+
+    @property
+    def about(self) -> str:
+        """What the table must be read with; empty where it is about test questions."""
+        return _ABOUT[self.exam]
 
     def to_json(self) -> str:
         """The result as JSON; `from_json` reads it back."""
@@ -49,7 +59,7 @@ class Result:
         tree = json.loads(text)
         rows = tuple(Row(**row) for row in tree["rows"])
         decisions = tuple(Decision(**decision) for decision in tree["decisions"])
-        return Result(rows, decisions, tree["served"], tree["served_path"], tree["databases"])
+        return Result(rows, decisions, tree["served"], tree["served_path"], tree["databases"], tree["exam"])
 
 
 def method_row(method: str, candidate: str, answers: Sequence[Answer], control: Sequence[Answer] | None) -> Row:
@@ -76,7 +86,9 @@ def markdown(result: Result, title: str) -> str:
         p = "–" if row.p_control is None else f"{row.p_control:.3g}"
         interval = f"{row.low:.3f} – {row.high:.3f}"
         lines.append(f"| {row.method} | {row.accuracy:.3f} | {interval} | {row.correct} / {row.n} | {p} |")
-    lines += ["", *(f"{decision.sentence()}\n" for decision in result.decisions), f"Served: {result.served}"]
+    notes = [result.about] if result.about else []
+    notes += [decision.sentence() for decision in result.decisions]
+    lines += ["", *(f"{note}\n" for note in notes), f"Served: {result.served}"]
     return "\n".join(lines) + "\n"
 
 

@@ -7,56 +7,60 @@ gets wrong weigh more in the next round, and pairs that it confirms train the qu
 
 from __future__ import annotations
 
-import random
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
 
 from spftsql.errors import UserError
+from spftsql.evaluation.benchmarks import template_id
+from spftsql.linking.literals import filter_literals, says, unsaid
 from spftsql.records import Example, Statement, TrainRow, VerificationRequest, content_hash
+from spftsql.selfplay.leaks import find_leaks
+from spftsql.selfplay.lineage import Made, pair_id, question_request
+from spftsql.selfplay.questions import Phrasing, Vote, choose
 from spftsql.selfplay.stages import Answer, Candidate, Stages
 from spftsql.synthesis.canonical import canonical_sql
 from spftsql.synthesis.filling import synthesize
-from spftsql.synthesis.placeholders import hide_in_question, hide_values, show_values
+from spftsql.synthesis.placeholders import Hidden, hide_in_question, hide_values, show_values
 from spftsql.synthesis.templates import Template
 
 _QUESTION_RESERVE = 1.3  # statements that are given to the question model, per pair wanted
-
-
-@dataclass(frozen=True)
-class SyntheticSets:
-    """The synthetic pairs of the first round. `selection` holds templates that `train` and `play` never show."""
-
-    train: tuple[Example, ...]
-    play: tuple[Example, ...]
-    selection: tuple[Example, ...]
-    selection_templates: frozenset[str]
+_SHOWN = 5  # pairs that a complaint names
 
 
 def question_row(stages: Stages, example: Example) -> TrainRow:
-    """An example as SQL-to-text training text, its shared values hidden behind placeholders."""
+    """An example as SQL-to-text training text; the question is asked to say the values that it says."""
     database = stages.catalogue[example.db_id]
-    hidden = hide_values(example.sql, database.schema.dialect, example.question)
-    prompt = stages.prompts.sql_to_text(database, hidden.sql)
-    question = hide_in_question(example.question, hidden)
+    dialect = database.schema.dialect
+    if stages.config.synthesis.hide_values:
+        hidden = hide_values(example.sql, dialect, example.question)
+        prompt, question = stages.prompts.sql_to_text(database, hidden.sql), hide_in_question(example.question, hidden)
+    else:
+        values = [value for value in filter_literals(example.sql, dialect) if says(example.question, value)]
+        prompt, question = stages.prompts.sql_to_text(database, example.sql, values), example.question
     return TrainRow(f"{example.id}/question", example.db_id, prompt, question, None, None, example.source)
 
 
-def synthetic_statements(
+def statements(
     stages: Stages,
     round_: int,
     wanted: int,
     pool: Sequence[Template],
     weights: Mapping[str, float] | None,
     known: Sequence[Example],
-) -> list[Statement]:
-    """SQL for `wanted` pairs that runs and gives a result; what was dropped, and why, is counted in the events."""
+    databases: Iterable[str],
+) -> list[Made]:
+    """SQL for `wanted` pairs over `databases`; what gives no result is there too, with the reason."""
     config = stages.config
-    statements = list(
+    names = [name for name in databases if any(table.rows for table in stages.catalogue[name].schema.tables)]
+    if not names:
+        raise UserError("no synthetic SQL can be written: the databases have no rows")
+    made = list(
         synthesize(
             pool,
-            {name: database.schema for name, database in stages.catalogue.items()},
-            {name: database.location for name, database in stages.catalogue.items()},
+            {name: stages.catalogue[name].schema for name in names},
+            {name: stages.catalogue[name].location for name in names},
             count=int(wanted * config.synthesis.oversample),
             seed=int(content_hash(config.seed, "synthesis", round_), 16) % 2**31,
             column_substitution=config.synthesis.column_substitution,
@@ -64,91 +68,188 @@ def synthetic_statements(
             exclude={_canonical(stages, example) for example in known},
         )
     )
-    requests = [VerificationRequest(s.id, s.db_id, s.sql, None, config.verification.policy) for s in statements]
+    requests = [VerificationRequest(s.id, s.db_id, s.sql, None, config.verification.policy) for s in made]
     verdicts = stages.verify(f"sql-{round_}", requests)
-    kept, dropped = [], Counter[str]()
-    for statement in statements:
+    found, kept = [], 0
+    for statement in made:
         verdict = verdicts[statement.id]
-        if verdict.status != "ran":
-            dropped[verdict.status] += 1
-        elif verdict.row_count == 0 or verdict.constant_null:
-            dropped["empty"] += 1
-        else:
-            kept.append(statement)
-    stages.run.event("synthesized", round=round_, tried=len(statements), kept=len(kept), dropped=dict(dropped))
+        reason = verdict.status if verdict.status != "ran" else ""
+        if not reason and (verdict.row_count == 0 or verdict.constant_null):
+            reason = "empty"
+        if not reason:
+            kept += 1
+            if kept > int(wanted * _QUESTION_RESERVE):
+                break
+        found.append(Made(statement, verdict, reason))
+    dropped = Counter(one.reason for one in found if one.reason)
+    stages.run.event("synthesized", round=round_, tried=len(made), kept=kept, dropped=dict(dropped))
     if not kept:
-        raise UserError("no synthetic SQL gives a result: are the databases empty, or the labelled SQL without values?")
-    return kept[: int(wanted * _QUESTION_RESERVE)]
-
-
-def phrased(stages: Stages, round_: int, statements: Sequence[Statement], question_model: Candidate) -> list[Example]:
-    """Question and SQL pairs: of each statement's candidate questions the first that says every value."""
-    config = stages.config
-    databases = stages.catalogue
-    hidden = {s.id: hide_values(s.sql, databases[s.db_id].schema.dialect) for s in statements}
-    requests = [
-        stages.request(
-            f"round{round_}/{s.id}",
-            s.db_id,
-            stages.prompts.sql_to_text(databases[s.db_id], hidden[s.id].sql),
-            question_model,
-            config.synthesis.candidates,
-            config.synthesis.temperature,
+        reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common()) or "no template fits"
+        raise UserError(
+            f"round {round_}: none of {len(made)} synthetic statements gives a result ({reasons}): are the databases "
+            "all but empty, or the labelled SQL without values?"
         )
-        for s in statements
-    ]
-    by_request: dict[str, list[str]] = defaultdict(list)
-    for sample in stages.generate(f"questions-{round_}", requests, [question_model]):
-        by_request[sample.id].append(sample.text)
-    pairs = []
-    for statement in statements:
-        shown = (
-            show_values(text.strip(), hidden[statement.id]) for text in by_request[f"round{round_}/{statement.id}"]
-        )
-        question = next((text for text in shown if text), None)
-        if question:
-            identity = f"synthetic/{round_}/{statement.id}"
-            pairs.append(Example(identity, statement.db_id, question, statement.sql, "synthetic", statement.template))
-    stages.run.event("phrased", round=round_, statements=len(statements), pairs=len(pairs))
-    if not pairs:
-        raise UserError("the question model wrote no question that says its SQL's values: train it longer")
-    return pairs
+    return found
 
 
-def split_pairs(stages: Stages, pairs: Sequence[Example]) -> SyntheticSets:
-    """The sets of the first round: selection by template, train and play by order (pairs come shuffled).
+def phrased(stages: Stages, round_: int, made: Sequence[Made], writer: Candidate, voter: Candidate) -> list[Made]:
+    """Questions for the statements that give a result: `writer` proposes, `voter` answers them where a filter asks.
 
-    The selection and play sets stay as they are; later rounds make training pairs only, without `selection_templates`.
+    Raises `UserError` when no statement gets a question.
     """
-    config = stages.config.vbi
-    templates = _selection_templates(stages, pairs)
-    selection = [pair for pair in pairs if pair.template in templates]
-    others = [pair for pair in pairs if pair.template not in templates]
-    train_share = config.train_pairs / (config.train_pairs + config.play_pairs)
-    cut = min(config.train_pairs, round(len(others) * train_share))
-    return SyntheticSets(
-        tuple(others[:cut]),
-        tuple(others[cut : cut + config.play_pairs]),
-        tuple(selection[: config.selection_pairs]),
-        templates,
+    config = stages.config.synthesis
+    asked = [one for one in made if not one.reason]
+    candidates = _proposed(stages, round_, asked, writer)
+    if config.filter != "none":
+        candidates = _voted(stages, round_, asked, candidates, voter)
+    done = {}
+    for one in asked:
+        identity, phrasings = one.statement.id, tuple(candidates[one.statement.id])
+        choice = choose(phrasings, config.filter, config.agreement)
+        one = replace(one, phrasings=phrasings, chosen=choice.index, reason=choice.reason)
+        if choice.index is not None:
+            one = replace(one, pair=_pair(round_, one.statement, phrasings[choice.index]))
+        done[identity] = one
+    dropped = Counter(one.reason for one in done.values() if one.reason)
+    pairs = len(done) - dropped.total()
+    stages.run.event("phrased", round=round_, statements=len(done), pairs=pairs, dropped=dict(dropped))
+    if not pairs:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common())
+        raise UserError(
+            f"round {round_}: none of {len(done)} synthetic statements got a question ({reasons}): train the question "
+            "model longer, ask for more synthesis.candidates, or loosen synthesis.filter"
+        )
+    return [done.get(one.statement.id, one) for one in made]
+
+
+def _pair(round_: int, statement: Statement, phrasing: Phrasing) -> Example:
+    agreement = phrasing.agreement
+    return Example(
+        id=pair_id(round_, statement),
+        db_id=statement.db_id,
+        question=phrasing.text,
+        sql=statement.sql,
+        source="synthetic",
+        template=statement.template,
+        confidence=1.0 if agreement is None else agreement,
     )
 
 
-def _selection_templates(stages: Stages, pairs: Sequence[Example]) -> frozenset[str]:
-    """Templates whose pairs make up about the share of the selection set; at least one is left to train on."""
-    config = stages.config.vbi
-    wanted = config.selection_pairs / (config.train_pairs + config.play_pairs + config.selection_pairs)
-    counts = Counter(pair.template for pair in pairs)
-    order = sorted(counts)
-    random.Random(stages.config.seed).shuffle(order)
-    chosen: list[str] = []
-    for template in order[:-1]:
-        if sum(counts[t] for t in chosen) >= wanted * len(pairs):
-            break
-        chosen.append(template)
-    if not chosen:
-        raise UserError("all synthetic SQL comes from one template: give more kinds of labelled SQL")
-    return frozenset(chosen)
+def _proposed(stages: Stages, round_: int, asked: Sequence[Made], writer: Candidate) -> dict[str, list[Phrasing]]:
+    """The candidate questions of every statement, by its id, each text once."""
+    config, databases = stages.config.synthesis, stages.catalogue
+    hidden: dict[str, Hidden] = {}
+    requests = []
+    for one in asked:
+        statement, database = one.statement, databases[one.statement.db_id]
+        dialect = database.schema.dialect
+        if config.hide_values:
+            hidden[statement.id] = hide_values(statement.sql, dialect)
+            prompt = stages.prompts.sql_to_text(database, hidden[statement.id].sql)
+        else:
+            values = filter_literals(statement.sql, dialect)
+            prompt = stages.prompts.sql_to_text(database, statement.sql, values)
+        identity = question_request(round_, statement)
+        requests.append(
+            stages.request(identity, statement.db_id, prompt, writer, config.candidates, config.temperature)
+        )
+    texts: dict[str, list[str]] = defaultdict(list)
+    for sample in stages.generate(f"questions-{round_}", requests, [writer]):
+        texts[sample.id].append(stages.prompts.parse_question(sample.text))
+    found = {}
+    for one in asked:
+        statement = one.statement
+        dialect = databases[statement.db_id].schema.dialect
+        own = dict.fromkeys(text for text in texts[question_request(round_, statement)] if text)
+        if config.hide_values:
+            found[statement.id] = [_shown(text, hidden[statement.id], statement.sql, dialect) for text in own]
+        else:
+            found[statement.id] = [Phrasing(text, unsaid(text, statement.sql, dialect)) for text in own]
+    return found
+
+
+def _shown(text: str, hidden: Hidden, sql: str, dialect: str) -> Phrasing:
+    """A question with its values put back; those whose placeholder it lost are missing."""
+    shown = show_values(text, hidden)
+    if shown is not None:
+        return Phrasing(shown, unsaid(shown, sql, dialect))
+    return Phrasing(text, tuple(value for name, value in hidden.values if name not in text) or ("a placeholder",))
+
+
+def _voted(
+    stages: Stages, round_: int, asked: Sequence[Made], candidates: Mapping[str, Sequence[Phrasing]], voter: Candidate
+) -> dict[str, list[Phrasing]]:
+    """The round trip: the candidates that say every value, with the votes of the Text-to-SQL model."""
+    config, policy = stages.config.synthesis, stages.config.verification.policy
+    examples: dict[str, Example] = {}
+    requests = []
+    for one in asked:
+        statement, database = one.statement, stages.catalogue[one.statement.db_id]
+        for number, phrasing in enumerate(candidates[statement.id]):
+            if not phrasing.missing:
+                identity = f"{question_request(round_, statement)}/{number}"
+                examples[identity] = _pair(round_, statement, phrasing)
+                prompt = stages.prompts.text_to_sql(database, phrasing.text)
+                requests.append(
+                    stages.request(identity, statement.db_id, prompt, voter, config.votes, config.vote_temperature)
+                )
+    samples = stages.generate(f"votes-{round_}", requests, [voter])
+    checks = [
+        VerificationRequest(
+            f"{sample.id}/{sample.index}",
+            sample.db_id,
+            stages.parsed(sample.text, examples[sample.id]),
+            examples[sample.id].sql,
+            policy,
+        )
+        for sample in samples
+    ]
+    verdicts = stages.verify(f"votes-{round_}", checks)
+    votes: dict[str, list[Vote]] = defaultdict(list)
+    for sample, check in zip(samples, checks, strict=True):
+        verdict = verdicts[check.id]
+        votes[sample.id].append(Vote(check.sql, verdict.status, verdict.digest, verdict.elapsed_ms))
+    return {
+        one.statement.id: [
+            replace(phrasing, votes=tuple(votes[f"{question_request(round_, one.statement)}/{number}"]))
+            for number, phrasing in enumerate(candidates[one.statement.id])
+        ]
+        for one in asked
+    }
+
+
+def without_leaks(stages: Stages, round_: int, made: Sequence[Made], held_out: Sequence[Example]) -> list[Made]:
+    """The pairs that repeat no question of the gate or test set; the others are dropped, or raise `UserError`.
+
+    This is all that anything but the gate and the table reads of the held-out sets.
+    """
+
+    @cache
+    def structure(example: Example) -> str:
+        return template_id(_canonical(stages, example))
+
+    config = stages.config.synthesis
+    leaks = {
+        leak.pair: leak
+        for leak in find_leaks(
+            [one.pair for one in made if one.pair is not None], held_out, structure, config.leak_overlap
+        )
+    }
+    for leak in leaks.values():
+        stages.run.event("leak", round=round_, pair=leak.pair, held_out=leak.held_out, overlap=leak.overlap,
+                         same_structure=leak.same_structure, action=config.leaks)  # fmt: skip
+    if leaks and config.leaks == "fail":
+        shown = "; ".join(leak.sentence() for leak in list(leaks.values())[:_SHOWN])
+        raise UserError(
+            f"round {round_}: {len(leaks)} synthetic pairs repeat held-out questions: {shown}. All are in "
+            "events.jsonl; --set synthesis.leaks=drop leaves such pairs out"
+        )
+    if leaks:
+        stages.report.say(f"  round {round_}: {len(leaks)} pairs that repeat a held-out question are left out")
+    return [
+        one.dropped(f"leak: {leaks[one.pair.id].held_out}") if one.pair is not None and one.pair.id in leaks else one
+        for one in made
+    ]
 
 
 def reweighted(pool: Sequence[Template], answers: Sequence[Answer]) -> dict[str, float]:
@@ -159,9 +260,18 @@ def reweighted(pool: Sequence[Template], answers: Sequence[Answer]) -> dict[str,
     return {t.id: (wrong[t.id] + 1) / (right[t.id] + wrong[t.id] + 2) for t in pool}
 
 
-def confirmed(answers: Sequence[Answer]) -> list[Example]:
-    """The synthetic pairs that the model's own SQL confirms (y⁺ of equation 1), each once."""
-    return list({answer.example.id: answer.example for answer in answers if answer.correct}.values())
+def confirmed(answers: Sequence[Answer], made: Sequence[Made], agreement: float) -> list[Example]:
+    """The synthetic pairs that a model's own SQL confirms (y⁺ of equation 1), each once.
+
+    Those of the play set by the candidate's answers, and, where the round trip was asked, those of this round whose
+    votes agree.
+    """
+    pairs = [answer.example for answer in answers if answer.correct]
+    for one in made:
+        share = one.phrasings[one.chosen].agreement if one.chosen is not None else None
+        if one.pair is not None and share is not None and share >= agreement:
+            pairs.append(one.pair)
+    return list({pair.id: pair for pair in pairs}.values())
 
 
 def _canonical(stages: Stages, example: Example) -> str:

@@ -1,0 +1,107 @@
+"""The lineage of synthetic pairs: what each was made from and why it was kept, as one Parquet file for each round."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from spftsql.errors import disk_faults
+from spftsql.records import Example, PairRow, Statement, Verdict, write_records
+from spftsql.selfplay.questions import Phrasing
+from spftsql.selfplay.stages import Candidate, Stages
+
+
+@dataclass(frozen=True)
+class Made:
+    """A statement of a round and what became of it: `pair`, or `reason` why there is none (yet)."""
+
+    statement: Statement
+    verdict: Verdict
+    reason: str = ""
+    phrasings: tuple[Phrasing, ...] = ()
+    chosen: int | None = None
+    pair: Example | None = None
+
+    def dropped(self, reason: str) -> Made:
+        """The same without a pair."""
+        return replace(self, reason=reason, pair=None)
+
+
+def pair_files(run: Path) -> list[Path]:
+    """The files of a run's pairs, by round."""
+    return sorted((run / "pairs").glob("round-*.parquet"), key=lambda path: int(path.stem.partition("-")[2]))
+
+
+def write_pairs(
+    stages: Stages,
+    round_: int,
+    made: Iterable[Made],
+    parts: Mapping[str, str],
+    question_model: Candidate,
+    voter: Candidate | None,
+) -> None:
+    """Writes the rows of a round; `parts` says which set a pair is in, by its id. One in none was not needed."""
+    rows = [_row(stages, round_, one, parts, question_model, voter) for one in made]
+    with disk_faults(stages.run.root):
+        write_records(stages.run.root / "pairs" / f"round-{round_}.parquet", rows, PairRow)
+
+
+def _row(
+    stages: Stages,
+    round_: int,
+    made: Made,
+    parts: Mapping[str, str],
+    question_model: Candidate,
+    voter: Candidate | None,
+) -> PairRow:
+    statement, verdict = made.statement, made.verdict
+    chosen = made.phrasings[made.chosen] if made.chosen is not None else None
+    part = parts.get(made.pair.id, "") if made.pair is not None else ""
+    asked = bool(made.phrasings)
+    return PairRow(
+        id=pair_id(round_, statement),
+        round=round_,
+        db_id=statement.db_id,
+        database=stages.catalogue[statement.db_id].content,
+        template=statement.template,
+        bindings=statement.bindings,
+        seed=statement.seed,
+        sql=statement.sql,
+        sql_status=verdict.status,
+        sql_rows=verdict.row_count,
+        sql_ms=verdict.elapsed_ms,
+        prompt=stages.prompts.hash,
+        question_model=question_model.key if asked else None,
+        question_seed=stages.seed_of(question_request(round_, statement)) if asked else None,
+        voter=voter.key if voter is not None and any(p.votes for p in made.phrasings) else None,
+        candidates=json.dumps([_candidate(phrasing) for phrasing in made.phrasings], ensure_ascii=False),
+        question=chosen.text if chosen is not None else None,
+        votes=len(chosen.votes) if chosen is not None else 0,
+        votes_ms=sum(vote.elapsed_ms for phrasing in made.phrasings for vote in phrasing.votes),
+        confidence=chosen.agreement if chosen is not None else None,
+        part=part,
+        kept=bool(part),
+        reason=made.reason or ("" if part else "not needed"),
+    )
+
+
+def pair_id(round_: int, statement: Statement) -> str:
+    """The id of the pair that a statement becomes."""
+    return f"synthetic/{round_}/{statement.id}"
+
+
+def question_request(round_: int, statement: Statement) -> str:
+    """The id of the request for a statement's questions."""
+    return f"round{round_}/{statement.id}"
+
+
+def _candidate(phrasing: Phrasing) -> dict[str, object]:
+    votes = [{"sql": vote.sql, "status": vote.status, "ms": round(vote.elapsed_ms, 3)} for vote in phrasing.votes]
+    return {
+        "text": phrasing.text,
+        "missing": list(phrasing.missing),
+        "agreement": phrasing.agreement,
+        "votes": votes,
+    }

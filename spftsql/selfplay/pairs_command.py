@@ -1,0 +1,99 @@
+"""`spftsql pairs`: a run's synthetic pairs by SQL.
+
+DuckDB reads the Parquet files into memory and is locked down before it sees what the user wrote: no file, no network,
+no extension, no other setting, one SELECT.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import duckdb
+from rich.console import Console
+from rich.table import Table
+
+from spftsql.errors import UserError
+from spftsql.selfplay.lineage import pair_files
+
+DEFAULT_COLUMNS = "round, part, reason, db_id, question, sql, confidence"
+_LOCKED = (
+    "SET memory_limit = '1GB'",
+    "SET threads = 1",
+    "SET temp_directory = ''",
+    "SET autoinstall_known_extensions = false",
+    "SET autoload_known_extensions = false",
+    "SET python_enable_replacements = false",
+    "SET enable_external_access = false",
+    "SET lock_configuration = true",
+)
+
+
+def show_pairs(
+    run: Path, where: str | None, columns: str | None, limit: int, as_json: bool, as_csv: bool, console: Console
+) -> None:
+    """Prints the pairs as a table, as JSON lines or as CSV. Raises `UserError`."""
+    if as_json and as_csv:
+        raise UserError("--json and --csv: choose one")
+    names, rows = query_pairs(run, where, columns, limit)
+    if as_json:
+        for row in rows:
+            print(json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False, default=str))
+    elif as_csv:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([names, *rows])
+        print(text.getvalue(), end="")
+    else:
+        table = Table(*names)
+        for row in rows:
+            table.add_row(*(_cell(value) for value in row))
+        console.print(table)
+        console.print(f"{len(rows)} rows" + (f" (--limit {limit})" if len(rows) == limit else ""), highlight=False)
+
+
+def query_pairs(
+    run: Path, where: str | None, columns: str | None, limit: int
+) -> tuple[list[str], list[tuple[Any, ...]]]:
+    """Column names and rows of `SELECT columns FROM pairs WHERE where` in the order of the rounds.
+
+    Raises `UserError` for a run without pairs, and for a condition that is not one.
+    """
+    if not run.is_dir():
+        raise UserError(f"{run} is not a directory; name a run as RUN_DIR/NAME")
+    files = pair_files(run)
+    if not files:
+        raise UserError(f"{run} has no pairs yet: they are written when a round of VBI-FT has its questions")
+    # A line comment would hide what follows, so what the user wrote ends with its line.
+    condition = f"WHERE (\n{where}\n)" if where is not None and where.strip() else ""
+    sql = f"SELECT {columns or DEFAULT_COLUMNS}\nFROM pairs\n{condition}\nLIMIT {limit}"
+    with duckdb.connect(":memory:") as connection:
+        try:
+            connection.read_parquet([str(file) for file in files]).create("pairs")
+        except duckdb.Error as error:
+            raise UserError(f"the pairs of {run} cannot be read: {_first_line(error)}; run the recipe again") from None
+        for statement in _LOCKED:
+            connection.execute(statement)
+        try:
+            statements = connection.extract_statements(sql)
+            if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
+                raise UserError("--where takes one condition and --columns names or expressions, not statements")
+            found = connection.execute(statements[0])
+            names = [str(column[0]) for column in found.description]
+            return names, found.fetchall()
+        except duckdb.Error as error:
+            known = ", ".join(row[0] for row in connection.execute("DESCRIBE pairs").fetchall())
+            raise UserError(f"not a condition over pairs: {_first_line(error)}; columns: {known}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return next(line.strip() for line in str(error).splitlines() if line.strip())
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "–"
+    text = f"{value:.2f}" if isinstance(value, float) else str(value)
+    return text.replace("[", "\\[")

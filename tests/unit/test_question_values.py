@@ -1,0 +1,117 @@
+"""Whether a question says what its SQL filters on, and what of a question hides behind placeholders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spftsql.databases.schema import Column, Schema, Table
+from spftsql.linking.column_words import column_words
+from spftsql.linking.literals import filter_literals, says, unsaid
+from spftsql.linking.placeholders import hidden_values
+from spftsql.linking.value_matching import ValueMatch
+
+CASES = yaml.safe_load((Path(__file__).parents[1] / "fixtures" / "questions" / "says.yaml").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(("question", "value", "said"), CASES)
+def test_says(question: str, value: str, said: bool) -> None:
+    assert says(question, value) is said
+
+
+@given(st.integers(min_value=0, max_value=10**9))
+def test_every_whole_number_is_said_with_and_without_commas(number: int) -> None:
+    assert says(f"more than {number:,} people", str(number)) and says(f"more than {number} people", str(number))
+    assert not says(f"more than {number} people", str(number + 1))
+
+
+@given(st.text(min_size=1, max_size=20), st.text(max_size=20))
+def test_any_text_has_an_answer(question: str, value: str) -> None:
+    assert says(question, value) in (True, False)
+
+
+@pytest.mark.parametrize(
+    ("sql", "literals"),
+    [
+        ("SELECT a FROM t WHERE b = 'x' AND c > 3", ["x", "3"]),
+        ("SELECT a * 2 FROM t WHERE b LIKE '%lake%'", ["lake"]),
+        ("SELECT a FROM t WHERE b IN ('x', 'y') AND c BETWEEN 1 AND -2", ["x", "y", "1", "-2"]),
+        ("SELECT a FROM t GROUP BY a HAVING COUNT(*) > 5 ORDER BY a LIMIT 3", ["5", "3"]),
+        ("SELECT a FROM t ORDER BY a LIMIT 1", []),
+        ("SELECT a FROM t WHERE strftime('%Y', b) = '2010' AND c = ''", ["2010"]),
+        ("SELECT a FROM t WHERE b > (SELECT AVG(b) + 1 FROM t WHERE c = 'x')", ["x"]),
+        ("SELECT a FROM t WHERE b = 'x' UNION SELECT a FROM t WHERE b = 'x'", ["x"]),
+    ],
+)
+def test_what_a_statement_filters_on(sql: str, literals: list[str]) -> None:
+    assert sorted(filter_literals(sql, "sqlite")) == sorted(literals)
+
+
+def test_what_a_question_leaves_out() -> None:
+    sql = "SELECT name FROM city WHERE state = 'texas' AND population > 150000"
+    assert unsaid("large cities in Texas", sql, "sqlite") == ("150000",)
+    assert unsaid("cities in Texas with over 150,000 people", sql, "sqlite") == ()
+    with pytest.raises(ValueError, match=r".+"):
+        filter_literals("SELECT FROM WHERE (", "sqlite")
+
+
+def match(question: str, value: str, column: str, count: int = 1) -> ValueMatch:
+    start = question.lower().index(value)
+    return ValueMatch("t", column, value, "folded", 0.99, start, start + len(value), count)
+
+
+def test_values_of_a_question_hide_in_its_sql_and_come_back() -> None:
+    question = "cities in New York with more than 5000 people beside o'hare"
+    hidden = hidden_values(question, [match(question, "new york", "state"), match(question, "o'hare", "airport")])
+    assert hidden.question == "cities in state0 with more than number0 people beside airport0"
+    sql = "SELECT name FROM city WHERE state = 'new york' AND pop > 5000 AND a LIKE '%o''hare%' LIMIT 3"
+    shown = "SELECT name FROM city WHERE state = 'state0' AND pop > 'number0' AND a LIKE '%airport0%' LIMIT 3"
+    assert hidden.hide(sql) == shown
+    assert hidden.show(shown) == sql
+
+
+def test_a_value_of_several_columns_has_one_name_and_the_longer_match_wins() -> None:
+    question = "is new york city in new york"
+    found = [match(question, "new york", "state"), match(question, "new york city", "city")]
+    late = ValueMatch("t", "state", "new york", "folded", 0.99, 20, 28, 9)
+    also = ValueMatch("u", "city", "new york", "folded", 0.99, 20, 28, 2)
+    hidden = hidden_values(question, [*found, late, also])
+    assert hidden.question == "is city0 in city_state0"
+    assert hidden.show("SELECT 1 FROM t WHERE a = 'city0' AND b = 'city1'") == (
+        "SELECT 1 FROM t WHERE a = 'new york city' AND b = 'city1'"
+    )
+
+
+def test_identifiers_that_look_like_placeholders_stay() -> None:
+    hidden = hidden_values("cities of texas", [match("cities of texas", "texas", "city")])
+    assert hidden.show("SELECT city0.name FROM city AS city0 WHERE city0.name = 'city0'") == (
+        "SELECT city0.name FROM city AS city0 WHERE city0.name = 'texas'"
+    )
+
+
+@given(
+    st.text(st.characters(exclude_categories=["Cs", "Nd"]), min_size=1).filter(
+        lambda t: "%" not in t and t == t.strip()
+    )
+)
+def test_any_value_comes_back(value: str) -> None:
+    hidden = hidden_values(value, [ValueMatch("t", "c", value, "verbatim", 1.0, 0, len(value), 1)])
+    sql = "SELECT a FROM t WHERE c = '" + value.replace("'", "''") + "'"
+    assert hidden.question == "c0"
+    assert hidden.show(hidden.hide(sql)) == sql
+
+
+def test_cryptic_columns_are_said_in_words() -> None:
+    columns = (
+        Column("cust_nm", "text", "TEXT", comment="full legal name"),
+        Column("name", "text", "TEXT"),
+        Column("id", "number", "INT"),
+    )
+    schema = Schema("shop", "sqlite", (Table("cust", columns, comment="people who buy"), Table("orders", ())))
+    lines = column_words("SELECT cust_nm, name, id FROM cust", schema)
+    assert lines == ["cust: customer; people who buy", "cust.cust_nm: customer nm; full legal name"]
+    assert column_words("SELECT id FROM orders", schema) == column_words("SELEC(", schema) == []
