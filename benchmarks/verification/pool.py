@@ -21,11 +21,12 @@ from spftsql.sandbox.result import Execution
 CURVE = (1, 2, 4, 8, 16, 32, 64)
 _WORKERS = 2
 _BATCH = 64
-_BATCHES = 60
-_IN_FLIGHT = 4  # batches on their way per worker
+_BATCHES = 240
+_IN_FLIGHT = 8  # batches on their way per worker, as many as Serve hands to a replica
 _WAIT_SECONDS = 0.25  # one query of the slow database
 _WAITS_PER_BATCH = 4
-_BATCHES_PER_WORKER = 20
+_BATCHES_PER_WORKER = 30
+_STEADY = (0.1, 0.8)  # of the answers: before, the router does not know all workers; after, some have nothing to do
 
 Call = Callable[[list[VerificationRequest], int], Awaitable[Sequence[object]]]
 
@@ -62,7 +63,7 @@ def pool_over_actors(config: Config, repeats: int) -> dict[str, Ratio | float]:
         def through_pool(round_: int) -> float:
             async def drive() -> float:
                 client = PoolClient({"shop": path}, config.sandbox)
-                return await _drive(lambda batch, _: client.verify(batch), _batches(round_))
+                return (await _drive(lambda batch, _: client.verify(batch), _batches(round_)))[-1]
 
             return asyncio.run(drive())
 
@@ -72,7 +73,7 @@ def pool_over_actors(config: Config, repeats: int) -> dict[str, Ratio | float]:
                 answer: Sequence[object] = await actors[index % _WORKERS].verify.remote(limits, sources, rows)
                 return answer
 
-            return asyncio.run(_drive(verify, _batches(round_)))
+            return asyncio.run(_drive(verify, _batches(round_)))[-1]
 
         rounds = itertools.count()
         for start in (through_pool, through_actors):  # starts the children
@@ -94,18 +95,20 @@ def _batches(round_: int) -> list[list[VerificationRequest]]:
     return [rows[start : start + _BATCH] for start in range(0, len(rows), _BATCH)]
 
 
-async def _drive(call: Call, batches: Sequence[list[VerificationRequest]], workers: int = _WORKERS) -> float:
-    """Seconds until all batches are answered, with a bounded number on their way."""
+async def _drive(call: Call, batches: Sequence[list[VerificationRequest]], workers: int = _WORKERS) -> list[float]:
+    """The second of each answer, in order, with a bounded number of batches on their way."""
     slots = asyncio.Semaphore(_IN_FLIGHT * workers)
+    answered: list[float] = []
+    started = time.perf_counter()
 
     async def one(index: int, batch: list[VerificationRequest]) -> None:
         async with slots:
             answer = await call(batch, index)
         assert len(answer) == len(batch)
+        answered.append(time.perf_counter() - started)
 
-    started = time.perf_counter()
     await asyncio.gather(*(one(index, batch) for index, batch in enumerate(batches)))
-    return time.perf_counter() - started
+    return answered
 
 
 class SlowDatabase:
@@ -170,13 +173,14 @@ def curve_of_waiting_workers(config: Config, sizes: Sequence[int]) -> list[Point
                 for _ in range(count)
             ]
 
-            async def drive(batches: list[list[VerificationRequest]] = batches, size: int = size) -> float:
+            async def drive(batches: list[list[VerificationRequest]] = batches, size: int = size) -> list[float]:
                 client = PoolClient({"shop": path}, config.sandbox)
-                await _drive(lambda batch, _: client.verify(batch), batches[:size], size)  # the router learns of all
-                return await _drive(lambda batch, _: client.verify(batch), batches[size:], size)
+                return await _drive(lambda batch, _: client.verify(batch), batches, size)
 
-            seconds = asyncio.run(drive())
-            done = (count - size) * _WAITS_PER_BATCH
+            answered = asyncio.run(drive())
+            first, last = (round(share * count) for share in _STEADY)
+            seconds = answered[last] - answered[first]
+            done = (last - first) * _WAITS_PER_BATCH
             ideal = size / _WAIT_SECONDS
             pids = [int(stats["pid"]) for stats in pool_stats()]
             memory = sum(map(_unique_mib, pids)) / max(1, len(pids))

@@ -33,15 +33,16 @@ if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
 
 APP = DEPLOYMENT = "verifier"
-# Calls that a worker takes at a time; one executes. With 2, the pauses of a router that finds no free worker cost a
-# third of the throughput.
+# Calls that a worker takes at a time; one executes. A caller sends fewer, because Serve's router pauses when it finds
+# no free worker: with 256 calls on their way to two workers it got a sixth of their throughput.
 ONGOING = 8
+_PER_WORKER = 4
 _START_S = 60.0
 _FIRST_S, _OTHERS_S = 900.0, 60.0  # for the first worker, which may need a new node; from then on, for the others
 _TELL_S, _POLL_S = 20.0, 0.1
 _LIMITS_KEPT = 2  # sets of limits for which a worker keeps child processes; the endpoint's and a run's, say
 _DRAIN_S = 300.0  # for a worker that is taken away to answer the calls that it has; then others are asked again
-_LOOK_S = 10.0  # a call that takes longer looks whether the pool is still there
+_LOOK_S = 2.0  # a call that takes longer looks whether the pool is still there, and how large it is by now
 _STUCK_S = 900.0  # a call that takes longer waits for something that does not come, such as a network mount
 _CODE = ("spftsql.verification", "spftsql.sandbox", "spftsql.verdicts")
 
@@ -149,7 +150,10 @@ class PoolGone(Fault):
 
 
 class PoolClient:
-    """The pool as one caller uses it: with its own databases and limits. Must be used in one event loop."""
+    """The pool as one caller uses it: with its own databases and limits. Must be used in one event loop.
+
+    Of its calls four for each worker are on their way at a time, however many it is asked for.
+    """
 
     def __init__(self, databases: Databases, limits: SandboxConfig) -> None:
         """The pool must run in this process's Ray session."""
@@ -159,6 +163,7 @@ class PoolClient:
         self._limits = limits.model_dump_json()
         self._sources = {name: (s.addresses, s.content) for name, s in sources_of(databases).items()}
         self._looking, self._looked, self._there = asyncio.Lock(), 0.0, True
+        self._turn, self._ongoing, self._room = asyncio.Condition(), 0, 0
 
     async def verify(self, requests: Sequence[VerificationRequest]) -> list[Verdict]:
         """One verdict per request, in the same order. Raises `Fault` (`PoolGone`) when it is the pool that fails."""
@@ -178,8 +183,18 @@ class PoolClient:
         from ray.serve.exceptions import RayServeException
 
         async def call() -> Any:
-            return await getattr(self._handle, method).remote(*arguments)
+            async with self._turn:
+                await self._turn.wait_for(lambda: self._ongoing < self._room)
+                self._ongoing += 1
+            try:
+                return await getattr(self._handle, method).remote(*arguments)
+            finally:
+                async with self._turn:
+                    self._ongoing -= 1
+                    self._turn.notify()
 
+        if not self._looked:
+            await self._is_there()
         waiting = asyncio.ensure_future(call())
         try:
             # A call to a pool that was taken down would wait for ever.
@@ -194,11 +209,14 @@ class PoolClient:
             waiting.cancel()
 
     async def _is_there(self) -> bool:
-        """Whether there is a pool; asked once for all calls that wait."""
+        """Whether there is a pool; asked once for all calls that wait, together with the number of its workers."""
         async with self._looking:
             if time.monotonic() - self._looked > _LOOK_S / 2:
-                self._there = await asyncio.to_thread(_exists)
-                self._looked = time.monotonic()
+                workers = await asyncio.to_thread(_workers)
+                self._looked, self._there = time.monotonic(), workers is not None
+                async with self._turn:
+                    self._room = _PER_WORKER * max(workers or 0, 1)
+                    self._turn.notify_all()
         return self._there
 
 
@@ -243,7 +261,7 @@ def pool_application(config: Config, sandbox: ExecutorFactory = Sandbox) -> Appl
         graceful_shutdown_wait_loop_s=0.2,
         graceful_shutdown_timeout_s=_DRAIN_S,
     )(PoolWorker)
-    return cast("Application", deployment.bind(_settings(config), sandbox=sandbox))
+    return deployment.bind(_settings(config), sandbox=sandbox)
 
 
 def _settings(config: Config) -> dict[str, Any]:
@@ -308,15 +326,21 @@ def pool_version(settings: Mapping[str, Any], sandbox: ExecutorFactory) -> str:
     return content_hash(source_hash(*_CODE), dict(settings), getattr(sandbox, "__qualname__", repr(sandbox)))
 
 
-def _exists() -> bool:
+def _workers() -> int | None:
+    """How many workers run; None where there is no pool."""
     from ray import serve
     from ray.exceptions import RayError
     from ray.serve.exceptions import RayServeException
 
     try:
-        return APP in serve.status().applications
+        application = serve.status().applications.get(APP)
     except (RayError, RayServeException):
-        return False
+        return None
+    if application is None:
+        return None
+    deployment = application.deployments.get(DEPLOYMENT)
+    states: Mapping[Any, int] = deployment.replica_states if deployment else {}
+    return states.get("RUNNING", 0)
 
 
 def _running(version: str) -> DeploymentHandle[Any] | None:

@@ -22,22 +22,20 @@ _CPUS = 0.1  # the pool's workers do the work; on a small machine nothing may wa
 _TRIES = 6  # of a row, when its database fails; with pauses of 1, 2, 4 … s
 _LOSSES = 10  # of a batch and its worker; the pauses outlast the replacement of workers and of Serve's controller
 _LONGEST_PAUSE_S = 30
-_IN_FLIGHT = 256  # batches handed to the pool at a time, for up to half as many workers
-_TABLE = 64  # batches in a table of the stage
+_TABLE = 64  # batches in a table of the stage; enough for 64 workers with _TABLES of them
 _TABLES = 4  # at work together
 
 
 class PoolCaller:
     """The stage's actor: sends its rows to the pool in batches of one database, and again what fails for our reasons.
 
-    A batch waits until fewer than 256 others are on their way, and then in Serve for a worker that is free.
+    A batch waits in the client until its turn comes, and then in Serve for a worker that is free.
     """
 
     def __init__(self, databases: Databases, config: Config) -> None:
         self._client = PoolClient(databases, config.sandbox)
         self._databases = set(databases)
         self._batch_size = config.verification.batch_size
-        self._slots = asyncio.Semaphore(_IN_FLIGHT)
         self._hopeless: set[str] = set()  # databases of which a batch failed to the last attempt
 
     async def __call__(self, table: pa.Table) -> AsyncIterator[pa.Table]:
@@ -54,8 +52,7 @@ class PoolCaller:
         left, lost, tried = batch, 0, 0
         while True:
             try:
-                async with self._slots:
-                    answer = await self._client.verify(left)
+                answer = await self._client.verify(left)
                 tried += 1
             except Fault as fault:
                 answer = _faults(left, str(fault))

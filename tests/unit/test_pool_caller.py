@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from spftsql.config import Config, VerificationConfig, validate
 from spftsql.errors import Fault
 from spftsql.records import Verdict, VerificationRequest, from_table, to_table
-from spftsql.verification import stage
+from spftsql.verification import pool, stage
 from spftsql.verification.pool import PoolGone
 
 Answer = Callable[[Sequence[VerificationRequest], int], list[Verdict]]
@@ -143,3 +143,65 @@ def test_every_row_gets_one_verdict_or_one_fault(fates: list[str], count: int) -
     assert sorted(v.id for v in verdicts) == sorted(r.id for r in requests)
     assert all((v.fault is None) == (v.status == "ran") for v in verdicts)
     assert all(len(call) <= 8 and len({name[:3] for name in call}) == 1 for call in calls)
+
+
+class CountingHandle:
+    """Stands in for Serve's handle: calls take a while, and the most that were on their way together are known."""
+
+    def __init__(self) -> None:
+        self.ongoing = self.most = self.answered = 0
+        self.verify = self
+
+    async def remote(self, limits: str, sources: Any, rows: Sequence[Any]) -> list[Any]:
+        self.ongoing += 1
+        self.most = max(self.most, self.ongoing)
+        await asyncio.sleep(0.01)
+        self.ongoing -= 1
+        self.answered += 1
+        return []
+
+
+def test_a_client_sends_as_many_calls_as_the_workers_that_run_can_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray import serve
+
+    handle, workers, most = CountingHandle(), [2], list[int]()
+    monkeypatch.setattr(serve, "get_app_handle", lambda name: handle)
+    monkeypatch.setattr(pool, "_workers", lambda: workers[0])
+    monkeypatch.setattr(pool, "_LOOK_S", 0.02)
+
+    async def run() -> None:
+        client = pool.PoolClient({"shop": "shop.sqlite"}, config().sandbox)
+        for workers[0] in (2, 5, 1):
+            await client._is_there()
+            handle.most = 0
+            await asyncio.gather(*(client.verify(rows(1)) for _ in range(60)))
+            most.append(handle.most)
+            await asyncio.sleep(0.05)  # until it looks again
+        workers[0], calls = 1, [asyncio.ensure_future(client.verify(rows(1))) for _ in range(200)]
+        await asyncio.sleep(0.03)
+        handle.most, workers[0] = 0, 6  # the pool grows while calls wait for their turn
+        await asyncio.gather(*calls)
+        most.append(handle.most)
+
+    asyncio.run(run())
+    assert most == [8, 20, 4, 24]
+    assert handle.answered == 3 * 60 + 200
+
+
+def test_a_client_whose_call_was_given_up_has_room_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray import serve
+
+    handle = CountingHandle()
+    monkeypatch.setattr(serve, "get_app_handle", lambda name: handle)
+    monkeypatch.setattr(pool, "_workers", lambda: 1)
+
+    async def run() -> None:
+        client = pool.PoolClient({"shop": "shop.sqlite"}, config().sandbox)
+        given_up = [asyncio.ensure_future(client.verify(rows(1))) for _ in range(20)]
+        await asyncio.sleep(0.005)
+        for call in given_up:
+            call.cancel()
+        await asyncio.gather(*given_up, return_exceptions=True)
+        await asyncio.wait_for(asyncio.gather(*(client.verify(rows(1)) for _ in range(8))), timeout=5)
+
+    asyncio.run(run())
