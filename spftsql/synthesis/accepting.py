@@ -1,6 +1,6 @@
 """SQL that is worth a question: drawn from templates, executed in the sandbox, kept where its result tells something.
 
-`accepted` draws windows of statements, has them executed, and judges them in the order in which they were drawn. What
+`judged` draws windows of statements, has them executed, and judges them in the order in which they were drawn. What
 a result says about a template reaches the drawing of the window after the next, however fast the executors are: so the
 same seed gives the same statements on any number of workers, in batches of any size.
 
@@ -58,19 +58,41 @@ def local_executors(databases: Databases, limits: SandboxConfig, workers: int = 
         yield [stack.enter_context(Verifier(databases, limits, index=index)).verify for index in range(workers)]
 
 
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A statement that was executed. `reason` says why it is dropped; empty where it is accepted."""
+
+    statement: Statement
+    verdict: Verdict
+    reason: str
+
+
 def accepted(
     sampler: Sampler,
     executors: Sequence[Executor],
     count: int,
-    batch_size: int = 64,
+    batch_size: int | None = 64,
     tally: Tally | None = None,
 ) -> Iterator[Statement]:
-    """Up to `count` statements that ran, gave a result that says something, and ask for what none before asked for.
+    """Up to `count` statements that `judged` accepts."""
+    return (one.statement for one in judged(sampler, executors, count, batch_size, tally) if not one.reason)
 
-    Each executor is called from a thread of its own, with batches of one database; it may be a `Verifier`'s `verify`,
-    or a call of the verifier pool. Dropped, and counted in `tally`: `error`, `timeout`, `truncated`, `empty`,
-    `constant-null` (no cell but NULL), `limit-without-effect` (fewer rows than LIMIT), `same-result` (see above),
-    `fault` (could not be executed for our reasons, again and again), and what the sampler counts.
+
+def judged(
+    sampler: Sampler,
+    executors: Sequence[Executor],
+    count: int,
+    batch_size: int | None = 64,
+    tally: Tally | None = None,
+) -> Iterator[Judged]:
+    """All that is executed until `count` statements are accepted, or no template gives anything new.
+
+    Accepted is what ran, gave a result that says something, and asks for what none before asked for. Each executor is
+    called from a thread of its own, with batches of one database, or with all that is waiting (`batch_size` None); it
+    may be a `Verifier`'s `verify`, a call of the verifier pool, or a whole stage. Reasons, counted in `tally` beside
+    those of the sampler: `error`, `timeout`, `truncated`, `empty`, `constant-null` (no cell but NULL),
+    `limit-without-effect` (fewer rows than LIMIT), `same-result` (see above), `structure` (enough like it), `fault`
+    (could not be executed for our reasons, again and again).
     """
     tally = tally if tally is not None else Tally()
     results = Seen()
@@ -93,7 +115,8 @@ def accepted(
                     if not window:
                         break
                     tally.drawn += len(window)
-                    batches = batches_by_database(map(_request, window), batch_size)
+                    requests = [_request(candidate) for candidate in window]
+                    batches = [requests] if batch_size is None else batches_by_database(requests, batch_size)
                     waiting.append((window, [threads.submit(execute, batch) for batch in batches]))
                 if not waiting:
                     break
@@ -101,13 +124,17 @@ def accepted(
                 verdicts = {verdict.id: verdict for future in running for verdict in future.result()}
                 tally.seconds += sum(verdict.elapsed_ms for verdict in verdicts.values()) / 1000
                 for candidate in window:
+                    if tally.accepted == count:
+                        break
                     verdict = verdicts[candidate.statement.id]
                     reason = _dropped(candidate, verdict, results)
+                    if not sampler.tell(candidate, not reason) and not reason:
+                        reason = "structure"
                     if reason:
                         tally.dropped[reason] += 1
-                    if sampler.tell(candidate, not reason) and tally.accepted < count:
+                    else:
                         tally.accepted += 1
-                        yield candidate.statement
+                    yield Judged(candidate.statement, verdict, reason)
         finally:
             tally.dropped.update(sampler.counts)
             tally.seen_bytes = results.bytes + sampler.bytes
@@ -117,7 +144,7 @@ def accepted(
 
 
 def _window(sampler: Sampler, size: int) -> list[Candidate]:
-    window = []
+    window: list[Candidate] = []
     while len(window) < size and (candidate := sampler.draw()) is not None:
         window.append(candidate)
     return window

@@ -196,7 +196,6 @@ class Sampler:
         """Whether a statement is wanted; False also where `per_structure` like it are accepted already."""
         identity = candidate.statement.template
         if accepted and self._per_structure and self._structures.add(candidate.structure) >= self._per_structure:
-            self.counts["structure"] += 1
             accepted = False
         if accepted:
             if identity in self._fruitless:

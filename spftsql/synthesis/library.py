@@ -1,9 +1,10 @@
 """Templates as data: one per line of a JSON lines file, and the library of them that comes with the package.
 
-A line holds `id`, `sql`, `slots`, `count`, `hardness` and `shapes`. No table, column or text of a database stands in
-it: a shape is a binding with letters for tables, which says which slots share a table, how many tables each SELECT
-joins, and in which roles tables join outside the plain key graph. The library was written for this project; a template
-is added by writing its statement for any database and extracting it (`spftsql templates extract`).
+A line holds `id`, `sql`, `slots`, `count`, `hardness`, `shapes`, and `parents` where it was derived from others. No
+table, column or text of a database stands in it: a shape is a binding with letters for tables, which says which slots
+share a table, how many tables each SELECT joins, and in which roles tables join outside the plain key graph. The
+library was written for this project; a template is added by writing its statement for any database and extracting it
+(`spftsql templates extract`).
 """
 
 from __future__ import annotations
@@ -42,15 +43,24 @@ def library() -> list[Template]:
 def with_library(pool: Sequence[Template], share: float) -> list[Template]:
     """`pool`, and the built-in templates so that they are drawn with probability `share`; they alone where it is empty.
 
-    Counts become whole-number weights in the right proportion. A structure that the labels have is theirs.
+    A structure that the labels have is theirs.
     """
     if not pool:
         return library()
     if share <= 0:
         return list(pool)
     known = {template.id for template in pool}
-    added = [template for template in library() if template.id not in known]
+    return mixed(pool, [template for template in library() if template.id not in known], share)
+
+
+def mixed(pool: Sequence[Template], added: Sequence[Template], share: float) -> list[Template]:
+    """`pool` and `added` so that the latter are drawn with probability `share`; one of them where the other is empty.
+
+    Counts become whole-number weights in the right proportion.
+    """
     own, others = sum(template.count for template in pool), sum(template.count for template in added)
+    if not own or not others:
+        return [*pool, *added]
     first, second = (1 - share) * others, share * own
     scale = _FINE / (own * others)
     weighed = [replace(t, count=round(t.count * first * scale)) for t in pool] if share < 1 else []
@@ -140,7 +150,7 @@ def _to_json(template: Template, schemas: Mapping[str, Schema]) -> dict[str, Any
         "count": template.count,
         "hardness": template.hardness,
         "shapes": shapes,
-    }
+    } | ({"parents": list(template.parents)} if template.parents else {})
 
 
 def _templates(text: str, where: str) -> list[Template]:
@@ -160,7 +170,10 @@ def _templates(text: str, where: str) -> list[Template]:
 
 def _from_json(tree: dict[str, Any]) -> Template:
     slots = tuple(Slot(**{**slot, "of": tuple(slot.get("of", ()))}) for slot in tree["slots"])
-    template = Template(str(tree["id"]), str(tree["sql"]), slots, int(tree["count"]), str(tree["hardness"]))
+    parents = tuple(map(str, tree.get("parents", ())))
+    template = Template(
+        str(tree["id"]), str(tree["sql"]), slots, int(tree["count"]), str(tree["hardness"]), parents=parents
+    )
     compiled = compile_template(template.sql)
     named = {slot.name for slot in slots}
     bindings = []

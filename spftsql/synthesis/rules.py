@@ -67,7 +67,7 @@ def names_identifier(name: str) -> bool:
     last = words[-1]
     if last in _IDENTIFIERS or (last == "number" and words[-2:-1] and words[-2] in _IDENTIFIERS):
         return True
-    return last.endswith("id") and not _NOT_IDENTIFIERS.search(last)
+    return last.endswith("ssn") or (last.endswith("id") and not _NOT_IDENTIFIERS.search(last))
 
 
 def is_unique(graph: KeyGraph, name: ColumnName) -> bool:

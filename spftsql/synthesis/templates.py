@@ -76,7 +76,10 @@ class Bindings:
 
 @dataclass(frozen=True)
 class Template:
-    """A structure, the number of labels that have it, and the (distinct) bindings seen with it."""
+    """A structure, the number of labels that have it, and the (distinct) bindings seen with it.
+
+    `parents` are the ids of the templates that it was derived from (`spftsql.synthesis.composition`).
+    """
 
     id: str
     sql: str
@@ -84,6 +87,7 @@ class Template:
     count: int
     hardness: str
     bindings: tuple[Bindings, ...] = ()
+    parents: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -10,26 +10,21 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
 
 import pytest
 
-from spftsql.config import DatabaseConfig, resolve
-from spftsql.databases.catalogue import open_catalogue
+from spftsql.config import SandboxConfig
 from spftsql.databases.reflection import reflect
 from spftsql.databases.schema import Schema
 from spftsql.databases.values import Values
 from spftsql.errors import UserError
-from spftsql.selfplay.stages import Stages
-from spftsql.selfplay.vbi import synthetic_statements
+from spftsql.synthesis.accepting import Tally, accepted, local_executors
 from spftsql.synthesis.canonical import canonical_sql, parse
-from spftsql.synthesis.filling import fill, synthesize
+from spftsql.synthesis.filling import Sampler, fill, synthesize
 from spftsql.synthesis.hardness import hardness
 from spftsql.synthesis.library import library, read_templates, with_library, write_templates
 from spftsql.synthesis.rendering import compile_template
 from spftsql.synthesis.templates import Bindings, Template, extract
-from spftsql.verification.worker import Verifier
 
 SHARES = {"easy": 0.25, "medium": 0.40, "hard": 0.20, "extra": 0.15}
 
@@ -174,19 +169,12 @@ def test_a_bad_file_is_one_line(tmp_path: Path, line: str, reason: str) -> None:
         read_templates(tmp_path / "none.jsonl")
 
 
-def test_the_synthesis_stage_needs_no_label(data_root: Path, tmp_path: Path) -> None:
+def test_accepted_sql_needs_no_label(data_root: Path) -> None:
     path = data_root / "samples/chinook/Chinook_Sqlite.sqlite"
-    config = resolve("demo", ["synthesis.library=1.0"])
-    catalogue = open_catalogue([DatabaseConfig(name="chinook", url=str(path))])
-    events: list[dict[str, object]] = []
-    with Verifier({"chinook": str(path)}, config.sandbox) as verifier:
-        stages = SimpleNamespace(
-            config=config,
-            catalogue=catalogue,
-            verify=lambda title, requests: {verdict.id: verdict for verdict in verifier.verify(requests)},
-            run=SimpleNamespace(event=lambda name, **fields: events.append(fields)),
-        )
-        made = synthetic_statements(cast(Stages, stages), 1, 30, with_library([], config.synthesis.library), None, [])
-    assert len(made) == 39  # as many as the question model is given
-    assert len({statement.template for statement in made}) > 15
-    assert events[0]["kept"] >= 39  # type: ignore[operator]
+    schemas = {"chinook": reflect("chinook", path)}
+    tally = Tally()
+    sampler = Sampler(with_library([], 1.0), schemas, {"chinook": path}, 0, 0.3)
+    with local_executors({"chinook": str(path)}, SandboxConfig()) as executors:
+        made = list(accepted(sampler, executors, 120, tally=tally))
+    assert len(made) == tally.accepted == 120
+    assert len({statement.template for statement in made}) > 60
