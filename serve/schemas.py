@@ -87,7 +87,7 @@ class Message(Strict):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: Annotated[str, Field(max_length=_TEXT)] | list[TextPart]
     name: str | None = None
 
     @property
@@ -96,35 +96,101 @@ class Message(Strict):
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
-class ChatRequest(Strict):
+class StreamOptions(Strict):
+    """OpenAI's `stream_options`."""
+
+    include_usage: bool = False
+
+
+class ResponseFormat(Strict):
+    """OpenAI's `response_format`; only plain text is served."""
+
+    type: Literal["text"]
+
+
+class CompletionBase(Strict):
+    """What chat and plain completions have in common of OpenAI's shape. Neutral values of other fields are taken."""
+
+    model: str
+    n: int | None = Field(1, ge=1, le=MAX_CANDIDATES)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    max_tokens: int | None = Field(None, ge=1)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    stop: str | list[str] | None = Field(None, max_length=_TEXT)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+    logit_bias: dict[str, float] | None = Field(None, max_length=0)
+    ignore_eos: bool = False  # vLLM's own
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The stop strings, without empty ones."""
+        given = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return tuple(stop for stop in given if stop)
+
+
+class ChatRequest(CompletionBase):
     """`POST /v1/chat/completions`, the part of OpenAI's shape that is served."""
 
-    model: str
     messages: list[Message] = Field(min_length=1)
-    n: int = Field(1, ge=1, le=MAX_CANDIDATES)
-    temperature: float | None = Field(None, ge=0, le=2)
-    max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
-    seed: int | None = None
-    stream: bool | None = None
-    user: str | None = None
+    response_format: ResponseFormat | None = None
+    logprobs: Literal[False] | None = None
+    store: Literal[False] | None = None
+    metadata: dict[str, str] | None = None
 
 
-class ChatChoice(BaseModel):
-    """One answer of a chat completion."""
+class CompletionRequest(CompletionBase):
+    """`POST /v1/completions`: `NAME` continues the prompt, `NAME@DATABASE` takes it as the question."""
 
-    index: int
-    message: dict[str, str]
-    finish_reason: str
+    prompt: str | Annotated[list[str], Field(min_length=1, max_length=1)]
+    echo: Literal[False] | None = None
+    best_of: Literal[1] | None = None
     logprobs: None = None
+    suffix: None = None
+
+    @property
+    def text(self) -> str:
+        """The prompt."""
+        return self.prompt if isinstance(self.prompt, str) else self.prompt[0]
 
 
-class ChatResponse(BaseModel):
-    """The answer of `POST /v1/chat/completions`."""
+class QueryRequest(Strict):
+    """`POST /v1/query`: a statement of the caller's own, executed in the sandbox."""
+
+    database: str
+    sql: Text
+    max_rows: int | None = Field(None, ge=1)
+
+
+class QueryResponse(BaseModel):
+    """What execution says about a statement, and its rows."""
+
+    sql: str
+    verdict: VerdictOut
+    columns: list[str]
+    rows: list[list[Any]]
+    truncated: bool
+
+
+class FeedbackRequest(Strict):
+    """`POST /v1/feedback`: what a person thinks of the SQL of an answer; `corrected` is what it should have been."""
+
+    database: str
+    question: Text
+    sql: Text
+    rating: Literal["up", "down"]
+    corrected: Text | None = None
+    evidence: str = Field("", max_length=_TEXT)
+    comment: str = Field("", max_length=_TEXT)
+
+
+class FeedbackResponse(BaseModel):
+    """The id under which it was stored, and whether it is a labelled pair for the next run."""
 
     id: str
-    object: Literal["chat.completion"] = "chat.completion"
-    created: int
-    model: str
-    choices: list[ChatChoice]
-    usage: Usage
+    labelled: bool

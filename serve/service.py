@@ -1,223 +1,375 @@
-"""What the endpoint does with a request: prompt, model, sandbox, vote. Knows neither HTTP nor Ray."""
+"""What the endpoint does with a question: prompt, model, sandbox, vote, repair. Knows neither HTTP nor Ray."""
 
 from __future__ import annotations
 
+import contextlib
 import time
 import uuid
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 from decimal import Decimal
+from functools import lru_cache, partial
 from math import isfinite
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from transformers import AutoTokenizer
-
+from serve.backend import Backend
 from serve.errors import ApiError
+from serve.metrics import Metrics
+from serve.models import REFUSED, Ask, Piece
 from serve.schemas import (
     CandidateOut,
-    ChatChoice,
-    ChatRequest,
-    ChatResponse,
+    QueryRequest,
+    QueryResponse,
     SqlRequest,
     SqlResponse,
     Timings,
     Usage,
     VerdictOut,
 )
+from serve.sql_text import SqlText
 from spftsql.config import Config
 from spftsql.databases.catalogue import Database
 from spftsql.errors import Fault
+from spftsql.grants import Grant, NotGranted, granted_part, granted_sql
+from spftsql.keys import Principal
 from spftsql.prompts import PromptBuilder
-from spftsql.records import GenerationRequest, Sample, Verdict, VerificationRequest, content_hash
+from spftsql.records import Verdict, VerificationRequest, content_hash
 from spftsql.sandbox.result import Execution
 from spftsql.voting import Ballot, vote
 
-_VOTE_TEMPERATURE = 0.7
-_CHAT_TEMPERATURE = 1.0  # OpenAI's default
+_PARTS_KEPT = 256  # granted parts of databases
+_RETRY = {"Retry-After": "5"}
+_SHOWN = 300  # characters of a database's message in a repair prompt
+
+Event = tuple[str, dict[str, Any]]
 
 
-class Backend(Protocol):
-    """The model and the sandbox behind the endpoint."""
+@dataclass
+class Written:
+    """What the model has written so far: one text per sample, and tokens."""
 
-    def generate(self, request: GenerationRequest) -> Awaitable[list[Sample]]:
-        """The samples of one request."""
+    texts: list[str] = field(default_factory=list)
+    finishes: list[str | None] = field(default_factory=list)
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
 
-    def verify(self, requests: Sequence[VerificationRequest]) -> Awaitable[list[Verdict]]:
-        """Verdicts of statements on one database, in order."""
+    def add(self, pieces: Sequence[Piece]) -> None:
+        """Takes the next pieces. Raises `ApiError` for a request that the model refuses."""
+        for piece in pieces:
+            if piece.finish == REFUSED:
+                message = f"the model cannot serve this request: {piece.text}"
+                raise ApiError(400, message, code="context_length_exceeded")
+            while len(self.texts) <= piece.index:
+                self.texts.append("")
+                self.finishes.append(None)
+            self.texts[piece.index] += piece.text
+            self.finishes[piece.index] = piece.finish
+            self.completion_tokens += piece.tokens
+            self.prompt_tokens, self.cached_tokens = piece.prompt_tokens, piece.cached_tokens
 
-    def run(self, db_id: str, sql: str, max_rows: int) -> Awaitable[Execution]:
-        """The rows of one statement."""
+    @property
+    def usage(self) -> Usage:
+        """As OpenAI counts: the prompt once."""
+        total = self.prompt_tokens + self.completion_tokens
+        return Usage(prompt_tokens=self.prompt_tokens, completion_tokens=self.completion_tokens, total_tokens=total)
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What execution says of the candidates: the results by votes, and the rows of the best."""
+
+    ballots: list[Ballot]
+    shown: Execution
+
+    @property
+    def best(self) -> Ballot:
+        return self.ballots[0]
+
+    @property
+    def ran(self) -> bool:
+        return self.shown.status in ("ran", "truncated")
 
 
 class Service:
-    """The endpoint for one model and its databases."""
+    """The endpoint for one base model (with adapters of it) and its databases."""
 
     def __init__(
         self,
-        model_dir: Path,
-        model_name: str,
+        models: Mapping[str, Path],
         catalogue: Mapping[str, Database],
         config: Config,
         backend: Backend,
+        metrics: Metrics,
     ) -> None:
-        """Loads the tokenizer. Raises `UserError` when the model directory has no chat template."""
-        self.model_name = model_name
+        """`models` are directories by public name; the first answers questions.
+
+        Loads the tokenizer. Raises `UserError` when the model directory has no chat template.
+        """
+        self.models_by_name = dict(models)
+        self.model_name = next(iter(models))
         self.created = int(time.time())
-        self._model_dir, self._catalogue, self._config, self._backend = model_dir, catalogue, config, backend
-        self._prompts = PromptBuilder(config.prompt, model_dir, config.model.chat_template)
-        self._prompts.prepare(catalogue.values())
-        self._tokenizer = AutoTokenizer.from_pretrained(str(model_dir))
+        self.config, self.backend, self.metrics = config, backend, metrics
+        self._catalogue = catalogue
+        self.prompts = PromptBuilder(config.prompt, models[self.model_name], config.model.chat_template)
+        self.prompts.prepare(catalogue.values())
+        self._part = lru_cache(_PARTS_KEPT)(self._make_part)
 
-    def models(self) -> list[str]:
-        """The model's own name, and one name per database."""
-        return [self.model_name, *(f"{self.model_name}@{name}" for name in self._catalogue)]
+    def models(self, principal: Principal) -> list[str]:
+        """The names that this caller may use: the models' own with the scope `raw`, and one for each database."""
+        names = list(self.models_by_name) if "raw" in principal.scopes else []
+        if "ask" in principal.scopes:
+            names += [f"{name}@{db}" for name in self.models_by_name for db in self._seen(principal)]
+        return names
 
-    def databases(self) -> list[dict[str, Any]]:
-        """Name, dialect and tables of each database."""
-        return [
-            {
-                "id": name,
-                "object": "database",
-                "dialect": database.schema.dialect,
-                "tables": [
-                    {"name": table.name, "columns": [column.name for column in table.columns]}
-                    for table in database.schema.tables
-                ],
-            }
-            for name, database in self._catalogue.items()
-        ]
+    def databases(self, principal: Principal) -> list[dict[str, Any]]:
+        """Name, dialect and tables of each database, as far as this caller may know them."""
+        return [self.describe(principal, name) for name in self._seen(principal)]
 
-    async def answer(self, request: SqlRequest) -> SqlResponse:
-        """SQL for a question, executed. Raises `ApiError` for the caller's mistakes, `Fault` for ours."""
-        for field, wanted in (
-            ("stream", request.stream),
-            ("abstain_below", request.abstain_below is not None),
-        ):
-            if wanted:
-                raise ApiError(400, f"{field} is not supported by this version", code="unsupported", param=field)
-        begin = time.perf_counter()
-        database = self._database(request.database)
-        temperature = 0.0 if request.n == 1 else _VOTE_TEMPERATURE
-        prompt = self._prompts.text_to_sql(database, request.question, request.evidence)
-        samples = await self._generate(database.name, prompt, request.n, temperature)
-        generated = time.perf_counter()
-        limit = min(request.max_rows or self._config.serve.max_rows, self._config.sandbox.max_rows)
-        ballots = await self._vote(database.name, [self._prompts.parse_sql(sample.text) for sample in samples])
-        best = ballots[0]
-        shown = await self._rows(database.name, best, limit)
-        executed = time.perf_counter()
-        # The rows were fetched by a second execution, which can fail where the first did not.
-        failed = shown.status in ("error", "timeout")
-        verdict = shown if failed else best.verdict
-        return SqlResponse(
-            sql=best.sql,
-            verdict=VerdictOut(status=verdict.status, reason=verdict.reason, elapsed_ms=round(verdict.elapsed_ms, 3)),
-            columns=[json_safe(name) for name in shown.columns],
-            rows=[[json_safe(cell) for cell in row] for row in shown.rows],
-            truncated=shown.status == "truncated",
-            candidates=[CandidateOut(sql=b.sql, votes=b.votes, status=b.verdict.status) for b in ballots],
-            model=self.model_name,
-            usage=self._usage(prompt, samples),
-            timings=Timings(
-                generate_ms=_ms(begin, generated),
-                execute_ms=_ms(generated, executed),
-                total_ms=_ms(begin, executed),
-            ),
-        )
-
-    async def chat(self, request: ChatRequest) -> ChatResponse:
-        """A chat completion. Raises `ApiError` for an unknown model and for what this version does not do."""
-        if request.stream:
-            raise ApiError(400, "stream is not supported by this version", code="unsupported", param="stream")
-        name, _, db_id = request.model.partition("@")
-        if name != self.model_name:
-            raise ApiError(404, f"no model {request.model}", code="model_not_found", param="model")
-        if db_id:
-            database = self._database(db_id, param="model")
-            prompt = self._prompts.text_to_sql(database, _last_question(request))
-        else:
-            prompt = self._prompts.render_messages([{"role": m.role, "content": m.text} for m in request.messages])
-        default = 0.0 if db_id and request.n == 1 else _VOTE_TEMPERATURE if db_id else _CHAT_TEMPERATURE
-        samples = await self._generate(
-            db_id,
-            prompt,
-            request.n,
-            default if request.temperature is None else request.temperature,
-            max_tokens=request.max_completion_tokens or request.max_tokens,
-            seed=request.seed,
-        )
-        return ChatResponse(
-            id=f"chatcmpl-{uuid.uuid4().hex}",
-            created=int(time.time()),
-            model=request.model,
-            choices=[
-                ChatChoice(
-                    index=index,
-                    message={
-                        "role": "assistant",
-                        "content": self._prompts.parse_sql(sample.text) if db_id else sample.text,
-                    },
-                    finish_reason=sample.finish_reason,
-                )
-                for index, sample in enumerate(samples)
+    def describe(self, principal: Principal, name: str) -> dict[str, Any]:
+        """One of them. Raises `ApiError` where it is not there for this caller."""
+        schema = self.database(principal, name).schema
+        return {
+            "id": name,
+            "object": "database",
+            "dialect": schema.dialect,
+            "tables": [
+                {"name": table.name, "columns": [column.name for column in table.columns]} for table in schema.tables
             ],
-            usage=self._usage(prompt, samples),
-        )
+        }
 
-    def _database(self, name: str, param: str = "database") -> Database:
-        if name not in self._catalogue:
-            known = ", ".join(self._catalogue)
+    def database(self, principal: Principal, name: str, param: str = "database") -> Database:
+        """The database, or the part of it that is granted. Raises `ApiError` where it is not there."""
+        if name not in self._catalogue or not principal.sees(name):
+            known = ", ".join(self._seen(principal))
             raise ApiError(404, f"no database {name}; known: {known}", code="database_not_found", param=param)
-        return self._catalogue[name]
+        grant = principal.grant(name)
+        if grant is None:
+            return self._catalogue[name]
+        part = self._part(name, tuple(sorted((table, tuple(sorted(c))) for table, c in grant.tables.items())))
+        if not part.schema.tables:
+            message = f"this key may read no table of {name}"
+            raise ApiError(403, message, code="nothing_granted", param=param)
+        return part
 
-    async def _generate(
-        self,
-        db_id: str,
-        prompt: str,
-        n: int,
-        temperature: float,
-        max_tokens: int | None = None,
-        seed: int | None = None,
-    ) -> list[Sample]:
-        request = GenerationRequest(
-            id=uuid.uuid4().hex,
-            db_id=db_id,
-            prompt=prompt,
-            model=str(self._model_dir),
-            n=n,
-            temperature=temperature,
-            max_tokens=min(max_tokens or self._config.generation.max_tokens, self._config.model.max_length),
-            # The same question gets the same samples.
-            seed=int(content_hash(prompt), 16) % 2**31 if seed is None else seed,
+    def _make_part(self, name: str, grant: tuple[tuple[str, tuple[str, ...]], ...]) -> Database:
+        tables = {table: frozenset(columns) for table, columns in grant}
+        return granted_part(self._catalogue[name], Grant(tables))
+
+    def _seen(self, principal: Principal) -> list[str]:
+        return [name for name in self._catalogue if principal.sees(name)]
+
+    async def answer(self, principal: Principal, request: SqlRequest) -> SqlResponse:
+        """SQL for a question, executed. Raises `ApiError` for the caller's mistakes, `Fault` for ours."""
+        answer: dict[str, Any] = {}
+        async for name, data in self.events(principal, request.model_copy(update={"stream": False})):
+            if name in ("verdict", "rows", "done"):
+                answer |= data
+        return SqlResponse(**answer)
+
+    async def events(self, principal: Principal, request: SqlRequest) -> AsyncGenerator[Event]:
+        """The same as it comes: `token`s (when streamed), `verdict`, `rows`, `done`; the last three add up to it.
+
+        Before a second attempt there is `repair`, after which the `token`s are those of the other statement.
+        """
+        begin = time.perf_counter()
+        database = self.database(principal, request.database)
+        temperature = 0.0 if request.n == 1 else self.config.serve.vote_temperature
+        prompt = self.prompts.text_to_sql(database, request.question, request.evidence)
+        parse = partial(self.prompts.parse_sql, database=database, question=request.question)
+        written = Written()
+        linked = time.perf_counter()
+        async for event in self._write(self.ask(prompt, request.n, temperature), written, parse, request.stream):
+            yield event
+        generated = time.perf_counter()
+        limit = self._limit(request.max_rows)
+        candidates = [parse(text) for text in written.texts]
+        outcome = await self._execute(database, candidates, limit)
+        executed = time.perf_counter()
+        model_s, database_s = generated - linked, executed - generated
+
+        repaired = ""
+        if self._can_repair(outcome):
+            reason = outcome.best.verdict.reason
+            yield "repair", {"sql": outcome.best.sql, "reason": reason}
+            prompt = self.prompts.repair(
+                database, request.question, outcome.best.sql, reason[:_SHOWN], request.evidence
+            )
+            again = Written()
+            start = time.perf_counter()
+            try:
+                async for event in self._write(self.ask(prompt, 1, 0.0), again, parse, request.stream):
+                    yield event
+                second = await self._timed_execute(database, parse(again.texts[0]), limit)
+            except ApiError:  # the prompt with the message is too long for the model
+                second = None
+            model_s += time.perf_counter() - start - (second[1] if second else 0.0)
+            if second is not None:
+                database_s += second[1]
+                written.prompt_tokens += again.prompt_tokens
+                written.completion_tokens += again.completion_tokens
+                if second[0].ran:
+                    repaired = f"repaired: {reason}"
+                    outcome = _Outcome([*second[0].ballots, *outcome.ballots], second[0].shown)
+            self.metrics.repairs.at("ran" if repaired else "failed").inc()
+
+        share = outcome.best.votes / len(candidates)
+        unsure = request.abstain_below is not None and not repaired and outcome.ran and share < request.abstain_below
+        shown = outcome.shown
+        status, reason = shown.status, repaired or shown.reason
+        if unsure:
+            status, reason = "unsure", f"{outcome.best.votes} of {len(candidates)} candidates agree"
+            shown = replace(shown, columns=(), rows=[])
+        elif status == "truncated" and len(shown.rows) >= limit < self.config.sandbox.max_rows:
+            status, reason = "ran", repaired  # cut where the caller wanted it
+        self._count(database.name, status, written, model_s, database_s)
+        yield (
+            "verdict",
+            {
+                "sql": outcome.best.sql,
+                "verdict": VerdictOut(status=status, reason=reason, elapsed_ms=round(shown.elapsed_ms, 3)).model_dump(),
+                "candidates": [
+                    CandidateOut(sql=b.sql, votes=b.votes, status=b.verdict.status).model_dump()
+                    for b in outcome.ballots
+                ],
+            },
         )
-        samples = await self._backend.generate(request)
-        error = next((sample.error for sample in samples if sample.error), None)
-        if error is not None:
-            raise ApiError(400, f"the model cannot serve this request: {error}", code="context_length_exceeded")
-        if len(samples) != n:
-            raise Fault(f"the engine gave {len(samples)} samples where {n} were asked for")
-        return samples
+        yield "rows", _rows(shown, cut=not unsure and outcome.shown.status == "truncated")
+        yield (
+            "done",
+            {
+                "model": self.model_name,
+                "usage": written.usage.model_dump(),
+                "timings": Timings(
+                    generate_ms=_ms(model_s),
+                    execute_ms=_ms(database_s),
+                    total_ms=_ms(time.perf_counter() - begin),
+                ).model_dump(),
+            },
+        )
 
-    async def _vote(self, db_id: str, candidates: Sequence[str]) -> list[Ballot]:
+    async def query(self, principal: Principal, request: QueryRequest) -> QueryResponse:
+        """A statement of the caller's own, executed in the sandbox. Raises as `answer`."""
+        database = self.database(principal, request.database)
+        limit = self._limit(request.max_rows)
+        outcome = await self._execute(database, [request.sql], limit)
+        shown = outcome.shown
+        status = shown.status
+        if status == "truncated" and len(shown.rows) >= limit < self.config.sandbox.max_rows:
+            status = "ran"
+        self.metrics.verdicts.at(database.name, status).inc()
+        verdict = VerdictOut(
+            status=status, reason="" if status == "ran" else shown.reason, elapsed_ms=round(shown.elapsed_ms, 3)
+        )
+        return QueryResponse(sql=request.sql, verdict=verdict, **_rows(shown, cut=shown.status == "truncated"))
+
+    def ask(self, prompt: str, n: int, temperature: float, model: str = "", **options: Any) -> Ask:
+        """A prompt for a model (default: the first) with the run's limits. The same one gets the same samples."""
+        options = {name: value for name, value in options.items() if value is not None}
+        most = options.pop("max_tokens", self.config.generation.max_tokens)
+        seed = options.pop("seed", int(content_hash(prompt), 16)) % 2**31
+        directory = str(self.models_by_name[model or self.model_name])
+        most = min(most, self.config.model.max_length)
+        return Ask(uuid.uuid4().hex, prompt, directory, n, temperature, most, seed, **options)
+
+    async def _write(
+        self, ask: Ask, written: Written, parse: Callable[[str], str], stream: bool
+    ) -> AsyncGenerator[Event]:
+        """Has the model write into `written`; when streamed, gives the SQL of each sample as it grows."""
+        begin = time.perf_counter()
+        if not stream:
+            written.add(await self.backend.complete(ask))
+        else:
+            growing = [SqlText(parse) for _ in range(ask.n)]
+            async with contextlib.aclosing(self.backend.stream(ask)) as stream_of_pieces:
+                async for pieces in stream_of_pieces:
+                    if not written.texts:
+                        self.metrics.first_token.at(self.model_name).observe(time.perf_counter() - begin)
+                    written.add(pieces)
+                    for piece in pieces:
+                        sql = growing[piece.index].add(piece.text)
+                        sql += growing[piece.index].end() if piece.finish else ""
+                        if sql:
+                            yield "token", {"index": piece.index, "text": sql}
+        if len(written.texts) != ask.n:
+            raise Fault(f"the engine gave {len(written.texts)} samples where {ask.n} were asked for")
+
+    async def _timed_execute(self, database: Database, sql: str, limit: int) -> tuple[_Outcome, float]:
+        begin = time.perf_counter()
+        outcome = await self._execute(database, [sql], limit)
+        return outcome, time.perf_counter() - begin
+
+    async def _execute(self, database: Database, candidates: Sequence[str], limit: int) -> _Outcome:
+        """Executes and votes. A single statement is executed once; several vote first, and the best gives its rows."""
         distinct = list(dict.fromkeys(candidates))
-        requests = [VerificationRequest(str(i), db_id, sql, None, "strict") for i, sql in enumerate(distinct)]
-        verdicts = dict(zip(distinct, await self._backend.verify(requests), strict=True))
-        for verdict in verdicts.values():
-            if verdict.fault is not None:
-                raise Fault(verdict.fault)
-        return vote(candidates, [verdicts[sql] for sql in candidates])
+        allowed: dict[str, str] = {}
+        verdicts: dict[str, Verdict] = {}
+        for sql in distinct:
+            try:
+                allowed[sql] = self._statement(database, sql)
+            except NotGranted as reason:
+                verdicts[sql] = _bare(database.name, Execution("error", f"refused: {reason}", (), [], 0.0, ""))
+        try:
+            if len(distinct) == 1 and allowed:
+                shown = await self.backend.run(database.name, allowed[distinct[0]], limit)
+                ballot = Ballot(distinct[0], len(candidates), _bare(database.name, shown))
+                return _Outcome([ballot], shown)
+            requests = [
+                VerificationRequest(str(i), database.name, sql, None, "strict")
+                for i, sql in enumerate(allowed.values())
+            ]
+            if requests:
+                verdicts |= dict(zip(allowed, await self.backend.verify(requests), strict=True))
+            for verdict in verdicts.values():
+                if verdict.fault is not None:
+                    raise Fault(verdict.fault)
+            ballots = vote(candidates, [verdicts[sql] for sql in candidates])
+            best = ballots[0]
+            if best.verdict.status in ("ran", "truncated"):
+                # A second execution, which can fail where the first did not.
+                shown = await self.backend.run(database.name, allowed[best.sql], limit)
+            else:
+                verdict = best.verdict
+                shown = Execution(verdict.status, verdict.reason, (), [], verdict.elapsed_ms, "")  # type: ignore[arg-type]
+            return _Outcome(ballots, shown)
+        except Fault as fault:
+            self.metrics.verdicts.at(database.name, "fault").inc()
+            raise ApiError(
+                503,
+                f"database {database.name} cannot be asked at the moment; try again later",
+                code="database_unavailable",
+                headers=_RETRY,
+                cause=str(fault),
+            ) from None
 
-    async def _rows(self, db_id: str, best: Ballot, limit: int) -> Execution:
-        verdict = best.verdict
-        if verdict.status in ("ran", "truncated"):
-            return await self._backend.run(db_id, best.sql, limit)
-        return Execution(verdict.status, verdict.reason, (), [], verdict.elapsed_ms, verdict.engine)  # type: ignore[arg-type]
+    def _statement(self, database: Database, sql: str) -> str:
+        """What is executed: the statement itself, or one that reads what is granted and nothing else."""
+        whole = self._catalogue[database.name]
+        return sql if database is whole else granted_sql(sql, database.schema, whole.schema)
 
-    def _usage(self, prompt: str, samples: Sequence[Sample]) -> Usage:
-        read = len(self._tokenizer(prompt, add_special_tokens=False).input_ids)
-        written = sum(sample.tokens for sample in samples)
-        return Usage(prompt_tokens=read, completion_tokens=written, total_tokens=read + written)
+    def _can_repair(self, outcome: _Outcome) -> bool:
+        return (
+            self.config.serve.repair
+            and self.config.prompt.schema_text != "none"  # such a model knows questions and nothing else
+            and outcome.best.verdict.status == "error"
+        )
+
+    def _limit(self, max_rows: int | None) -> int:
+        return min(max_rows or self.config.serve.max_rows, self.config.sandbox.max_rows)
+
+    def _count(self, database: str, status: str, written: Written, model_s: float, database_s: float) -> None:
+        self.metrics.verdicts.at(database, status).inc()
+        self.metrics.execution.at(database).observe(database_s)
+        self.count_tokens(self.model_name, written, model_s)
+
+    def count_tokens(self, model: str, written: Written, seconds: float) -> None:
+        """Tells the metrics of what a model wrote, in so many seconds."""
+        self.metrics.generation.at(model).observe(seconds)
+        self.metrics.tokens.at("prompt").inc(written.prompt_tokens)
+        self.metrics.tokens.at("cached").inc(written.cached_tokens)
+        self.metrics.tokens.at("completion").inc(written.completion_tokens)
 
 
 def json_safe(value: Any) -> Any:
@@ -233,17 +385,18 @@ def json_safe(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int) else str(value)
 
 
-def _last_question(request: ChatRequest) -> str:
-    text = next((message.text.strip() for message in reversed(request.messages) if message.role == "user"), "")
-    if not text:
-        raise ApiError(
-            400,
-            "messages has no user message to take as the question",
-            code="invalid_value",
-            param="messages",
-        )
-    return text
+def _rows(shown: Execution, cut: bool) -> dict[str, Any]:
+    return {
+        "columns": [json_safe(name) for name in shown.columns],
+        "rows": [[json_safe(cell) for cell in row] for row in shown.rows],
+        "truncated": cut,
+    }
 
 
-def _ms(begin: float, end: float) -> float:
-    return round((end - begin) * 1000, 3)
+def _bare(db_id: str, shown: Execution) -> Verdict:
+    """The verdict on a statement that competes with no other."""
+    return Verdict("", db_id, shown.status, shown.reason, shown.elapsed_ms, len(shown.rows), False, "", shown.engine)
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 3)

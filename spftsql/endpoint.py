@@ -1,4 +1,4 @@
-"""The endpoint from outside: start it, ask it, show its answer. The application itself is in `serve`."""
+"""Starting the endpoint and taking it down. The application itself is in `serve`, its client in `client`."""
 
 from __future__ import annotations
 
@@ -11,45 +11,56 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import httpx
-from rich.console import Console, Group, RenderableType
-from rich.syntax import Syntax
-from rich.table import Table
-from rich.text import Text
+from rich.console import Console
 
-from spftsql.config import Config
+from spftsql.config import Config, ServeConfig
 from spftsql.errors import Fault, UserError
+from spftsql.keys import read_keys
 from spftsql.session import end_session, ensure_session
+
+if TYPE_CHECKING:
+    from spftsql.serving import ServingPlan
 
 APP = "endpoint"
 KEY_VARIABLE = "SPFTSQL_API_KEY"
 _READY_S = 600.0  # a large model takes minutes to load
-_ANSWER_S = 300.0
 
 
-def start_endpoint(model_dir: Path, name: str, databases: Mapping[str, str], config: Config) -> str:
+def start_endpoint(
+    model_dir: Path,
+    name: str,
+    databases: Mapping[str, str],
+    config: Config,
+    adapters: Mapping[str, Path] | None = None,
+) -> str:
     """Serves `model_dir` as `name` over `databases` (name to URL) and returns the base URL once it answers.
 
+    `adapters` of the same base model are served by their names beside it.
+
     Runs in this process's Ray session and starts one where there is none. Called again, it replaces the model
-    that is served. Raises `UserError` before anything heavy happens: for a database or model directory that
-    cannot be read, a port in use, or an address beyond loopback without a key.
+    that is served: requests in progress end with the old one, others wait until the new one is loaded. Raises
+    `UserError` before anything heavy happens: for a database or model directory that cannot be read, a port in use, or
+    an address beyond loopback without keys.
     """
     model_dir = model_dir.resolve()
     if not any((model_dir / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise UserError(f"{model_dir} is not a model directory (it has no config.json)")
-    refuse_exposure(config.serve.host, os.environ.get(KEY_VARIABLE))
+    config = _absolute(config)
+    refuse_exposure(config.serve, os.environ.get(KEY_VARIABLE))
     _refuse_taken_port(config)
-    from spftsql.databases.files import database_file
+    from spftsql.databases.files import database_location
     from spftsql.prompts import PromptBuilder
 
     for address in databases.values():
-        database_file(address)
+        database_location(address)
     PromptBuilder(config.prompt, model_dir, config.model.chat_template)  # refuses a model without a chat template
     from serve.app import build_app
 
-    application = build_app(model_dir, name, databases, config)
+    others = {other: folder.resolve() for other, folder in (adapters or {}).items()}
+    application = build_app(model_dir, name, databases, config, others)
     ensure_session(config)
     url = start_serve(config)
     from ray import serve
@@ -97,14 +108,29 @@ def start_serve(config: Config) -> str:
     return f"http://{_reachable(host)}:{port}"
 
 
-def refuse_exposure(host: str, key: str | None) -> None:
-    """Raises `UserError` when `host` can be reached from other machines and there is no key."""
+def refuse_exposure(config: ServeConfig, key: str | None) -> None:
+    """Raises `UserError` when the host can be reached from other machines and there is no key; also without its file.
+
+    A file of keys that is not there yet is a mistake, not an endpoint without keys.
+    """
+    if config.keys is not None:
+        read_keys(config.keys)
+        return
     try:
-        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+        loopback = config.host == "localhost" or ipaddress.ip_address(config.host).is_loopback
     except ValueError:
         loopback = False
     if not loopback and not key:
-        raise UserError(f"without a key in {KEY_VARIABLE} the endpoint binds to 127.0.0.1 only, not to {host}")
+        raise UserError(
+            f"without keys (serve.keys, or one in {KEY_VARIABLE}) the endpoint binds to 127.0.0.1 only, "
+            f"not to {config.host}"
+        )
+
+
+def _absolute(config: Config) -> Config:
+    """With full paths, because replicas run in other folders."""
+    paths = {name: path.resolve() for name in ("keys", "feedback") if (path := getattr(config.serve, name)) is not None}
+    return config.model_copy(update={"serve": config.serve.model_copy(update=paths)}) if paths else config
 
 
 def wait_ready(url: str, seconds: float = _READY_S) -> None:
@@ -120,7 +146,7 @@ def wait_ready(url: str, seconds: float = _READY_S) -> None:
     raise Fault(f"the endpoint at {url} did not answer within {seconds:.0f} s")
 
 
-def serve_forever(model_dir: Path, name: str, databases: Mapping[str, str], config: Config) -> None:
+def serve_forever(plan: ServingPlan) -> None:
     """Serves until Ctrl-C or SIGTERM, then takes down what it started; says where it listens (stderr).
 
     Raises what `start_endpoint` raises.
@@ -128,74 +154,16 @@ def serve_forever(model_dir: Path, name: str, databases: Mapping[str, str], conf
     stop = threading.Event()
     console = Console(stderr=True, highlight=False)
     try:
-        url = start_endpoint(model_dir, name, databases, config)
+        url = start_endpoint(plan.model, plan.name, plan.databases, plan.config, plan.adapters)
         # From here on both signals end the wait; Ray has put its own handlers in place by now.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stop.set())
-        console.print(f"Serving {name} over {', '.join(databases)} at {url}; Ctrl-C ends it.", markup=False)
+        console.print(f"Serving {plan.name} over {', '.join(plan.databases)} at {url}; Ctrl-C ends it.", markup=False)
         stop.wait()
     except KeyboardInterrupt:
         pass
     finally:
-        _take_down(config)
-
-
-def ask(url: str, database: str | None, question: str, key: str | None = None, n: int = 1) -> dict[str, Any]:
-    """The endpoint's answer to a question (`POST /v1/sql`).
-
-    `database` may be left out where only one is served; `key` defaults to the environment variable
-    `SPFTSQL_API_KEY`. Raises `UserError` when nothing answers at `url` and when the endpoint refuses the
-    question, `Fault` when it fails.
-    """
-    key = key or os.environ.get(KEY_VARIABLE)
-    if database is None:
-        served = [entry["id"] for entry in _call(url, "GET", "/v1/databases", key)["data"]]
-        if len(served) != 1:
-            raise UserError(f"name one of the endpoint's databases with --database: {', '.join(served)}")
-        database = served[0]
-    return _call(url, "POST", "/v1/sql", key, {"database": database, "question": question, "n": n})
-
-
-def _call(url: str, method: str, path: str, key: str | None, body: Any = None) -> dict[str, Any]:
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    try:
-        response = httpx.request(method, f"{url.rstrip('/')}{path}", json=body, headers=headers, timeout=_ANSWER_S)
-    except httpx.ConnectError:
-        raise UserError(f"no endpoint answers at {url}: start one with `spftsql serve`, or name its --url") from None
-    except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
-        raise UserError(f"{url} is not the address of an endpoint: {error}") from None
-    except httpx.TransportError as error:
-        raise Fault(f"the endpoint at {url} broke off: {error or type(error).__name__}") from None
-    if response.status_code >= 500:
-        raise Fault(f"the endpoint at {url} failed ({response.status_code}): {_message(response)}")
-    if response.status_code != httpx.codes.OK:
-        raise UserError(f"{_message(response)}")
-    answer: dict[str, Any] = response.json()
-    return answer
-
-
-def render_answer(answer: Mapping[str, Any]) -> RenderableType:
-    """An answer for the terminal: the SQL, what execution said, and the rows."""
-    verdict = answer["verdict"]
-    ran = verdict["status"] == "ran"
-    line = Text(verdict["status"], style="green" if ran else "red")
-    if verdict["reason"]:
-        line.append(f": {verdict['reason']}", style="default")
-    line.append(f"  {verdict['elapsed_ms']:.1f} ms in the database, {answer['timings']['total_ms']:.0f} ms in all")
-    parts: list[RenderableType] = [
-        Syntax(answer["sql"], "sql", background_color="default", word_wrap=True),
-        line,
-    ]
-    if answer["columns"]:
-        table = Table(header_style="bold")
-        for column in answer["columns"]:
-            table.add_column(Text(str(column)))
-        for row in answer["rows"]:
-            table.add_row(*(Text("NULL" if cell is None else str(cell)) for cell in row))
-        parts.append(table)
-        more = " (there are more)" if answer["truncated"] else ""
-        parts.append(Text(f"{len(answer['rows'])} rows{more}", style="dim"))
-    return Group(*parts)
+        _take_down(plan.config)
 
 
 def _take_down(config: Config) -> None:
@@ -242,10 +210,3 @@ def _reachable(host: str) -> str:
     """The address under which this machine reaches a server that listens on `host`."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"[{host}]" if ":" in host else host
-
-
-def _message(response: httpx.Response) -> str:
-    try:
-        return str(response.json()["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        return response.text[:200] or response.reason_phrase

@@ -37,6 +37,9 @@ _QUESTION_TASK = (
     "answers. Say every condition and value; use no names of tables or columns that are not words. Answer with the "
     "question alone, in one line."
 )
+_REPAIR_TASK = (
+    "This statement was tried:\n{sql}\nThe database said: {message}\nWrite the statement again, without this error."
+)
 _LETTERS_PER_TOKEN = 3.2  # of schema text, in the vocabularies of today's code models
 _LINKERS = 64  # databases whose words and values are kept at hand
 _FENCE = re.compile(r"```(?:sql)?\s*(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
@@ -62,6 +65,7 @@ class PromptBuilder:
         self.hash = content_hash(
             _SQL_TASK,
             _QUESTION_TASK,
+            _REPAIR_TASK,
             config.model_dump(mode="json"),
             None if self._tokenizer is None else str(self._tokenizer.chat_template),
             fingerprint() if self._links or config.placeholders else None,
@@ -88,6 +92,16 @@ class PromptBuilder:
         matches = f"Values: {'; '.join(_condition(value, dialect) for value in values)}\n" if values else ""
         hint = f"Hint: {evidence}\n" if evidence else ""
         return f"{schema}\n\n{_SQL_TASK.format(dialect=dialect)}\n{matches}{hint}Question: {question}"
+
+    def repair(self, database: Database, question: str, sql: str, message: str, evidence: str = "") -> str:
+        """The prompt that asks for the SQL once more after `sql` failed with the database's `message`.
+
+        It begins as that of `text_to_sql` does. Raises `ValueError` for a model that is asked with the question alone.
+        """
+        if self._config.schema_text == "none":
+            raise ValueError("a prompt without a schema has no place for an error")
+        task = _REPAIR_TASK.format(sql=self.answer(sql, database, question), message=" ".join(message.split()))
+        return self._render(f"{self.text_to_sql_message(database, question, evidence)}\n{task}")
 
     def sql_to_text(self, database: Database, sql: str, values: Sequence[str] = ()) -> str:
         """The prompt that asks for the question behind `sql`, which shall say `values`.

@@ -20,7 +20,7 @@ from spftsql.selfplay.table import rich_table
 
 def run_demo(overrides: Sequence[str], out: Console) -> None:
     """Runs (or resumes) the demo and prints its table, a question, and the endpoint's answer with its verdict."""
-    from spftsql.endpoint import ask, render_answer
+    from spftsql.client import ask, render_answer
     from spftsql.session import end_session, ensure_session
 
     begin = time.monotonic()

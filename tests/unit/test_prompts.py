@@ -3,18 +3,22 @@
 import asyncio
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from serve.metrics import Metrics
+from serve.models import Ask, Piece
+from serve.openai_api import Completions
 from serve.schemas import ChatRequest, SqlRequest
 from serve.service import Service
 from spftsql.config import Config, DatabaseConfig, GenerationConfig, PromptConfig, validate
 from spftsql.databases.catalogue import Database, open_catalogue
 from spftsql.evaluation.local_model import LocalChoice, LocalModel
 from spftsql.evaluation.sources import Question
+from spftsql.keys import OWNER
 from spftsql.linking import scoring
 from spftsql.prompts import PromptBuilder
 from spftsql.records import Example, GenerationRequest, Sample, Verdict, VerificationRequest
@@ -72,9 +76,12 @@ class Listening:
     def __init__(self) -> None:
         self.asked: list[str] = []
 
-    async def generate(self, request: GenerationRequest) -> list[Sample]:
-        self.asked.append(request.prompt)
-        return [Sample(request.id, request.db_id, request.model, i, "SELECT 1", 3, "stop") for i in range(request.n)]
+    async def complete(self, ask: Ask) -> list[Piece]:
+        self.asked.append(ask.prompt)
+        return [Piece(i, "SELECT 1", 3, "stop", 9, 0) for i in range(ask.n)]
+
+    async def stream(self, ask: Ask) -> AsyncGenerator[list[Piece]]:
+        yield await self.complete(ask)
 
     async def verify(self, requests: Sequence[VerificationRequest]) -> list[Verdict]:
         return [Verdict(r.id, r.db_id, "ran", "", 1.0, 1, False, "d", "sqlite") for r in requests]
@@ -97,11 +104,12 @@ def test_training_generation_evaluation_and_serving_ask_the_same(
     exams = {"synthetic": Exam([example], samples=4, temperature=0.7), "test": Exam([example])}
     stages.answers("exams", [Candidate("m", tiny_models[0], "k")], exams)
     backend = Listening()
-    service = Service(Path(tiny_models[0]), "m", {"hotel": hotel}, config, backend)
-    asyncio.run(service.answer(SqlRequest(database="hotel", question=QUESTION, evidence=evidence)))
+    service = Service({"m": Path(tiny_models[0])}, {"hotel": hotel}, config, backend, Metrics("test"))
+    asyncio.run(service.answer(OWNER, SqlRequest(database="hotel", question=QUESTION, evidence=evidence)))
     if not evidence:
         chat = {"model": "m@hotel", "messages": [{"role": "user", "content": QUESTION}]}
-        asyncio.run(service.chat(ChatRequest.model_validate(chat)))
+        completion = asyncio.run(Completions(service).chat(OWNER, ChatRequest.model_validate(chat)))
+        asyncio.run(completion.whole())
     portable = config.model_copy(update={"generation": GenerationConfig(engine="transformers")})
     measured = LocalModel(LocalChoice("m", Path(tiny_models[0]), portable))
     evaluated = measured.prompt(hotel, Question("hotel", QUESTION, "SELECT 1", evidence))
