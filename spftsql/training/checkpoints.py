@@ -37,6 +37,7 @@ class Progress:
     step: int = 0
     losses: list[float] = field(default_factory=list)
     seconds: float = 0.0
+    margin_start: float | None = None  # the mean margin of the first step's pairs, before it
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from spftsql.config import Config
-from spftsql.training.batches import Micro, accumulation
+from spftsql.training.batches import Micro
 from spftsql.training.checkpoints import MOMENTS, Progress, open_tensors, read_progress, write_checkpoint
 from spftsql.training.job import Prepared
 from spftsql.training.model import prepare_for_training
@@ -59,11 +59,12 @@ class DeepSpeedEngine:
 
     def forward(self, micro: Micro) -> Tensor:
         """See `Engine`."""
-        logps: Tensor = self._engine(micro.input_ids, micro.position, micro.target)
+        logps: Tensor = self._engine(micro)
         return logps
 
     def backward(self, loss: Tensor, last: bool) -> None:
         """See `Engine`. DeepSpeed averages gradients over workers; shares of a global loss are to be added."""
+        self._engine.set_gradient_accumulation_boundary(last)
         self._engine.backward(loss * self.workers, scale_wrt_gas=False)
         if not last:
             self._engine.step()  # counts the pass; the optimizer waits for the last one
@@ -161,11 +162,12 @@ class DeepSpeedEngine:
             training.lora,
             self._prepared.dropout,
             training.gradient_checkpointing,
+            training.sharing,
             self._prepared.job.seed,
         )
 
     def _settings(self) -> dict[str, Any]:
-        training, optimization = self._config.training, self._prepared.job.optimization
+        training, clip = self._config.training, self._prepared.job.optimization.clip
         zero: dict[str, Any] = {
             "stage": self._stage,
             "overlap_comm": False,
@@ -176,9 +178,10 @@ class DeepSpeedEngine:
             if self._stage == 3:
                 zero["offload_param"] = {"device": "cpu"}
         return {
-            "train_micro_batch_size_per_gpu": training.micro_batch,
-            "gradient_accumulation_steps": accumulation(optimization.batch_size, self.workers, training.micro_batch),
-            "gradient_clipping": 0.0 if self._clip is not None else optimization.clip,
+            # `backward` says itself which pass is the last; from 2 on DeepSpeed keeps what adds up over passes.
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": 2,
+            "gradient_clipping": 0.0 if self._clip is not None else clip,
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
             "zero_optimization": zero,

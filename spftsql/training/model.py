@@ -10,29 +10,42 @@ from torch import Tensor, nn
 
 from spftsql.config import LoraConfig
 from spftsql.errors import UserError
-from spftsql.training.batches import Micro
+from spftsql.training.artefact import named_base, resolve_model
+from spftsql.training.attention import masked_blocks, use_forest
+from spftsql.training.batches import Micro, Sharing
+from spftsql.training.scoring import score_targets
 
 
 class CompletionModel(nn.Module):
     """A causal language model that returns log-probabilities of chosen tokens only.
 
-    The vocabulary projection runs at the positions that predict a scored token, never over the whole prompt.
+    The vocabulary projection runs at the positions that predict a scored token, never over the whole prompt, and in
+    chunks whose logits are not kept.
     """
 
-    def __init__(self, causal: Any) -> None:
-        """Wraps a transformers causal LM."""
+    def __init__(self, causal: Any, sharing: Sharing) -> None:
+        """Wraps a transformers causal LM; its output layer learns to score targets (`scoring.score_targets`).
+
+        Raises `UserError` for a model that cannot share beginnings, where `sharing` asks for it.
+        """
         super().__init__()
         self.causal = causal
+        if sharing == "tree":
+            use_forest(causal)
+        score_targets(causal.get_output_embeddings())
 
-    def forward(self, input_ids: Tensor, position: Tensor, target: Tensor) -> Tensor:
-        """The log-probability of every target [N], float32.
+    def forward(self, micro: Micro) -> Tensor:
+        """The log-probability of every scored token [N], float32.
 
-        `input_ids` is [S, L], padded on the right; `position` [N] indexes the flattened [S·L]. No attention mask is
-        needed: attention is causal, so a token never sees the padding behind it.
+        No attention mask is needed for dense passes: attention is causal, so a token never sees the padding behind it.
         """
-        hidden = self.causal.get_decoder()(input_ids=input_ids, use_cache=False).last_hidden_state
-        logits = self.causal.get_output_embeddings()(hidden.flatten(0, 1)[position])
-        return -nn.functional.cross_entropy(logits.float(), target, reduction="none")
+        settings: dict[str, Any] = {}
+        if micro.depth is not None and micro.until is not None:
+            settings = {"position_ids": micro.depth[None], "forest": masked_blocks(micro.blocks, micro.until)}
+        decoder = self.causal.get_decoder()
+        hidden = decoder(input_ids=micro.input_ids, use_cache=False, **settings).last_hidden_state
+        logps: Tensor = self.causal.get_output_embeddings()(hidden.flatten(0, 1)[micro.position], micro.target)
+        return logps[micro.scored]
 
 
 def sequence_sums(token_logps: Tensor, micro: Micro) -> Tensor:
@@ -42,29 +55,74 @@ def sequence_sums(token_logps: Tensor, micro: Micro) -> Tensor:
     return sums.index_add(0, micro.sequence[completion], token_logps[completion])
 
 
-def load_causal_lm(folder: Path, dtype: torch.dtype) -> Any:
-    """A causal LM on the CPU, with PyTorch's fused attention. Raises `UserError` when `folder` holds none."""
+def load_causal_lm(folder: Path, dtype: torch.dtype, bits: int | None = None) -> Any:
+    """A causal LM on the CPU, with PyTorch's fused attention; an adapter is merged into its base.
+
+    Raises `UserError` when `folder` holds none.
+    """
+    base = named_base(folder)
+    if base is None:
+        return _load_base(folder, dtype, bits)
+    from peft import PeftModel
+
+    adapted = PeftModel.from_pretrained(_load_base(resolve_model(base), dtype, bits), folder)
+    return adapted.merge_and_unload()
+
+
+def _load_base(folder: Path, dtype: torch.dtype, bits: int | None) -> Any:
     from transformers import AutoModelForCausalLM
 
+    settings: dict[str, Any] = {"dtype": dtype, "attn_implementation": "sdpa"}
+    if bits == 4:
+        from transformers import BitsAndBytesConfig
+
+        settings["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+        settings["device_map"] = {"": torch.cuda.current_device()}  # it is packed on the GPU
     try:
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
+        return AutoModelForCausalLM.from_pretrained(folder, **settings)
+    except ImportError as error:
+        raise UserError(f"training.lora.bits needs bitsandbytes: pip install 'spftsql[gpu]' ({error})") from None
     except (OSError, ValueError) as error:
         raise UserError(f"no causal language model can be loaded from {folder}: {str(error).splitlines()[0]}") from None
 
 
-def add_adapters(causal: Any, config: LoraConfig, dropout: bool) -> Any:
-    """Puts low-rank adapters on all linear layers, in place; everything else is frozen. Returns the peft model."""
-    from peft import LoraConfig as PeftConfig
-    from peft import get_peft_model
+def load_with_adapters(folder: Path, dtype: torch.dtype, config: LoraConfig, dropout: bool) -> tuple[Any, Any]:
+    """A causal LM with low-rank adapters on all linear layers, in place; everything else is frozen.
 
-    settings = PeftConfig(
-        r=config.rank,
-        lora_alpha=config.alpha,
-        lora_dropout=config.dropout if dropout else 0.0,
-        target_modules="all-linear",
-        task_type="CAUSAL_LM",
-    )
-    return get_peft_model(causal, settings)
+    Returns the model and the peft model around it. An adapter directory goes on with its adapter, anything else begins
+    with a new one. Raises `UserError` for an adapter of another size: it cannot go on, and over its merged form the
+    next adapter would have no base that is on disk.
+    """
+    from peft import LoraConfig as PeftConfig
+    from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
+
+    base = named_base(folder)
+    causal = _load_base(resolve_model(base) if base is not None else folder, dtype, config.bits)
+    if config.bits:
+        causal = prepare_model_for_kbit_training(causal, use_gradient_checkpointing=False)
+    probability = config.dropout if dropout else 0.0
+    if base is None:
+        settings = PeftConfig(
+            r=config.rank,
+            lora_alpha=config.alpha,
+            lora_dropout=probability,
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
+        )
+        return causal, get_peft_model(causal, settings)
+    settings = PeftConfig.from_pretrained(str(folder))
+    if (settings.r, settings.lora_alpha) != (config.rank, config.alpha):
+        raise UserError(
+            f"{folder} is an adapter with rank {settings.r} and alpha {settings.lora_alpha}, and training.lora asks "
+            f"for {config.rank} and {config.alpha}: set them alike, or merge it first (`spftsql export --merge`)"
+        )
+    settings.lora_dropout, settings.inference_mode = probability, False
+    return causal, PeftModel.from_pretrained(causal, folder, is_trainable=True, config=settings)
 
 
 def set_dropout(causal: Any, probability: float) -> None:
@@ -89,6 +147,7 @@ def prepare_for_training(
     lora: LoraConfig | None,
     dropout: float | None,
     gradient_checkpointing: bool,
+    sharing: Sharing,
     seed: int,
 ) -> tuple[CompletionModel, Any]:
     """Loads `folder` for training; returns the module to call and the peft model (None without adapters).
@@ -96,14 +155,15 @@ def prepare_for_training(
     `dropout` None switches every dropout off, as the pair losses need it: π and its reference must agree at the start.
     Adapters are initialised from `seed`.
     """
-    causal = load_causal_lm(folder, dtype)
     adapted = None
-    if lora is not None:
+    if lora is None:
+        causal = load_causal_lm(folder, dtype)
+    else:
         torch.manual_seed(seed)
-        adapted = add_adapters(causal, lora, dropout=dropout is not None)
+        causal, adapted = load_with_adapters(folder, dtype, lora, dropout=dropout is not None)
     set_dropout(causal, dropout or 0.0)
     if gradient_checkpointing:
         causal.gradient_checkpointing_enable({"use_reentrant": False})
         if adapted is not None:
             causal.enable_input_require_grads()
-    return CompletionModel(causal).train(), adapted
+    return CompletionModel(causal, sharing).train(), adapted

@@ -6,26 +6,28 @@ their normalisation over the global batch, the schedule, the metrics) is done he
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from spftsql.config import Config, Optimization
+from spftsql.config import Config, Optimization, TrainingConfig
 from spftsql.errors import Fault
 from spftsql.training.batches import Encoded, Micro, collate, split
-from spftsql.training.job import Prepared, Progress
-from spftsql.training.losses import pair_losses, pair_sums, sft_loss
-from spftsql.training.model import CompletionModel, load_causal_lm, sequence_sums
+from spftsql.training.checkpoints import Progress
+from spftsql.training.flops import Meter
+from spftsql.training.job import Prepared
+from spftsql.training.losses import normalised, pair_losses, pair_sums, sft_loss
+from spftsql.training.model import sequence_sums
 
 Log = Callable[[dict[str, Any]], None]
-_PAIR_MEANS = ("margin", "wrong", "preferred", "chosen_logp", "rejected_logp")
-_SUMS = ("loss", "tokens", "pairs", *_PAIR_MEANS)
+_PAIR_MEANS = (
+    "margin", "wrong", "preferred", "chosen_logp", "rejected_logp", "chosen_drift", "rejected_drift",
+)  # fmt: skip
+_SUMS = ("loss", "tokens", "computed_tokens", "flops", "pairs", *_PAIR_MEANS)
 
 
 class Engine(Protocol):
@@ -60,21 +62,31 @@ def learning_rate(step: int, steps: int, optimization: Optimization) -> float:
 
 
 def run_steps(
-    engine: Engine, prepared: Prepared, reference: Tensor | None, progress: Progress, config: Config, log: Log
+    engine: Engine,
+    prepared: Prepared,
+    reference: Tensor | None,
+    progress: Progress,
+    config: Config,
+    log: Log,
+    enough: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Trains from `progress.step` to the end, keeping `progress` up to date.
+    """Trains from `progress.step` to the end, or until `enough()` before a step, keeping `progress` up to date.
 
     `reference` [rows, 2] holds log ρ(y|x) and log ρ(y′|x) of every row (None for `sft`). `log` gets the metrics of
     each step. Dropout is seeded by (job, step, worker), so that a resumed run repeats what an unbroken one does.
-    Raises `Fault` for a loss that is not finite, before it reaches the weights.
+    Raises `Fault` for a loss that is not finite before it reaches the weights, and for such a gradient before anything
+    is kept.
     """
     job, training = prepared.job, config.training
+    meter = Meter(prepared.model, training, engine.device)
     for step in range(progress.step, prepared.steps):
+        if enough():
+            return
         begin = time.monotonic()
         torch.manual_seed((job.seed * 1_000_003 + step) * 1_009 + engine.rank)
         batch = prepared.batches[step]
-        passes = split(batch, engine.workers, training.micro_batch)[engine.rank]
-        share = _Share(prepared, batch, reference, training.prompt_loss, engine.device)
+        passes = passes_of(prepared, batch, engine.workers, training)[engine.rank]
+        share = _Share(prepared, batch, reference, training, meter, engine.device)
         sums = torch.zeros(len(_SUMS), dtype=torch.float64, device=engine.device)
         for number, indices in enumerate(passes):
             # A worker without rows in this pass still takes part in its collectives, with a loss of 0.
@@ -83,19 +95,40 @@ def run_steps(
             sums += weight * counted
             engine.backward(weight * loss, last=number == len(passes) - 1)
         totals = dict(zip(_SUMS, engine.total(sums).tolist(), strict=True))
+        rows = ", ".join(prepared.rows[i].id for i in batch)
         if not math.isfinite(totals["loss"]):
-            rows = ", ".join(prepared.rows[i].id for i in batch[:3])
             raise Fault(
-                f"{job.name}: the loss of step {step + 1} is {totals['loss']} (rows {rows}, …); lower its learning_rate"
+                f"{job.name}: the loss of step {step + 1} is {totals['loss']} (rows {rows}); lower its learning_rate"
             )
         rate = learning_rate(step, prepared.steps, job.optimization)
         norm = engine.step(rate)
+        if not math.isfinite(norm):
+            raise Fault(f"{job.name}: the gradient of step {step + 1} is {norm} (rows {rows}); lower its learning_rate")
         seconds = time.monotonic() - begin
         progress.step, progress.seconds = step + 1, progress.seconds + seconds
         progress.losses.append(totals["loss"])
-        log(_metrics(prepared, progress, totals, rate, norm, seconds))
+        if totals["pairs"] and progress.margin_start is None:
+            progress.margin_start = totals["margin"] / totals["pairs"]
+        log(
+            _metrics(
+                prepared,
+                progress,
+                totals,
+                rate,
+                norm,
+                seconds,
+                meter.utilisation(totals["flops"], seconds, engine.workers),
+            )
+        )
         if progress.step % training.checkpoint_steps == 0 and progress.step < prepared.steps:
             engine.save(progress)
+
+
+def passes_of(
+    prepared: Prepared, batch: Sequence[int], workers: int, training: TrainingConfig
+) -> list[list[list[int]]]:
+    """A global batch as [worker][forward pass] -> rows, as the settings say (see `batches.split`)."""
+    return split(prepared.rows, batch, workers, training.micro_batch, training.micro_tokens, training.sharing)
 
 
 class _Share:
@@ -106,11 +139,13 @@ class _Share:
         prepared: Prepared,
         batch: Sequence[int],
         reference: Tensor | None,
-        prompt_loss: float,
+        training: TrainingConfig,
+        meter: Meter,
         device: torch.device,
     ) -> None:
-        self._prepared, self._reference, self._device = prepared, reference, device
-        self._prompt_loss = prompt_loss if prepared.job.mode == "sft" else 0.0
+        self._prepared, self._reference, self._device, self._meter = prepared, reference, device, meter
+        self._sharing = training.sharing
+        self._prompt_loss = training.prompt_loss if prepared.job.mode == "sft" else 0.0
         rows = [prepared.rows[i] for i in batch]
         self._count = len(rows)
         self._completion_tokens = sum(len(row.chosen) for row in rows)
@@ -118,9 +153,14 @@ class _Share:
 
     def __call__(self, engine: Engine, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         rows = [self._prepared.rows[i] for i in indices]
-        micro = collate(rows, self._prepared.pad_id, with_prompt=self._prompt_loss > 0).to(self._device)
+        micro = collate(rows, self._prepared.pad_id, self._prompt_loss > 0, self._sharing)
+        sums = {
+            "tokens": float(sum(row.tokens for row in rows)),
+            "computed_tokens": float(micro.computed),
+            "flops": self._meter.flops(micro),
+        }
+        micro = micro.to(self._device)
         logps = engine.forward(micro)
-        sums = {"tokens": float(sum(row.tokens for row in rows))}
         if self._prepared.job.mode == "sft":
             loss = sft_loss(logps, micro.in_prompt, self._completion_tokens, self._prompt_tokens, self._prompt_loss)
         else:
@@ -137,22 +177,43 @@ class _Share:
         summed = sequence_sums(logps, micro)
         chosen, rejected = summed[~micro.is_rejected], summed[micro.is_rejected]
         pair = micro.row[micro.is_rejected]  # the rows of this pass that are pairs; the others are replay
-        nll = -chosen / torch.tensor([len(row.chosen) for row in rows], device=self._device)
+        nll = -chosen / self._tensor([len(row.chosen) for row in rows])
         replay = torch.ones(len(rows), dtype=torch.bool, device=self._device).index_fill(0, pair, False)
         total = nll[replay].sum()
         if not pair.numel():
             return total / self._count, {}
         assert self._reference is not None  # set for every pair mode by the caller
-        reference = self._reference[list(indices)].to(self._device)[pair]
-        reward = torch.tensor([float(row.reward) for row in rows if row.reward is not None], device=self._device)
-        values = (chosen[pair], rejected, reference[:, 0], reference[:, 1], reward, job.lambda_)
         assert job.mode != "sft"
-        total = total + pair_losses(job.mode, *values, nll[pair], job.nll_weight).sum()
+        pairs = [row for row in rows if row.rejected is not None]
+        reference = self._reference[list(indices)].to(self._device)[pair]
+        lengths = (
+            self._tensor([len(row.chosen) for row in pairs]),
+            self._tensor([len(row.rejected or ()) for row in pairs]),
+        )
+        values = (
+            normalised(chosen[pair], lengths[0], job.normalise),
+            normalised(rejected, lengths[1], job.normalise),
+            normalised(reference[:, 0], lengths[0], job.normalise),
+            normalised(reference[:, 1], lengths[1], job.normalise),
+            self._tensor([float(row.reward or 0) for row in pairs]),
+            job.lambda_,
+        )
+        losses = pair_losses(job.mode, *values, nll[pair], job.nll_weight, job.form)
+        total = total + (self._tensor([row.weight for row in pairs]) * losses).sum()
         return total / self._count, {"pairs": pair.numel(), **pair_sums(*values)}
+
+    def _tensor(self, values: Sequence[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=self._device)
 
 
 def _metrics(
-    prepared: Prepared, progress: Progress, totals: dict[str, float], rate: float, norm: float, seconds: float
+    prepared: Prepared,
+    progress: Progress,
+    totals: dict[str, float],
+    rate: float,
+    norm: float,
+    seconds: float,
+    utilisation: float | None,
 ) -> dict[str, Any]:
     metrics = {
         "job": prepared.job.name,
@@ -162,58 +223,16 @@ def _metrics(
         "loss": totals["loss"],
         "lr": rate,
         "grad_norm": norm,
-        "tokens": int(totals["tokens"]),
+        "tokens": int(totals["tokens"]),  # of all sequences
+        "computed_tokens": int(totals["computed_tokens"]),  # what is shared counted once
         "tokens_per_second": round(totals["tokens"] / max(seconds, 1e-9), 1),
     }
+    if utilisation is not None:
+        metrics["mfu"] = round(utilisation, 4)
     if totals["pairs"]:
         metrics |= {name: totals[name] / totals["pairs"] for name in _PAIR_MEANS}
+        metrics["margin_start"] = progress.margin_start
     return metrics
-
-
-def reference_logps(
-    prepared: Prepared,
-    micro_batch: int,
-    dtype: torch.dtype,
-    device: torch.device,
-    rank: int,
-    workers: int,
-    total: Callable[[Tensor], Tensor],
-) -> Tensor:
-    """The values log ρ(y|x) and log ρ(y′|x) of every row under the frozen reference: [rows, 2], float32, on the CPU.
-
-    Computed once, before the first step, each worker its part of the rows (`total` adds up over workers), and kept in
-    the job's work folder for a resume. The reference leaves memory before the model in training enters it. Rows that
-    are no pairs stay 0.
-    """
-    kept = prepared.work / "reference.pt"
-    if kept.is_file():
-        loaded: Tensor = torch.load(kept, weights_only=True)
-        return loaded
-    result = torch.zeros(len(prepared.rows), 2)
-    pairs = [i for i, row in enumerate(prepared.rows) if row.rejected is not None]
-    pairs.sort(key=lambda i: -prepared.rows[i].length)
-    mine = pairs[rank::workers]
-    model = CompletionModel(load_causal_lm(prepared.reference, dtype)).to(device).eval()
-    with torch.inference_mode():
-        for start in range(0, len(mine), micro_batch):
-            indices = mine[start : start + micro_batch]
-            rows = [prepared.rows[i] for i in indices]
-            micro = collate(rows, prepared.pad_id, with_prompt=False).to(device)
-            summed = sequence_sums(model(micro.input_ids, micro.position, micro.target), micro).cpu()
-            result[indices, 0], result[indices, 1] = summed[: len(rows)], summed[len(rows) :]
-    result = total(result.to(device)).cpu()
-    if rank == 0:
-        prepared.work.mkdir(parents=True, exist_ok=True)
-        temporary = kept.with_suffix(".tmp")
-        torch.save(result, temporary)
-        temporary.replace(kept)
-    return result
-
-
-def append_metrics(path: Path, metrics: dict[str, Any]) -> None:
-    """Appends one JSON line."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(metrics) + "\n")
 
 
 def model_dtype(config: Config, device: torch.device) -> torch.dtype:
