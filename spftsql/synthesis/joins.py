@@ -10,10 +10,12 @@ from typing import Literal
 import networkx as nx
 
 from spftsql.databases.schema import Schema
+from spftsql.synthesis.steiner import steiner_tree
 
 ColumnName = tuple[str, str]  # table, column
 KeyRole = Literal["", "key", "fk"]
 
+_TREES = 20_000  # kept
 _DIRECT, _SIBLING = 1.0, 1.5  # a key and the two ends of keys to one parent; a bridge table costs 2
 
 
@@ -61,6 +63,7 @@ class KeyGraph:
                     self._columns.setdefault((table.name, kind, role), []).append(name)
         self._joins: dict[tuple[str, ...], tuple[Join, ...] | None] = {}
         self._distances: dict[str, dict[str, float]] = {}
+        self._trees: dict[tuple[str, ...], tuple[str, ...] | None] = {}
 
     def role(self, name: ColumnName) -> KeyRole:
         """Whether a column refers to another table (`fk`), identifies its own (`key`), or neither."""
@@ -117,21 +120,14 @@ class KeyGraph:
     def connect(self, tables: Sequence[str]) -> tuple[str, ...] | None:
         """`tables` and the bridge tables that connect them, each joined to one before it; None where nothing does.
 
-        A Steiner tree by the nearest-terminal heuristic (Takahashi and Matsuyama 1980), free of any hash order.
+        The Steiner tree of least weight (`spftsql.synthesis.steiner`), the first table first.
         """
-        if not tables:
-            return ()
-        tree = [tables[0]]
-        missing = [table for table in dict.fromkeys(tables) if table != tables[0]]
-        while missing:
-            distances, paths = nx.multi_source_dijkstra(self.graph, tree, weight="weight")
-            reachable = [(distances[table], place) for place, table in enumerate(missing) if table in distances]
-            if not reachable:
-                return None
-            target = missing[min(reachable)[1]]
-            tree += [table for table in paths[target] if table not in tree]
-            missing = [table for table in missing if table not in tree]
-        return tuple(tree)
+        wanted = tuple(dict.fromkeys(tables))
+        if wanted not in self._trees:
+            if len(self._trees) >= _TREES:
+                self._trees.clear()
+            self._trees[wanted] = steiner_tree(self.graph, wanted)
+        return self._trees[wanted]
 
     def distance(self, table: str, others: Iterable[str]) -> float | None:
         """The length of the shortest key path to the nearest of `others`; None where there is none."""
