@@ -27,7 +27,7 @@ _IDENTIFIERS = frozenset(
 _NOT_IDENTIFIERS = re.compile(r"(?:paid|aid|bid|acid|grid|humid|solid|valid|void|fluid|liquid|mid|kid)$")
 # Dates, times and quantities written as text: asked for by their order, whatever SQL makes of it.
 _IN_ORDER = re.compile(r"\d{1,4}[-/:.]\d{1,2}\b|[-+]?\d*\.?\d+%?$")
-_MANY = 20  # rows from which values that are all different are no accident
+_MANY = 5  # rows from which values that are all different are no accident
 
 
 @dataclass(frozen=True)
