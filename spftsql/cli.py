@@ -38,6 +38,9 @@ app.add_typer(keys_app, name="keys")
 jobs_app = typer.Typer(help="Jobs on a Ray cluster.", no_args_is_help=True)
 app.add_typer(jobs_app, name="jobs")
 
+cluster_app = typer.Typer(help="A Ray cluster on this machine.", no_args_is_help=True)
+app.add_typer(cluster_app, name="cluster")
+
 Address = Annotated[str, typer.Option(help="The cluster's dashboard and job server, as http://HOST:8265.")]
 JobId = Annotated[str, typer.Argument(metavar="ID", help="A job's id, as `spftsql jobs list` shows it.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a configuration key: a.b=value.")]
@@ -109,14 +112,46 @@ def submit(
     ] = None,
 ) -> None:
     """Runs a recipe, or one stage, as a job on a Ray cluster; the code is uploaded, data and models are not."""
-    from spftsql.job_command import driver_resources, stage_arguments
+    from spftsql.job_command import amounts, stage_arguments
     from spftsql.submission import chosen_stage
     from spftsql.submission import submit as submit_job
 
     arguments = stage_arguments({"input": source, "output": target, "mode": mode, "model": model})
     chosen = chosen_stage(stage, arguments)
-    options = (chosen, arguments, driver_resources(driver or []))
+    options = (chosen, arguments, amounts("--driver", driver or []))
     raise typer.Exit(submit_job(recipe, overrides or [], address, follow, submission_id, None, *options))
+
+
+@cluster_app.command("up")
+def cluster_up(
+    local: Annotated[bool, typer.Option("--local", help="On this machine.")] = False,
+    nodes: Annotated[int, typer.Option(min=1, help="How many nodes.")] = 2,
+    cpus: Annotated[int, typer.Option(min=0, help="CPUs that each declares; they are counted, not measured.")] = 4,
+    resources: Annotated[
+        list[str] | None, typer.Option("--resources", help="A resource of each: NAME=AMOUNT, such as verification=8.")
+    ] = None,
+) -> None:
+    """Starts several Ray nodes on this machine, with a token."""
+    from spftsql import cluster_command
+    from spftsql.job_command import amounts
+
+    cluster_command.cluster_up(local, nodes, cpus, amounts("--resources", resources or []), _out)
+
+
+@cluster_app.command("status")
+def cluster_status() -> None:
+    """Shows the cluster on this machine."""
+    from spftsql import cluster_command
+
+    cluster_command.cluster_status(_out)
+
+
+@cluster_app.command("down")
+def cluster_down() -> None:
+    """Ends the cluster on this machine."""
+    from spftsql import cluster_command
+
+    cluster_command.cluster_down(_out)
 
 
 @jobs_app.command("list")
@@ -358,6 +393,17 @@ def serve(
 
     extra = [f"serve.keys={keys}"] if keys else []
     serve_forever(serving_plan(model, db or [], host, port, engine, [*extra, *(overrides or [])]))
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, as RUN_DIR/NAME; it need not be done.")],
+    out: Annotated[Path | None, typer.Option(help="The page to write; default: report.html in the run.")] = None,
+) -> None:
+    """Writes one self-contained HTML page about a run."""
+    from spftsql.reporting.report_page import run_report
+
+    _out.print(f"The report is in {run_report(run, out)}.", markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import socket
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,14 +51,41 @@ def ensure_session(config: Config) -> None:
         options |= {"include_dashboard": config.cluster.dashboard}
     else:
         _check_reachable(address)
+        use_token()
         options |= {"address": address}
     try:
         with _silent_stderr():
             ray.init(**options)
     except (ConnectionError, ValueError, RuntimeError) as error:
         where = f"be reached at {address}" if address else "start here"
-        raise UserError(f"Ray cannot {where}: {str(error).splitlines()[0]}") from None
+        hint = "; if the cluster wants a token, set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH" if address else ""
+        raise UserError(f"Ray cannot {where}: {str(error).splitlines()[0]}{hint}") from None
     _quiet_logs()
+    if address is not None:
+        _check_capacity(config)
+
+
+def use_token() -> None:
+    """Has Ray send the cluster's token where there is one: the clients do so only if RAY_AUTH_MODE says so."""
+    from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
+
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+
+
+def _check_capacity(config: Config) -> None:
+    """Refuses a recipe that the cluster of this session can never run, and says what nodes must come for it."""
+    import ray
+    from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    from spftsql.capacity import needs, refuse_impossible
+    from spftsql.job_server import has_fixed_size
+
+    told = _internal_kv_get(DEBUG_AUTOSCALING_STATUS)
+    offers = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    for line in refuse_impossible(needs(config), offers, has_fixed_size(json.loads(told) if told else {})):
+        print(f"spftsql: {line}; waiting for nodes that the autoscaler brings", file=sys.stderr, flush=True)
 
 
 def end_session() -> None:

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
-import ipaddress
-import logging
 import shlex
 import shutil
-import socket
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from rich.console import Console
 
+from spftsql.capacity import needs, refuse_impossible
 from spftsql.config import Config, resolve
 from spftsql.errors import Fault, UserError
+from spftsql.job_following import follow_job
+from spftsql.job_server import cluster_status, connect, dashboard_url, has_fixed_size, is_this_machine, nodes
 from spftsql.records import content_hash
 
 if TYPE_CHECKING:
@@ -29,7 +27,9 @@ if TYPE_CHECKING:
 
 RECIPE_VARIABLE = "SPFTSQL_RECIPE"  # carries the resolved recipe to the job
 _PACKAGES = ("spftsql", "jobs", "serve", "cluster")
-_REACH_S = 5.0
+_ATTEMPTS, _PAUSE_S = 4, 3.0  # of a submission whose connection breaks
+Stage = Literal["generate", "verify", "train"]
+_NEEDED: Mapping[Stage, str] = {"generate": "generation", "verify": "verification", "train": "training"}
 _console = Console(stderr=True, highlight=False)
 
 
@@ -40,35 +40,60 @@ def submit(
     follow: bool,
     submission_id: str | None = None,
     python: str | None = None,
+    stage: Stage | None = None,
+    arguments: Sequence[str] = (),
+    driver: Mapping[str, float] | None = None,
 ) -> int:
-    """Submits the loop of `recipe` to the cluster at `address` (`http://HOST:8265`); returns an exit code.
+    """Submits the loop of `recipe`, or one `stage`, to the cluster at `address` (`http://HOST:8265`); an exit code.
 
     The submission id derives from the resolved recipe: while such a job is pending or running it is taken up instead
-    of a second one being started. With `follow` its output is streamed and its exit code returned. `python` is the
-    interpreter on the cluster: this one where the cluster is on this machine, else the first on its path.
-    Raises `UserError` for a bad recipe, and when the cluster cannot be reached.
+    of a second one being started. With `follow` its output is streamed and its exit code returned. `arguments` are
+    those of the stage's file in `jobs/`; `driver` is what the job's own process takes of the cluster's resources.
+    `python` is the interpreter on the cluster: this one where the cluster is on this machine, else the first on its
+    path. Raises `UserError` for a bad recipe, when the cluster cannot be reached, and when it can never run it.
     """
     address = dashboard_url(address)
-    local = _is_loopback(urlsplit(address).hostname or "")
+    local = is_this_machine(address)
     config = resolve(recipe, ["serve.port=0", *overrides, "cluster.address=auto"])
     tree = _placed(config, local)
     client = connect(address)
+    wanted = needs(config, [_NEEDED[stage]] if stage else tuple(_NEEDED.values())) if config.execution == "ray" else []
+    for line in refuse_impossible(wanted, nodes(client), has_fixed_size(cluster_status(client))):
+        _console.print(f"{line}; it waits for nodes that the autoscaler brings.", markup=False, soft_wrap=True)
     job = submit_module(
         client,
-        "jobs.run",
-        name=submission_id or f"{config.name}-{content_hash(tree)[:8]}",
+        f"jobs.{stage or 'run'}",
+        name=submission_id or "-".join([config.name, *([stage] if stage else []), content_hash(tree, *arguments)[:8]]),
         environment={RECIPE_VARIABLE: yaml.safe_dump(tree, sort_keys=False)},
         python=python or (sys.executable if local else "python"),
         again=submission_id is None,
+        arguments=arguments,
+        driver=driver or {},
     )
     if not follow:
         _console.print(
-            f"Job {job}: `ray job logs --follow --address {address} {job}` shows its output.",
+            f"Job {job}: `spftsql jobs logs --follow --address {address} {job}` shows its output.",
             markup=False,
             soft_wrap=True,
         )
         return 0
     return follow_job(client, job)
+
+
+def chosen_stage(name: str | None, arguments: Sequence[str]) -> Stage | None:
+    """A stage by name. Raises `UserError` for an unknown one, and for options that are missing or belong elsewhere."""
+    if name is None:
+        if arguments:
+            raise UserError(f"{arguments[0]} belongs to one stage: add --stage generate, verify or train")
+        return None
+    for stage in _NEEDED:
+        if stage == name:
+            if not {"--input", "--output"} <= set(arguments):
+                raise UserError(f"--stage {name} needs --input FILE and --output FOLDER, as the cluster sees them")
+            if name != "train" and {"--mode", "--model"} & set(arguments):
+                raise UserError("--mode and --model belong to --stage train")
+            return stage
+    raise UserError(f"unknown stage {name}; use {', '.join(_NEEDED)}")
 
 
 def submit_module(
@@ -79,113 +104,63 @@ def submit_module(
     environment: Mapping[str, str],
     python: str,
     again: bool = True,
+    arguments: Sequence[str] = (),
+    driver: Mapping[str, float] | None = None,
 ) -> str:
     """Starts `python -m module` on the cluster, unless a job called `name` is at work; returns the job's id.
 
     A job of that name that has ended is followed by `name-2`, `name-3`, …, or, without `again`, raises `UserError`.
+    A connection that breaks meanwhile is tried again; a job that was taken all the same is found by its name.
     """
-    from ray.job_submission import JobStatus
+    from requests.exceptions import ConnectionError, Timeout
 
+    command = shlex.join([python, "-m", module, *arguments])
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            candidate, at_work = _next_id(client, name, again)
+            return candidate if at_work else _submit(client, command, candidate, environment, driver or {})
+        except (ConnectionError, Timeout) as error:
+            if attempt == _ATTEMPTS:
+                raise Fault(f"the cluster does not take the job: {type(error).__name__}") from None
+            time.sleep(_PAUSE_S)
+    raise AssertionError("unreachable")
+
+
+def _next_id(client: JobSubmissionClient, name: str, again: bool) -> tuple[str, bool]:
+    """The id to submit under, or, with True, the id of the job that is at work."""
     jobs = {job.submission_id: job.status for job in client.list_jobs() if job.submission_id}
     candidate, number = name, 1
     while candidate in jobs:
-        if jobs[candidate] in (JobStatus.PENDING, JobStatus.RUNNING):
+        if not jobs[candidate].is_terminal():
             _console.print(f"Job {candidate} is {jobs[candidate].value.lower()} already.", markup=False, soft_wrap=True)
-            return candidate
+            return candidate, True
         if not again:
             raise UserError(f"there was a job {name} already ({jobs[candidate].value.lower()}): choose another id")
         number += 1
         candidate = f"{name}-{number}"
+    return candidate, False
+
+
+def _submit(
+    client: JobSubmissionClient, command: str, job: str, environment: Mapping[str, str], driver: Mapping[str, float]
+) -> str:
+    own = {name: amount for name, amount in driver.items() if name not in ("CPU", "GPU")}
     with tempfile.TemporaryDirectory(prefix="spftsql-") as folder:
         _copy_code(Path(folder))
         try:
             submitted: str = client.submit_job(
-                entrypoint=shlex.join([python, "-m", module]),
-                submission_id=candidate,
+                entrypoint=command,
+                submission_id=job,
                 runtime_env={"working_dir": folder, "env_vars": dict(environment)},
+                entrypoint_num_cpus=driver.get("CPU"),
+                entrypoint_num_gpus=driver.get("GPU"),
+                entrypoint_resources=own or None,
             )
         except RuntimeError as error:
+            if "already" in str(error):  # somebody else's submission of the same came first
+                return job
             raise Fault(f"the cluster refused the job: {' '.join(str(error).split())[:300]}") from None
     return submitted
-
-
-def follow_job(client: JobSubmissionClient, job: str) -> int:
-    """Streams a job's output until it ends; returns its exit code, 1 where it has none."""
-    from ray.job_submission import JobStatus
-
-    shown = 0
-    try:
-        while True:
-            shown = asyncio.run(_stream(client, job, shown))
-            info = client.get_job_info(job)
-            if info.status.is_terminal():
-                break
-    except KeyboardInterrupt:
-        _console.print(f"Job {job} goes on; the same command takes it up again.", markup=False, soft_wrap=True)
-        raise
-    if info.status == JobStatus.SUCCEEDED:
-        return 0
-    _console.print(
-        f"Job {job} {info.status.value.lower()}: {(info.message or 'no message').splitlines()[0]}",
-        markup=False,
-        soft_wrap=True,
-    )
-    return info.driver_exit_code or 1
-
-
-async def _stream(client: JobSubmissionClient, job: str, shown: int) -> int:
-    """Prints the log from character `shown` on; returns how far it got. The stream always begins at the start."""
-    position = 0
-    async for text in client.tail_job_logs(job):
-        sys.stdout.write(text[max(0, shown - position) :])
-        sys.stdout.flush()
-        position += len(text)
-    return max(position, shown)
-
-
-def connect(address: str) -> JobSubmissionClient:
-    """A client of the dashboard at `address`, with the cluster's token; raises `UserError` when it does not answer."""
-    url = urlsplit(address)
-    try:
-        # Ray's client waits for a silent host for minutes; this does not.
-        with closing(socket.create_connection((url.hostname, url.port or 8265), timeout=_REACH_S)):
-            pass
-    except (OSError, ValueError) as error:
-        raise UserError(f"Ray cannot be reached at {address}: {error}") from None
-    from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
-    from ray.exceptions import AuthenticationError
-    from ray.job_submission import JobSubmissionClient
-
-    for name in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.authentication"):
-        logging.getLogger(f"ray.{name}").setLevel(logging.ERROR)  # they tell of every upload, stream and token
-    from requests.exceptions import RequestException
-
-    # As `ray.init` does when it joins a cluster: the job client alone sends a token only if RAY_AUTH_MODE says so.
-    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
-    try:
-        return JobSubmissionClient(address)
-    except AuthenticationError:
-        raise UserError(
-            f"the cluster at {address} wants its token: set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
-        ) from None
-    except (ConnectionError, RuntimeError, ValueError, RequestException) as error:
-        raise UserError(f"no Ray job server answers at {address}: {' '.join(str(error).split())[:200]}") from None
-
-
-def dashboard_url(address: str) -> str:
-    """The address as a URL; raises `UserError` for one of another kind."""
-    address = address if "://" in address else f"http://{address}"
-    url = urlsplit(address)
-    if url.scheme not in ("http", "https") or not url.hostname:
-        raise UserError(f"--address takes the cluster's dashboard as http://HOST:8265, not {address}")
-    return address
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _placed(config: Config, local: bool) -> dict[str, Any]:

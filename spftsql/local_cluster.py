@@ -1,0 +1,185 @@
+"""A Ray cluster of several nodes on this machine: processes with declared resources, for trying and for tests.
+
+Every node is a `ray start --block`, which takes its processes with it when it ends. What was started is written down
+in the cache folder, so that another command can show it and end it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from spftsql.cache import cache_folder
+from spftsql.errors import Fault, UserError
+
+_HOST = "127.0.0.1"
+_READY_S = 240.0
+_END_S = 30.0
+_POLL_S = 0.5
+
+
+@dataclass(frozen=True)
+class LocalCluster:
+    """What runs: one process per node, the head first, and where it is reached."""
+
+    address: str  # of Ray itself, for `spftsql run --address`
+    dashboard: str  # for `spftsql submit --address`
+    folder: str  # Ray's temporary folder; every node's command line names it
+    pids: tuple[int, ...]
+
+    def alive(self) -> list[int]:
+        """The processes that still run; a number that another program has by now does not count."""
+        return [pid for pid in self.pids if self.folder in _command_line(pid)]
+
+
+def start_cluster(nodes: int, cpus: int, resources: Mapping[str, float]) -> LocalCluster:
+    """Starts `nodes` nodes of `cpus` logical CPUs and `resources` each; returns when all of them have joined.
+
+    Raises `UserError` when one is up already, `Fault` when it does not come up; then nothing of it is left.
+    """
+    if nodes < 1:
+        raise UserError("a cluster has at least 1 node")
+    there = find_cluster()
+    if there is not None:
+        raise UserError(f"a local cluster is up at {there.dashboard}: `spftsql cluster down` ends it")
+    # Short: Ray's socket paths in it have at most 107 characters.
+    folder = Path(tempfile.mkdtemp(prefix="spft-"))
+    ports = _free_ports(3 + 2 * nodes)
+    gcs, dashboard, client = ports[:3]
+    environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
+    ray = Path(sys.executable).with_name("ray")
+    subprocess.run([ray, "get-auth-token", "--generate"], env=environment, capture_output=True, check=False)
+    pids: list[int] = []
+    cluster = LocalCluster(f"{_HOST}:{gcs}", f"http://{_HOST}:{dashboard}", str(folder), ())
+    try:
+        for number in range(nodes):
+            own = [f"--dashboard-agent-listen-port={ports[3 + 2 * number]}"]
+            own += [f"--metrics-export-port={ports[4 + 2 * number]}", f"--temp-dir={folder}"]
+            own += [f"--num-cpus={cpus}", f"--resources={json.dumps(dict(resources))}"]
+            if number == 0:
+                own += ["--head", f"--node-ip-address={_HOST}", f"--port={gcs}", f"--ray-client-server-port={client}"]
+                own += [f"--dashboard-port={dashboard}", f"--dashboard-host={_HOST}"]
+            else:
+                own += [f"--address={cluster.address}", f"--node-ip-address={_HOST}"]
+            with (folder / f"node-{number}.log").open("w") as log:
+                process = subprocess.Popen(
+                    [ray, "start", "--block", *own],
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
+            pids.append(process.pid)
+            cluster = LocalCluster(cluster.address, cluster.dashboard, str(folder), tuple(pids))
+            _state_file().write_text(json.dumps(asdict(cluster)), encoding="utf-8")
+            _await_nodes(cluster, number + 1 if number in (0, nodes - 1) else 0)
+    except BaseException:
+        stop_cluster(cluster)
+        raise
+    return cluster
+
+
+def find_cluster() -> LocalCluster | None:
+    """The local cluster that runs, if one does."""
+    try:
+        told = json.loads(_state_file().read_text(encoding="utf-8"))
+        cluster = LocalCluster(told["address"], told["dashboard"], told["folder"], tuple(told["pids"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return cluster if cluster.alive() else None
+
+
+def stop_cluster(cluster: LocalCluster) -> None:
+    """Ends all nodes, the head last, and removes the cluster's files."""
+    for pid in reversed(cluster.alive()):
+        _signal(pid, signal.SIGTERM)
+    deadline = time.monotonic() + _END_S
+    while (left := cluster.alive()) and time.monotonic() < deadline:
+        _reap(left)
+        time.sleep(0.1)
+    for pid in left:
+        _signal(pid, signal.SIGKILL)  # with its group: a node's processes are in it
+    _reap(left)
+    shutil.rmtree(cluster.folder, ignore_errors=True)
+    _state_file().unlink(missing_ok=True)
+
+
+def node_lines(cluster: LocalCluster) -> list[str]:
+    """One line for each node that has joined: its address and what it offers."""
+    from spftsql.job_server import connect, in_words, nodes
+
+    offers = nodes(connect(cluster.dashboard))
+    shown = [{k: v for k, v in node.items() if k not in ("memory", "object_store_memory")} for node in offers]
+    return [f"node {number}: {in_words(node)}" for number, node in enumerate(shown, 1)]
+
+
+def _await_nodes(cluster: LocalCluster, count: int) -> None:
+    """Returns when `count` nodes have joined; raises `Fault` with the end of a node's log when one ends before."""
+    from spftsql.job_server import connect, nodes
+
+    deadline = time.monotonic() + _READY_S
+    joined = 0
+    while joined < count:
+        _reap(cluster.pids)
+        dead = [number for number, pid in enumerate(cluster.pids) if pid not in cluster.alive()]
+        if dead or time.monotonic() > deadline:
+            log = (Path(cluster.folder) / f"node-{(dead or [len(cluster.pids) - 1])[0]}.log").read_text()
+            raise Fault(f"the local cluster does not come up: {' '.join(log.split())[-400:]}")
+        try:
+            joined = len(nodes(connect(cluster.dashboard)))
+        except (UserError, Fault):
+            joined = 0
+        if joined < count:
+            time.sleep(_POLL_S)
+
+
+def _state_file() -> Path:
+    return cache_folder("clusters") / "local.json"
+
+
+def _free_ports(count: int) -> list[int]:
+    probes = [socket.socket() for _ in range(count)]
+    try:
+        for probe in probes:
+            probe.bind((_HOST, 0))
+        return [probe.getsockname()[1] for probe in probes]
+    finally:
+        for probe in probes:
+            probe.close()
+
+
+def _command_line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def _signal(pid: int, number: int) -> None:
+    try:
+        if number == signal.SIGKILL:
+            os.killpg(pid, number)
+        else:
+            os.kill(pid, number)
+    except ProcessLookupError:
+        pass
+
+
+def _reap(pids: Sequence[int]) -> None:
+    """Takes note of the end of those that are children of this very process."""
+    for pid in pids:
+        try:
+            os.waitpid(pid, os.WNOHANG)
+        except ChildProcessError:
+            continue
