@@ -267,9 +267,10 @@ class SynthesisConfig(Section):
     but for `leak_overlap` of their triples, and the same SQL but for literals.
     """
 
-    oversample: float = Field(3.0, ge=1)  # statements tried per statement wanted
     column_substitution: float = Field(0.3, ge=0, le=1)  # probability that a template's columns are drawn anew
     library: float = Field(0.0, ge=0, le=1)  # share of statements from the built-in templates; all without labels
+    composition: float = Field(0.0, ge=0, le=1)  # share of statements from templates derived from all of these
+    per_structure: int = Field(50, ge=0, le=255)  # statements of a template over the same columns; 0: any number
     databases: Literal["all", "labelled"] = "all"  # which ones SQL is written for
     candidates: int = Field(3, gt=0)  # questions per statement
     temperature: float = Field(0.7, ge=0)
@@ -311,7 +312,7 @@ class SelfPlayConfig(Section):
     nll_weight: float = Field(0.0, ge=0)
     loss: Literal["logistic", "hinge"] = "logistic"
     normalise: Literal["sum", "mean"] = "sum"  # log-probabilities over the tokens of an answer
-    weigh: Literal["pair", "question"] = "pair"  # what counts alike: every sample, or all samples of a question together
+    weigh: Literal["pair", "question"] = "pair"  # what counts alike: every sample, or all of a question together
     replay: float = Field(0.5, ge=0)  # labelled replay rows per pair
     optimization: Optimization = Field(default_factory=lambda: Optimization(learning_rate=1e-6, epochs=1))
 

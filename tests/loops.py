@@ -34,7 +34,7 @@ STAGES = [
     "verify-labels",
     "base",
     "train-labels",
-    "verify-sql-1",
+    "verify-sql-1-1",
     "generate-questions-1",
     "train-round-1",
     "generate-round-1",

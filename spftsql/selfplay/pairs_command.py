@@ -14,6 +14,7 @@ from typing import Any
 
 import duckdb
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from spftsql.errors import UserError
@@ -96,4 +97,4 @@ def _cell(value: object) -> str:
     if value is None:
         return "–"
     text = f"{value:.2f}" if isinstance(value, float) else str(value)
-    return text.replace("[", "\\[")
+    return escape("".join(char if char.isprintable() else " " for char in text))

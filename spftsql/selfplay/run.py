@@ -26,7 +26,8 @@ from spftsql.selfplay.play import opponent_of, play_iteration, strongest
 from spftsql.selfplay.splits import SyntheticSets, later_set, split_pairs
 from spftsql.selfplay.stages import Answer, Candidate, Exam, Stages, Training, accuracy
 from spftsql.selfplay.table import Result, TableExam, markdown, method_row
-from spftsql.synthesis.library import with_library
+from spftsql.synthesis.composition import with_composed
+from spftsql.synthesis.library import with_library, write_templates
 from spftsql.synthesis.templates import Template, extract_pool
 
 _METHOD = {
@@ -216,11 +217,18 @@ def vbi_rounds(
 
 
 def template_pool(stages: Stages, labels: Sequence[Example]) -> list[Template]:
-    """The templates of the labels and, as far as wanted, of the library; the library alone without labels."""
+    """The templates of the labels and, as far as wanted, of the library (alone without labels) and composed of these.
+
+    They are kept in `templates.jsonl`, with what a composed one was made of.
+    """
+    config = stages.config.synthesis
     schemas = {name: database.schema for name, database in stages.catalogue.items()}
+    places = {name: database.location for name, database in stages.catalogue.items()}
     pool, problems = extract_pool(labels, schemas)
     stages.run.event("templates", count=len(pool), problems=len(problems))
-    return with_library(pool, stages.config.synthesis.library)
+    pool = with_composed(with_library(pool, config.library), config.composition, schemas, places, stages.config.seed)
+    stages.run.write("templates.jsonl", write_templates(pool, schemas))
+    return pool
 
 
 def synthesis_databases(stages: Stages, labels: Sequence[Example]) -> list[str]:

@@ -11,17 +11,19 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
+from itertools import count
 
 from spftsql.errors import UserError
 from spftsql.evaluation.benchmarks import template_id
 from spftsql.linking.literals import filter_literals, says, unsaid
-from spftsql.records import Example, Statement, TrainRow, VerificationRequest, content_hash
+from spftsql.records import Example, Statement, TrainRow, Verdict, VerificationRequest
 from spftsql.selfplay.leaks import find_leaks
 from spftsql.selfplay.lineage import Made, pair_id, question_request
 from spftsql.selfplay.questions import Phrasing, Vote, choose
 from spftsql.selfplay.stages import Answer, Candidate, Stages
+from spftsql.synthesis.accepting import Tally, counts_of, judged
 from spftsql.synthesis.canonical import canonical_sql
-from spftsql.synthesis.filling import synthesize
+from spftsql.synthesis.filling import Sampler
 from spftsql.synthesis.placeholders import Hidden, hide_in_question, hide_values, show_values
 from spftsql.synthesis.templates import Template
 
@@ -51,45 +53,37 @@ def statements(
     known: Sequence[Example],
     databases: Iterable[str],
 ) -> list[Made]:
-    """SQL for `wanted` pairs over `databases`; what gives no result is there too, with the reason."""
-    config = stages.config
+    """SQL for `wanted` pairs over `databases`; what was executed and dropped is there too, with the reason."""
+    config = stages.config.synthesis
     names = [name for name in databases if any(table.rows for table in stages.catalogue[name].schema.tables)]
     if not names:
         raise UserError("no synthetic SQL can be written: the databases have no rows")
-    made = list(
-        synthesize(
-            pool,
-            {name: stages.catalogue[name].schema for name in names},
-            {name: stages.catalogue[name].location for name in names},
-            count=int(wanted * config.synthesis.oversample),
-            seed=int(content_hash(config.seed, "synthesis", round_), 16) % 2**31,
-            column_substitution=config.synthesis.column_substitution,
-            weights=weights,
-            exclude={_canonical(stages, example) for example in known},
-        )
+    sampler = Sampler(
+        pool,
+        {name: stages.catalogue[name].schema for name in names},
+        {name: stages.catalogue[name].location for name in names},
+        seed=stages.seed_of(f"synthesis/{round_}"),
+        column_substitution=config.column_substitution,
+        weights=weights,
+        exclude={_canonical(stages, example) for example in known},
+        per_structure=config.per_structure,
     )
-    requests = [VerificationRequest(s.id, s.db_id, s.sql, None, config.verification.policy) for s in made]
-    verdicts = stages.verify(f"sql-{round_}", requests)
-    found, kept = [], 0
-    for statement in made:
-        verdict = verdicts[statement.id]
-        reason = verdict.status if verdict.status != "ran" else ""
-        if not reason and (verdict.row_count == 0 or verdict.constant_null):
-            reason = "empty"
-        if not reason:
-            kept += 1
-            if kept > int(wanted * _QUESTION_RESERVE):
-                break
-        found.append(Made(statement, verdict, reason))
-    dropped = Counter(one.reason for one in found if one.reason)
-    stages.run.event("synthesized", round=round_, tried=len(made), kept=kept, dropped=dict(dropped))
-    if not kept:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common()) or "no template fits"
+    window = count(1)
+
+    def execute(requests: Sequence[VerificationRequest]) -> list[Verdict]:
+        return list(stages.verify(f"sql-{round_}-{next(window)}", requests).values())
+
+    tally = Tally()
+    found = judged(sampler, [execute], int(wanted * _QUESTION_RESERVE), batch_size=None, tally=tally)
+    made = [Made(one.statement, one.verdict, one.reason) for one in found]
+    stages.run.event("synthesized", round=round_, **counts_of(tally))
+    if not tally.accepted:
+        reasons = ", ".join(f"{number} {reason}" for reason, number in tally.dropped.most_common(5)) or "none fits"
         raise UserError(
-            f"round {round_}: none of {len(made)} synthetic statements gives a result ({reasons}): are the databases "
-            "all but empty, or the labelled SQL without values?"
+            f"round {round_}: no synthetic SQL gives a result that tells something ({reasons}): are the databases all "
+            "but empty, or the labelled SQL without values?"
         )
-    return found
+    return made
 
 
 def phrased(stages: Stages, round_: int, made: Sequence[Made], writer: Candidate, voter: Candidate) -> list[Made]:
