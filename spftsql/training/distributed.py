@@ -12,17 +12,23 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spftsql.config import Config
 from spftsql.errors import Fault, UserError
-from spftsql.training.checkpoints import Progress, latest_checkpoint, read_progress
-from spftsql.training.job import TrainJob, TrainResult, claim_work, read_result
-from spftsql.training.metrics import append_metrics, follow_metrics, forget_metrics
+from spftsql.training.checkpoints import Progress, latest_checkpoint, read_progress, writing
+from spftsql.training.job import TrainJob, TrainResult, claim_work, read_result, watch_of
+from spftsql.training.metrics import append_metrics, follow_metrics, forget_metrics, validation_line
+from spftsql.training.validation import Validate, Watch, judge
+
+if TYPE_CHECKING:
+    import torch
 
 _STORAGE = ".ray_train"
 _FAILURE = "failure.json"
@@ -40,7 +46,7 @@ def train_ray(
     jobs = [_absolute(job) for job in jobs]
     open_jobs = [job for job in jobs if read_result(job) is None]
     if open_jobs:
-        _check_resources(config)
+        _check_resources(open_jobs, config)
         for job in open_jobs:
             claim_work(job, config)
         metrics.parent.mkdir(parents=True, exist_ok=True)
@@ -68,20 +74,37 @@ def _absolute(job: TrainJob) -> TrainJob:
     )
 
 
-def _check_resources(config: Config) -> None:
+def _validates(jobs: Sequence[TrainJob], config: Config) -> bool:
+    return config.training.validate_steps is not None and any(job.validate is not None for job in jobs)
+
+
+def _check_resources(jobs: Sequence[TrainJob], config: Config) -> None:
     """Refuses what a session of our own can never run; elsewhere nodes may still join."""
     import ray
 
     if config.cluster.address is not None:
         return
-    total, training = ray.cluster_resources(), config.training
-    for name, per_worker in (("CPU", training.cpus), ("GPU", training.gpus)):
-        if (needed := per_worker * training.min_workers) > (have := total.get(name, 0.0)):
+    total, training, generation = ray.cluster_resources(), config.training, config.generation
+    # A validation runs beside the workers, of which there may be as many as the session has room for.
+    validates = _validates(jobs, config)
+    workers = training.max_workers if validates else training.min_workers
+    for name, each, beside in (
+        ("CPU", training.cpus, generation.cpus if validates else 0.0),
+        ("GPU", training.gpus, generation.gpus if validates else 0.0),
+    ):
+        if (needed := each * workers + beside) > (have := total.get(name, 0.0)):
             raise UserError(
-                f"training.workers={training.min_workers} with training.{name.lower()}s={per_worker:g} each need "
-                f"{needed:g} {name}s, but the Ray session has {have:g}; lower them"
+                f"training.workers={workers} with training.{name.lower()}s={each:g} each"
+                + (f" and a validation with {beside:g}" if beside else "")
+                + f" need {needed:g} {name}s, but the Ray session has {have:g}; lower them"
                 + (" or raise cluster.cpus" if name == "CPU" else "")
             )
+
+
+def _validation_resources(config: Config) -> dict[str, Any]:
+    """What a validation task takes: an engine, and child processes that execute SQL meanwhile idle."""
+    generation = config.generation
+    return {"num_cpus": generation.cpus, "num_gpus": generation.gpus, "resources": dict(generation.resources)}
 
 
 def _fit(jobs: Sequence[TrainJob], config: Config, metrics: Path) -> None:
@@ -91,7 +114,7 @@ def _fit(jobs: Sequence[TrainJob], config: Config, metrics: Path) -> None:
             "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0"
         )  # a process less; nobody reclaims this machine
     from ray.exceptions import RayActorError
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, ValidationConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
@@ -101,6 +124,12 @@ def _fit(jobs: Sequence[TrainJob], config: Config, metrics: Path) -> None:
     shutil.rmtree(storage, ignore_errors=True)
     resources = {"CPU": training.cpus, **training.resources} | ({"GPU": training.gpus} if gpu else {})
     failure = storage / _FAILURE
+    validation: dict[str, Any] = {}
+    if _validates(jobs, config):
+        judges = {job.name: job.validate for job in jobs if job.validate is not None}
+        validation["validation_config"] = ValidationConfig(
+            partial(_validate_reported, judges=judges), ray_remote_kwargs=_validation_resources(config)
+        )
     scaling: dict[str, Any] = {
         "num_workers": training.workers,
         "use_gpu": gpu,
@@ -119,6 +148,7 @@ def _fit(jobs: Sequence[TrainJob], config: Config, metrics: Path) -> None:
                 storage_path=str(storage),
                 failure_config=FailureConfig(max_failures=training.max_failures),
             ),
+            **validation,
         )
         trainer.fit()
 
@@ -149,6 +179,7 @@ def _worker(settings: dict[str, Any]) -> None:
         os.environ["DS_ACCELERATOR"] = "cpu"
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DS_LOG_LEVEL", "error")
+    import ray.train.torch
     import torch
     from torch import distributed
 
@@ -160,7 +191,7 @@ def _worker(settings: dict[str, Any]) -> None:
     try:
         for job, is_open in zip(settings["jobs"], open_jobs[0], strict=True):
             if is_open:
-                _train(job, config, settings["metrics"])
+                train_job(job, config, settings["metrics"], ray.train.torch.get_device())
     except (UserError, Fault) as error:
         if rank == 0:
             try:
@@ -170,16 +201,16 @@ def _worker(settings: dict[str, Any]) -> None:
                 raise error from None
 
 
-def _train(job: TrainJob, config: Config, metrics: Path) -> None:
-    import ray.train.torch
+def train_job(job: TrainJob, config: Config, metrics: Path, device: torch.device) -> None:
+    """One worker's part of a training, in a process group that is there; every worker of the group calls this."""
     from torch import distributed
 
     from spftsql.training.engine import DeepSpeedEngine
-    from spftsql.training.job import prepare, publish
-    from spftsql.training.steps import model_dtype, reference_logps, run_steps
+    from spftsql.training.job import prepare, publish, write_model
+    from spftsql.training.reference import reference_logps
+    from spftsql.training.steps import model_dtype, run_steps
 
     rank, workers = distributed.get_rank(), distributed.get_world_size()
-    device = ray.train.torch.get_device()
     prepared = prepare(job, config)
     checkpoint = _first_says(lambda: latest_checkpoint(prepared.work))
     state = read_progress(checkpoint) if checkpoint else Progress()
@@ -190,8 +221,8 @@ def _train(job: TrainJob, config: Config, metrics: Path) -> None:
 
     reference = None
     if job.mode != "sft":
-        dtype, micro_batch = model_dtype(config, device), config.training.micro_batch
-        reference = reference_logps(prepared, micro_batch, dtype, device, rank, workers, total)
+        dtype = model_dtype(config, device)
+        reference = reference_logps(prepared, config.training, dtype, device, rank, workers, total)
     engine = DeepSpeedEngine(prepared, config, device, total, checkpoint)
 
     def log(values: dict[str, Any]) -> None:
@@ -200,10 +231,86 @@ def _train(job: TrainJob, config: Config, metrics: Path) -> None:
 
     if rank == 0:
         forget_metrics(metrics, job.name, state.step)
-    run_steps(engine, prepared, reference, state, config, log)
-    weights = engine.gather()
-    _first_says(lambda: publish(prepared, state, config, lambda target: engine.export(target, weights)))
+    watch = watch_of(prepared, config)
+
+    def hear(watch: Watch) -> None:
+        """Waits for the validations that are under way."""
+        import ray.train
+
+        ray.train.get_all_reported_checkpoints()
+        if rank == 0:
+            for step, accuracy in watch.news().items():
+                append_metrics(metrics, validation_line(job.name, step, prepared.steps, accuracy))
+
+    def enough() -> bool:
+        """Hands the model in for validation where that is due; whether the training has come to its end.
+
+        What the validation says is heard when the next one is due: the steps in between wait for nothing.
+        """
+        if watch is None or not watch.due(state.step):
+            return False
+        hear(watch)
+        if _first_says(lambda: watch.ended()):
+            return True
+        if _first_says(lambda: watch.result(state.step)) is None:
+            weights = engine.gather()
+
+            def save(target: Path) -> None:
+                write_model(prepared, state, config, lambda folder: engine.export(folder, weights), target)
+
+            def write() -> Path:
+                watch.forget_worse()
+                with writing(prepared.work):
+                    return watch.write(state.step, save)
+
+            _report(job, state.step, _first_says(write))
+        return False
+
+    run_steps(engine, prepared, reference, state, config, log, enough)
+    if watch is None:
+        weights = engine.gather()
+        _first_says(lambda: publish(prepared, state, config, lambda target: engine.export(target, weights)))
+    else:
+        if state.step == prepared.steps:
+            enough()
+        hear(watch)
+        _first_says(lambda: _finish(watch, job))
     engine.close()
+
+
+def _report(job: TrainJob, step: int, model: Path) -> None:
+    """Hands a model to Ray Train's validation; every rank calls this. The checkpoint only says where the model lies."""
+    import ray.train
+
+    values = {"job": job.name, "step": step}
+    if ray.train.get_context().get_world_rank() != 0:
+        ray.train.report(values)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "model.json").write_text(json.dumps(str(model)), encoding="utf-8")
+        ray.train.report(
+            values,
+            checkpoint=ray.train.Checkpoint(folder),
+            validation=ray.train.ValidationTaskConfig(fn_kwargs={"job": job.name, "model": str(model)}),
+        )
+
+
+def _validate_reported(checkpoint: Any, judges: Mapping[str, Validate], job: str, model: str) -> dict[str, float]:
+    """What Ray Train calls, in a task of its own; Ray Train keeps the reason of a failure to itself."""
+    error = Path(f"{model}.error")
+    try:
+        return {"accuracy": judge(Path(model), judges[job])}
+    except Exception as reason:
+        error.write_text(f"{type(reason).__name__}: {reason}", encoding="utf-8")
+        raise
+
+
+def _finish(watch: Watch, job: TrainJob) -> None:
+    for error in sorted((job.work / "validation").glob("*.error")):
+        reason = error.read_text(encoding="utf-8")
+        error.unlink()
+        raise Fault(f"{job.name}: a model could not be validated ({reason}); run again")
+    watch.finish(job.output)
 
 
 def _first_says(work: Callable[[], Any]) -> Any:

@@ -24,8 +24,10 @@ from spftsql.training.artefact import (
     weights_key,
     write_manifest,
 )
-from spftsql.training.batches import Encoded, encode_rows, plan
+from spftsql.training.batches import Encoded, Weigh, encode_rows, plan
 from spftsql.training.checkpoints import Progress, latest_checkpoint, read_progress, sync_folder, writing
+from spftsql.training.losses import LossForm, Normalise
+from spftsql.training.validation import Validate, Watch
 
 _JOB = "job.json"
 
@@ -36,7 +38,8 @@ class TrainJob:
 
     `reference` is the frozen model of the pair losses (default: `model` itself). `synthetic_share` is the share of
     synthetic rows in every batch (default: as they come). `details` are for the model card (`round`, `prompt_hash`,
-    `verdicts`, …) and change nothing else. In a cluster all paths are on storage that all nodes share.
+    `verdicts`, …) and change nothing else. With `validate` and `training.validate_steps` the training stops early, and
+    its output is the model that `validate` finds best. In a cluster all paths are on storage that all nodes share.
     """
 
     name: str
@@ -49,8 +52,12 @@ class TrainJob:
     reference: Path | None = None
     lambda_: float = 0.1
     nll_weight: float = 0.0
+    form: LossForm = "logistic"
+    normalise: Normalise = "sum"
+    weigh: Weigh = "pair"
     synthetic_share: float | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
+    validate: Validate | None = None
 
     @property
     def work(self) -> Path:
@@ -105,16 +112,16 @@ def prepare(job: TrainJob, config: Config) -> Prepared:
     if tokenizer_hash(model) != tokenizer_hash(reference):
         raise UserError(f"{job.name}: {model} and its reference {reference} have different tokenizers")
     tokenizer = AutoTokenizer.from_pretrained(model)
-    rows, dropped = encode_rows(_read_rows(job), tokenizer, config.model.max_length, job.mode)
+    rows, dropped = encode_rows(_read_rows(job), tokenizer, config.model.max_length, job.mode, job.weigh)
     optimization = job.optimization
-    steps = optimization.total_steps(len(rows))
+    steps, together = optimization.total_steps(len(rows)), config.training.questions_per_schema
     return Prepared(
         job=job,
         model=model,
         reference=reference,
         rows=rows,
         dropped=dropped,
-        batches=plan(rows, steps, optimization.batch_size, job.seed, job.synthetic_share),
+        batches=plan(rows, steps, optimization.batch_size, job.seed, job.synthetic_share, together),
         pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
         dropout=float(read_manifest(model).get("dropout", 0.0)) if job.mode == "sft" else None,
         work=job.work,
@@ -140,11 +147,17 @@ def job_settings(job: TrainJob, config: Config) -> dict[str, Any]:
         "synthetic_share": job.synthetic_share,
         "lambda": job.lambda_,
         "nll_weight": job.nll_weight,
+        "loss": job.form,
+        "normalise": job.normalise,
+        "weigh": job.weigh,
+        "training.questions_per_schema": config.training.questions_per_schema,
         "training.prompt_loss": config.training.prompt_loss,
         "training.lora": lora.model_dump() if lora else None,
         "model.dtype": config.model.dtype,
         "model.max_length": config.model.max_length,
     }
+    if job.validate is not None and config.training.validate_steps is not None:
+        settings |= {f"training.{name}": getattr(config.training, name) for name in ("validate_steps", "patience")}
     return settings | {f"optimization.{name}": value for name, value in job.optimization.model_dump().items()}
 
 
@@ -191,6 +204,14 @@ def read_result(job: TrainJob) -> TrainResult | None:
     return TrainResult(
         job.name, job.output, manifest["steps"], manifest["loss"], manifest["seconds"], manifest["dropped_rows"]
     )
+
+
+def watch_of(prepared: Prepared, config: Config) -> Watch | None:
+    """The validations of a job; None where its models are not validated."""
+    training = config.training
+    if prepared.job.validate is None or training.validate_steps is None:
+        return None
+    return Watch(prepared.work, training.validate_steps, training.patience, prepared.steps)
 
 
 def publish(prepared: Prepared, progress: Progress, config: Config, save: Callable[[Path], Any]) -> None:

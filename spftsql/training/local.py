@@ -19,11 +19,24 @@ from spftsql.training.checkpoints import (
     open_tensors,
     read_progress,
     write_checkpoint,
+    writing,
 )
-from spftsql.training.job import Prepared, TrainJob, TrainResult, claim_work, prepare, publish, read_result
-from spftsql.training.metrics import append_metrics, forget_metrics
+from spftsql.training.job import (
+    Prepared,
+    TrainJob,
+    TrainResult,
+    claim_work,
+    prepare,
+    publish,
+    read_result,
+    watch_of,
+    write_model,
+)
+from spftsql.training.metrics import append_metrics, forget_metrics, validation_line
 from spftsql.training.model import prepare_for_training
-from spftsql.training.steps import model_dtype, reference_logps, run_steps
+from spftsql.training.reference import reference_logps
+from spftsql.training.steps import model_dtype, run_steps
+from spftsql.training.validation import judge
 from spftsql.training.weights import save_weights
 
 
@@ -50,9 +63,8 @@ def _train(job: TrainJob, config: Config, metrics: Path, progress: Callable[[str
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     reference = None
     if job.mode != "sft":
-        reference = reference_logps(
-            prepared, config.training.micro_batch, model_dtype(config, device), device, 0, 1, lambda sums: sums
-        )
+        dtype = model_dtype(config, device)
+        reference = reference_logps(prepared, config.training, dtype, device, 0, 1, lambda sums: sums)
     checkpoint = latest_checkpoint(prepared.work)
     state = read_progress(checkpoint) if checkpoint else Progress()
     engine = LocalEngine(prepared, config, device, checkpoint)
@@ -63,8 +75,29 @@ def _train(job: TrainJob, config: Config, metrics: Path, progress: Callable[[str
 
     metrics.parent.mkdir(parents=True, exist_ok=True)
     forget_metrics(metrics, job.name, state.step)
-    run_steps(engine, prepared, reference, state, config, log)
-    publish(prepared, state, config, engine.export)
+    watch = watch_of(prepared, config)
+
+    def enough() -> bool:
+        """Validates the model where that is due; whether the training has come to its end."""
+        if watch is None or job.validate is None:
+            return False
+        if watch.due(state.step):
+            folder = watch.model(state.step)
+            if watch.result(state.step) is None:
+                with writing(prepared.work):
+                    watch.write(state.step, lambda target: write_model(prepared, state, config, engine.export, target))
+                judge(folder, job.validate)
+                watch.forget_worse()
+            for step, accuracy in watch.news().items():
+                append_metrics(metrics, validation_line(job.name, step, prepared.steps, accuracy))
+        return watch.ended()
+
+    run_steps(engine, prepared, reference, state, config, log, enough)
+    if watch is None:
+        publish(prepared, state, config, engine.export)
+    else:
+        enough()
+        watch.finish(job.output)
     result = read_result(job)
     assert result is not None  # published just now
     return result
@@ -90,6 +123,7 @@ class LocalEngine:
             training.lora,
             prepared.dropout,
             training.gradient_checkpointing,
+            training.sharing,
             prepared.job.seed,
         )
         self._module.to(device)
@@ -108,7 +142,7 @@ class LocalEngine:
         """See `Engine`."""
         mixed = self._final_dtype != torch.float32
         with torch.autocast(self.device.type, torch.bfloat16) if mixed else contextlib.nullcontext():
-            logps: Tensor = self._module(micro.input_ids, micro.position, micro.target)
+            logps: Tensor = self._module(micro)
         return logps
 
     def backward(self, loss: Tensor, last: bool) -> None:

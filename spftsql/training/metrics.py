@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 Values = dict[str, Any]
+VALIDATION = "validation"  # the `event` of a line with an accuracy; those of steps have none
 _POLL_S = 0.5
 
 
@@ -20,10 +21,15 @@ def append_metrics(path: Path, values: Values) -> None:
         file.write(json.dumps(values) + "\n")
 
 
+def validation_line(job: str, step: int, steps: int, accuracy: float) -> Values:
+    """The line of a validated model."""
+    return {"job": job, "step": step, "steps": steps, "event": VALIDATION, "accuracy": accuracy}
+
+
 def forget_metrics(path: Path, job: str, step: int) -> None:
     """Removes what stands there of the steps of `job` after `step`: a resume does them again.
 
-    A line that a killed process has left unfinished goes too.
+    Its validations, which it tells again, go too, and a line that a killed process has left unfinished.
     """
     if not path.exists():
         return
@@ -31,7 +37,9 @@ def forget_metrics(path: Path, job: str, step: int) -> None:
     kept = []
     for line in lines:
         values = _parsed(line)
-        if values is not None and not (values.get("job") == job and values.get("step", 0) > step):
+        if values is not None and not (
+            values.get("job") == job and (values.get("step", 0) > step or values.get("event") == VALIDATION)
+        ):
             kept.append(line)
     if len(kept) < len(lines):
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

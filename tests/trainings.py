@@ -1,0 +1,88 @@
+"""Small trainings whose answers are SQL on a real database: for tests of what a training keeps, and when it ends."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from spftsql.config import Config, GenerationConfig, ModelConfig, Optimization, ScratchConfig, TrainingConfig
+from spftsql.records import GenerationRequest, TrainRow, write_records
+from spftsql.training.job import TrainJob
+from spftsql.training.scratch import build_scratch_model
+from spftsql.training.validation import ExecutionAccuracy
+
+STATES = {"texas": 1, "ohio": 2, "utah": 3, "iowa": 4, "maine": 5, "idaho": 6, "nevada": 7, "kansas": 8}
+SCRATCH = ScratchConfig(hidden_size=32, layers=2, heads=2, intermediate_size=48, vocabulary=400, dropout=0.0)
+
+
+def prompt(state: str) -> str:
+    return f"<|user|>area of {state} ?<|assistant|>"
+
+
+def sql(state: str) -> str:
+    return f"select area from state where name = '{state}'"
+
+
+def rows(pairs: bool = False) -> list[TrainRow]:
+    return [
+        TrainRow(
+            id=state,
+            db_id="geo",
+            prompt=prompt(state),
+            chosen=sql(state),
+            rejected="select name from state" if pairs else None,
+            reward=1 if pairs else None,
+            source="label",
+        )
+        for state in STATES
+    ]
+
+
+def base_model(folder: Path) -> Path:
+    texts = [text for row in rows() for text in (row.prompt, row.chosen)]
+    build_scratch_model(SCRATCH, 64, texts, folder / "base", seed=0)
+    return folder / "base"
+
+
+def database(folder: Path) -> Path:
+    file = folder / "geo.sqlite"
+    with sqlite3.connect(file) as connection:
+        connection.execute("create table state (name text, area integer)")
+        connection.executemany("insert into state values (?, ?)", STATES.items())
+    connection.close()
+    return file
+
+
+def config_of(**training: Any) -> Config:
+    return Config(
+        name="t",
+        data={"benchmark": "demo"},  # type: ignore[arg-type]
+        model=ModelConfig(scratch=SCRATCH, max_length=64),
+        generation=GenerationConfig(engine="transformers", cpus=0.5),
+        training=TrainingConfig(**{"micro_batch": 8, **training}),
+    )
+
+
+def job_of(base: Path, folder: Path, steps: int, name: str = "job", **changes: Any) -> TrainJob:
+    data = folder / f"{name}.parquet"
+    write_records(data, rows(changes.get("mode", "sft") != "sft"), TrainRow)
+    optimization = Optimization(steps=steps, batch_size=8, learning_rate=1e-2)
+    values: dict[str, Any] = {"mode": "sft", "optimization": optimization, "seed": 1} | changes
+    return TrainJob(name=name, model=base, data=data, output=folder / name, **values)
+
+
+def selection(file: Path, config: Config) -> ExecutionAccuracy:
+    """The accuracy over all states, on the database itself."""
+    questions = [GenerationRequest(state, "geo", prompt(state), "", 1, 0.0, 24, 0) for state in STATES]
+    return ExecutionAccuracy(questions, {state: sql(state) for state in STATES}, {"geo": file}, config, str.strip)
+
+
+def lines(metrics: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in metrics.read_text().splitlines()]
+
+
+def replace_validate(job: TrainJob, validate: Any) -> TrainJob:
+    return replace(job, validate=validate)
