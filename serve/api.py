@@ -18,7 +18,8 @@ from starlette.types import Scope
 
 from serve.errors import ApiError
 from serve.gate import Gate, known_hosts
-from serve.mcp_server import mcp_app, mcp_server
+from serve.mcp_server import PATH as MCP_PATH
+from serve.mcp_server import McpEndpoint
 from serve.metrics import CONTENT_TYPE
 from serve.openai_api import Completions, begun, named_events, openai_events
 from serve.schemas import (
@@ -78,12 +79,11 @@ def create_api(service: Service, keys: KeyRing) -> FastAPI:
     config = service.config.serve
     hosts = known_hosts(config.host, config.hosts)
     max_body = config.max_body_kb * 1024
-    tools = mcp_server(service)
-    tools_app = mcp_app(tools, hosts, config.origins, max_body)
+    tools = McpEndpoint(service, hosts, config.origins, max_body)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with tools.session_manager.run():
+        async with tools.running():
             yield
 
     api = FastAPI(
@@ -115,7 +115,7 @@ def create_api(service: Service, keys: KeyRing) -> FastAPI:
     )
     _handle_errors(api)
     _add_routes(api, service)
-    api.router.routes.extend(tools_app.routes)  # type: ignore[attr-defined]
+    api.router.routes.append(Route(MCP_PATH, endpoint=tools))
     _describe_errors(api)
     return api
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import AsyncIterator
 from typing import Any
 
 from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.server.transport_security import TransportSecuritySettings
 from pydantic import ValidationError
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve.errors import ApiError
 from serve.schemas import QueryRequest, SqlRequest
@@ -81,17 +83,35 @@ def mcp_server(service: Service) -> MCPServer[Any]:
     return server
 
 
-def mcp_app(server: MCPServer[Any], hosts: frozenset[str], origins: tuple[str, ...], max_body: int) -> ASGIApp:
+class McpEndpoint:
     """The ASGI application of the tools; requests by other names or from other web sites are refused."""
-    names = [*hosts, *(host + _PORTS for host in hosts)]
-    sites = [f"{scheme}://{name}" for name in names for scheme in ("http", "https")]
-    return server.streamable_http_app(
-        streamable_http_path=PATH,
-        json_response=True,
-        stateless_http=True,
-        max_request_body_size=max_body,
-        transport_security=TransportSecuritySettings(allowed_hosts=names, allowed_origins=[*sites, *origins]),
-    )
+
+    def __init__(self, service: Service, hosts: frozenset[str], origins: tuple[str, ...], max_body: int) -> None:
+        """`hosts` without ports, `origins` whole; `max_body` in bytes."""
+        names = [*hosts, *(host + _PORTS for host in hosts)]
+        sites = [f"{scheme}://{name}" for name in names for scheme in ("http", "https")]
+        self._security = TransportSecuritySettings(allowed_hosts=names, allowed_origins=[*sites, *origins])
+        self._service, self._max_body = service, max_body
+        self._app: ASGIApp | None = None
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Answers while this is entered. The SDK's server starts once, so there is one for each time."""
+        server = mcp_server(self._service)
+        self._app = server.streamable_http_app(
+            streamable_http_path=PATH,
+            json_response=True,
+            stateless_http=True,
+            max_request_body_size=self._max_body,
+            transport_security=self._security,
+        )
+        async with server.session_manager.run():
+            yield
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handles one request."""
+        assert self._app is not None, "not running"
+        await self._app(scope, receive, send)
 
 
 def _caller(ctx: Context, scope: str | None = None) -> Principal:  # type: ignore[type-arg]

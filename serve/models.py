@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import os
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -76,6 +77,10 @@ class ModelServer(Protocol):
         """Pieces as they are written. Raises as `complete`."""
         ...
 
+    async def ongoing(self) -> dict[str, int]:
+        """Its process id (`pid`) and the `sequences` that are not finished."""
+        ...
+
 
 class VllmModel:
     """A replica over vLLM's `AsyncLLM`: requests join and leave the running batch at every step."""
@@ -121,6 +126,10 @@ class VllmModel:
     async def check_health(self) -> None:
         """Raises when the engine is gone, upon which Serve replaces the replica."""
         await self._engine.check_health()
+
+    async def ongoing(self) -> dict[str, int]:
+        """This process, and the sequences that its engine has not finished."""
+        return {"pid": os.getpid(), "sequences": self._engine.get_num_unfinished_requests()}
 
     async def complete(self, ask: Ask) -> list[Piece]:
         """See `ModelServer`."""
@@ -208,14 +217,26 @@ class PortableModel:
         self._thread.submit(self._engine.generate, [warm]).result()
         self._batched.set_max_batch_size(config.generation.batch_size)  # type: ignore[attr-defined]
         self._died: EngineDied | None = None
+        self._unanswered = 0
 
     def check_health(self) -> None:
         """Raises when the engine is gone, upon which Serve replaces the replica."""
         if self._died is not None:
             raise self._died
 
+    async def ongoing(self) -> dict[str, int]:
+        """This process, and the requests that it has not answered."""
+        return {"pid": os.getpid(), "sequences": self._unanswered}
+
     async def complete(self, ask: Ask) -> list[Piece]:
         """See `ModelServer`."""
+        self._unanswered += 1
+        try:
+            return await self._complete(ask)
+        finally:
+            self._unanswered -= 1
+
+    async def _complete(self, ask: Ask) -> list[Piece]:
         odd = {"top_p": ask.top_p != 1, "ignore_eos": ask.ignore_eos}
         odd |= {"presence_penalty": ask.presence_penalty != 0, "frequency_penalty": ask.frequency_penalty != 0}
         if any(odd.values()):
