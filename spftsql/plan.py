@@ -136,7 +136,7 @@ def _check_training(config: Config, shape: Shape, report: DryRun) -> None:
     length, completion = config.model.max_length, config.generation.max_tokens
     memory = training_memory(
         shape,
-        workers=training.workers,
+        workers=training.min_workers,
         zero_stage=training.zero_stage,
         offload=training.offload,
         lora=training.lora,
@@ -149,7 +149,7 @@ def _check_training(config: Config, shape: Shape, report: DryRun) -> None:
     kind = f"LoRA of rank {training.lora.rank}" if training.lora else "all weights"
     each = "GPU" if training.gpus else "worker"
     report.lines += [
-        f"training: {kind}, ZeRO-{training.zero_stage} over {training.workers} {each}s"
+        f"training: {kind}, ZeRO-{training.zero_stage} over {_count(*training.worker_range)} {each}s"
         + (", optimizer in host memory" if training.offload else ""),
         f"  per {each}: weights {_gib(memory.weights)} + gradients {_gib(memory.gradients)}"
         f" + optimizer {_gib(memory.optimizer)} + activations {_gib(memory.activations)}"
@@ -224,7 +224,7 @@ def _count_disk(config: Config, shape: Shape, report: DryRun) -> None:
 
 def _check_resources(config: Config, report: DryRun) -> None:
     generation, training, cluster = config.generation, config.training, config.cluster
-    needs = {"training": training.workers * training.gpus, "generation": generation.actors * generation.gpus}
+    needs = {"training": training.min_workers * training.gpus, "generation": generation.actors * generation.gpus}
     gpus = max(needs.values())
     if gpus:
         report.lines.append(
@@ -252,7 +252,11 @@ def _check_resources(config: Config, report: DryRun) -> None:
 def _cpus(config: Config) -> Iterator[tuple[str, float]]:
     yield "verification", config.verification.workers * config.verification.cpus
     yield "generation", config.generation.actors * config.generation.cpus
-    yield "training", config.training.workers * config.training.cpus
+    yield "training", config.training.min_workers * config.training.cpus
+
+
+def _count(fewest: int, most: int) -> str:
+    return str(fewest) if fewest == most else f"{fewest} to {most}"
 
 
 def _gpu_bytes(config: Config) -> float | None:

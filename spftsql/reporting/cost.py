@@ -36,7 +36,7 @@ def gpus_of(kind: str, config: Config | None) -> float:
         return 0.0
     held = {
         "generate": config.generation.actors * config.generation.gpus,
-        "train": config.training.workers * config.training.gpus,
+        "train": config.training.max_workers * config.training.gpus,
     }
     return held.get(kind, 0.0)
 
