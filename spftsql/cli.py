@@ -419,6 +419,27 @@ def status(
 
 
 @app.command()
+def synthesize(
+    recipe: Recipe,
+    count: Annotated[int, typer.Option(min=1, help="Statements wanted.")] = 1000,
+    out: Annotated[Path | None, typer.Option(help="File to write: .jsonl, .csv or .parquet.")] = None,
+    questions: Annotated[bool, typer.Option("--questions", help="A question for each, by the recipe's model.")] = False,
+    overrides: Overrides = None,
+) -> None:
+    """SQL over a recipe's databases, executed and deduplicated; with --questions, pairs."""
+    from spftsql.config import resolve
+    from spftsql.selfplay.synthesize_command import run_synthesize
+    from spftsql.session import end_session
+
+    config = resolve(recipe, ["serve.port=0", *(overrides or [])])
+    try:
+        run_synthesize(config, count, out, questions, _out)
+    finally:
+        if config.execution == "ray":
+            end_session()
+
+
+@app.command()
 def pairs(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, as RUN_DIR/NAME.")],
     where: Annotated[str | None, typer.Option(help="A condition in SQL: \"kept AND confidence < 0.5\".")] = None,

@@ -170,9 +170,11 @@ def _finished(example: Example, databases: Mapping[str, Database] | None) -> Exa
     sql = example.sql
     if databases is not None:
         from spftsql.synthesis.canonical import canonical_sql
+        from spftsql.synthesis.dialects import in_dialect
 
+        schema = databases[example.db_id].schema
         try:
-            sql = canonical_sql(sql, databases[example.db_id].schema)
+            sql = in_dialect(canonical_sql(sql, schema), schema)
         except ValueError:
             sql = example.sql
     return replace(example, sql=sql, template=template_id(sql))
