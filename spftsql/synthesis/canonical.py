@@ -149,7 +149,11 @@ def quoted(name: str) -> str:
 def _plain(name: str) -> bool:
     if not _PLAIN.fullmatch(name) or name.upper() in apsw.keywords:
         return False
-    text = f"SELECT {name}, x.{name} FROM {name} WHERE {name} = 1 ORDER BY {name}"
+    text = (
+        f"SELECT {name}, {name} * 2, -{name}, {name} || 'a', x.{name}, SUM({name}) OVER (PARTITION BY {name}) "
+        f"FROM {name} JOIN {name} AS {name}1 ON {name}.{name} = {name}1.{name} WHERE {name} = 1 AND NOT {name} IS NULL "
+        f"GROUP BY {name} HAVING {name} > 1 ORDER BY {name}, {name} DESC LIMIT 1"
+    )
     try:
         return sqlglot.parse_one(text, read="sqlite").sql("sqlite") == text
     except SqlglotError:
