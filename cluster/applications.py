@@ -5,6 +5,10 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict
 from ray.serve import Application
 
@@ -23,6 +27,7 @@ class Arguments(BaseModel):
     gpus: float = 0
     verifiers: int = 2
     verifier_resources: dict[str, float] = {}
+    settings: dict[str, Any] = {}  # of the configuration, by dotted name: serve.keys, serve.max_replicas, …
 
 
 def verifier(arguments: Arguments) -> Application:
@@ -37,13 +42,14 @@ def endpoint(arguments: Arguments) -> Application:
     from serve.app import build_app
 
     plan = _plan(arguments)
-    return build_app(plan.model, plan.name, plan.databases, plan.config)
+    return build_app(plan.model, plan.name, plan.databases, plan.config, plan.adapters)
 
 
 def _plan(arguments: Arguments) -> ServingPlan:
     databases = [f"{name}={url}" for name, url in arguments.databases.items()]
     # Where the cluster's proxies listen, from other machines too: without a key in SPFTSQL_API_KEY this is refused.
-    plan = serving_plan(arguments.model, databases, "0.0.0.0", 8000, arguments.engine)
+    settings = [f"{name}={json.dumps(value)}" for name, value in arguments.settings.items()]
+    plan = serving_plan(arguments.model, databases, "0.0.0.0", 8000, arguments.engine, settings)
     config = plan.config
     changed = config.model_copy(
         update={
@@ -55,4 +61,4 @@ def _plan(arguments: Arguments) -> ServingPlan:
             ),
         }
     )
-    return ServingPlan(plan.model, plan.name, plan.databases, changed)
+    return replace(plan, config=changed)

@@ -78,7 +78,7 @@ class ModelServer(Protocol):
         ...
 
     async def ongoing(self) -> dict[str, int]:
-        """Its process id (`pid`) and the `sequences` that are not finished."""
+        """Its process id (`pid`), the `sequences` that are not finished, and the requests that were `given_up`."""
         ...
 
 
@@ -89,6 +89,7 @@ class VllmModel:
         """`models` are directories over one base: full weights, or adapters. The first question finds it warm."""
         import torch
 
+        self._given_up = 0
         self._checkpoints = {model: Checkpoint(model, config.model.max_length) for model in models}
         bases = {checkpoint.base for checkpoint in self._checkpoints.values()}
         if len(bases) != 1:
@@ -128,8 +129,9 @@ class VllmModel:
         await self._engine.check_health()
 
     async def ongoing(self) -> dict[str, int]:
-        """This process, and the sequences that its engine has not finished."""
-        return {"pid": os.getpid(), "sequences": self._engine.get_num_unfinished_requests()}
+        """See `ModelServer`."""
+        sequences = self._engine.get_num_unfinished_requests()
+        return {"pid": os.getpid(), "sequences": sequences, "given_up": self._given_up}
 
     async def complete(self, ask: Ask) -> list[Piece]:
         """See `ModelServer`."""
@@ -166,6 +168,7 @@ class VllmModel:
             ignore_eos=ask.ignore_eos,
             output_kind=RequestOutputKind.FINAL_ONLY if whole else RequestOutputKind.DELTA,
         )
+        finished = False
         try:
             async with contextlib.aclosing(
                 self._engine.generate(
@@ -175,8 +178,11 @@ class VllmModel:
                 begun: dict[int, bool] = {}
                 async for output in outputs:
                     yield self._pieces(output, begun, ask)
+            finished = True
         except EngineDeadError as error:
             raise EngineDied(f"the vLLM engine died: {error}") from None
+        finally:
+            self._given_up += not finished
 
     def _adapter(self, model: str) -> Any:
         if model not in self._adapters:
@@ -225,8 +231,8 @@ class PortableModel:
             raise self._died
 
     async def ongoing(self) -> dict[str, int]:
-        """This process, and the requests that it has not answered."""
-        return {"pid": os.getpid(), "sequences": self._unanswered}
+        """See `ModelServer`."""
+        return {"pid": os.getpid(), "sequences": self._unanswered, "given_up": 0}
 
     async def complete(self, ask: Ask) -> list[Piece]:
         """See `ModelServer`."""

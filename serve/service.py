@@ -386,8 +386,9 @@ def json_safe(value: Any) -> Any:
 
 
 def _rows(shown: Execution, cut: bool) -> dict[str, Any]:
+    ran = shown.status in ("ran", "truncated")
     return {
-        "columns": [json_safe(name) for name in shown.columns],
+        "columns": [json_safe(name) for name in shown.columns] if ran else [],
         "rows": [[json_safe(cell) for cell in row] for row in shown.rows],
         "truncated": cut,
     }
