@@ -1,0 +1,1 @@
+"""Throughput, cache hits and memory of the generation stage."""
