@@ -51,7 +51,8 @@ class DataConfig(Section):
     """The labelled questions, and the databases that they are about; without labels, the databases alone.
 
     `label_share` is the share of the training labels that the method may see; 0: none, and the others only test.
-    `gate_share` of the labels is held out for the gate where the benchmark has no set of its own for it.
+    `gate_share` of the labels is held out for the gate where the benchmark has no set of its own for it. `feedback` is
+    a folder of what people said of an endpoint's answers (`serve.feedback`): its labels are trained on as well.
     """
 
     benchmark: Literal["none", "demo", "geoquery", "spider", "bird", "jsonl"] = "none"
@@ -61,6 +62,7 @@ class DataConfig(Section):
     gate_share: float = Field(0.1, ge=0, lt=1)
     canonical_sql: bool = False  # rewrite labels into the form in which synthesis writes SQL
     databases: tuple[DatabaseConfig, ...] = ()
+    feedback: Path | None = None
 
     @model_validator(mode="after")
     def _something_to_learn_from(self) -> DataConfig:
@@ -296,6 +298,7 @@ class VbiConfig(Section):
     share: float = Field(0.3, gt=0, le=1)  # share of synthetic rows in a training batch
     pairs: Literal["newest", "all"] = "newest"
     start: Literal["base", "previous"] = "base"
+    control: bool = True  # train the labels alone for as many steps, to compare with in the table
     optimization: Optimization = Field(default_factory=Optimization)
 
 

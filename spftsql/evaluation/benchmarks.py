@@ -21,6 +21,7 @@ from spftsql.errors import UserError
 from spftsql.evaluation.hardness import spider_hardness
 from spftsql.evaluation.locations import database_configs
 from spftsql.evaluation.sources import Part, read_questions
+from spftsql.feedback import labelled_examples
 from spftsql.records import Example, content_hash
 
 PARTS: tuple[Part, ...] = ("train", "gate", "test")
@@ -52,6 +53,11 @@ def load_benchmark(config: DataConfig, seed: int, workspace: Path) -> Benchmark:
     Raises `UserError` when a file is missing or broken, when no database is there, or when nothing is left to
     train on.
     """
+    benchmark = _drawn(config, seed, workspace)
+    return benchmark if config.feedback is None else _with_feedback(benchmark, config)
+
+
+def _drawn(config: DataConfig, seed: int, workspace: Path) -> Benchmark:
     if config.benchmark == "none":
         version = content_hash([database.model_dump(mode="json") for database in config.databases])
         return Benchmark("none", version, config.databases, (), (), ())
@@ -69,6 +75,24 @@ def load_benchmark(config: DataConfig, seed: int, workspace: Path) -> Benchmark:
     canonical = open_catalogue(whole.databases) if config.canonical_sql else None
     parts = [tuple(_finished(example, canonical) for example in part) for part in (train, gate, whole.test)]
     return replace(whole, train=parts[0], gate=parts[1], test=parts[2], withheld=withheld)
+
+
+def _with_feedback(benchmark: Benchmark, config: DataConfig) -> Benchmark:
+    """The labels that people gave to an endpoint's answers are further training labels; none asks what is tested."""
+    assert config.feedback is not None
+    held_out = {(e.db_id, " ".join(e.question.lower().split())) for e in (*benchmark.gate, *benchmark.test)}
+    canonical = open_catalogue(benchmark.databases) if config.canonical_sql else None
+    labels = [
+        _finished(example, canonical)
+        for example in labelled_examples(config.feedback, (database.name for database in benchmark.databases))
+        if (example.db_id, " ".join(example.question.lower().split())) not in held_out
+    ]
+    return replace(
+        benchmark,
+        version=content_hash(benchmark.version, [example.id for example in labels]),
+        train=(*benchmark.train, *labels),
+        notes=(*benchmark.notes, f"{len(labels)} labels come from feedback in {config.feedback}"),
+    )
 
 
 def template_id(sql: str) -> str:
