@@ -20,7 +20,7 @@ from spftsql.databases.files import database_file, file_hash
 from spftsql.errors import UserError
 from spftsql.evaluation.hardness import spider_hardness
 from spftsql.evaluation.locations import database_configs
-from spftsql.evaluation.sources import Part, read_questions
+from spftsql.evaluation.sources import Part, Questions, read_questions
 from spftsql.feedback import labelled_examples
 from spftsql.records import Example, content_hash
 
@@ -109,7 +109,11 @@ def _published(config: DataConfig) -> Benchmark:
     name, root = config.benchmark, config.root
     if root is None:
         raise UserError(f"{name}: set data.root to the directory of the benchmark (--set data.root=DIR)")
-    questions = {part: read_questions(name, root, part, config.split) for part in PARTS}
+    questions = {
+        part: Questions((), ()) if part == "train" and not config.label_share  # then there need not be labels
+        else read_questions(name, root, part, config.split)
+        for part in PARTS
+    }  # fmt: skip
     databases = database_configs(name, root) | {database.name: database for database in config.databases}
     examples: dict[Part, tuple[Example, ...]] = {}
     notes = []

@@ -93,19 +93,19 @@ def _loop(stages: Stages, benchmark: Benchmark, expect: Callable[[Candidate], No
     first, question_model = first_models(stages, base, labels)
     players.candidates.append(first)
     control = vbi_rounds(stages, base, labels, players, question_model)
-    start = players.candidates[-1]
+    rounds = players.candidates[1:]
     lines = self_play(stages, labels, players, expect)
 
     finals = {"SFT on the labels" if labels else "base model": first}
     if control is not None:
         finals["SFT, as many steps"] = control
-    if start != first:
-        finals["+ VBI-FT"] = start
+    for number, candidate in enumerate(rounds, 1):
+        finals["+ VBI-FT" if len(rounds) == 1 else f"+ VBI-FT, round {number}"] = candidate
     mode = stages.config.selfplay.mode
     finals |= {f"+ {_METHOD[m]}": lines[m] for m in lines if m != mode}
     if mode in lines:
         finals[f"+ {_METHOD[mode]}"] = lines[mode]
-    challengers = [c for c in (start, lines.get(mode)) if c is not None and c != first]
+    challengers = [c for c in (*rounds[-1:], lines.get(mode)) if c is not None and c != first]
     return settle(stages, players, finals, first, challengers, control)
 
 
@@ -197,7 +197,7 @@ def vbi_rounds(
         before = players.candidates[-1] if config.vbi.start == "previous" else base
         rows = [stages.sql_row(pair) for pair in [*labels, *(synthetic if config.vbi.pairs == "all" else sets.train)]]
         trainings = [Training(f"vbi-{round_}", before, rows, config.vbi.optimization, synthetic_share=config.vbi.share)]
-        if round_ == config.vbi.rounds and labels:
+        if round_ == config.vbi.rounds and labels and config.vbi.control:
             trainings.append(control_training(stages, base, labels, len(rows)))
         candidate, *controls = stages.train(f"round-{round_}", trainings)
         control = controls[0] if controls else None

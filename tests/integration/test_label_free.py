@@ -86,8 +86,8 @@ def check(done: subprocess.CompletedProcess[str], folder: Path, databases: set[s
     result = json.loads((folder / "result.json").read_text())
     assert result["exam"] == "selection" and not result["decisions"]
     methods = {row["method"]: row for row in result["rows"]}
-    assert set(methods) == {"base model", "+ VBI-FT", "+ SPFT-SQL"}
-    assert methods["base model"]["candidate"] == "base" and methods["+ VBI-FT"]["candidate"] == "vbi-2"
+    assert set(methods) == {"base model", "+ VBI-FT, round 1", "+ VBI-FT, round 2", "+ SPFT-SQL"}
+    assert methods["base model"]["candidate"] == "base" and methods["+ VBI-FT, round 2"]["candidate"] == "vbi-2"
     names = {path.name.rpartition("-")[0] for path in (folder / "stages").iterdir()}
     assert not {"train-labels", "verify-labels", "base"} & names and "generate-votes-1" in names
 
