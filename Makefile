@@ -1,6 +1,6 @@
 # `make demo` and `make test` install what is missing first. Everything is kept inside .venv: nothing depends on the
-# state of the home directory. Only PostgreSQL's server, which some tests start, is installed on the machine, by `make
-# setup` and the targets that need it, and where apt and the rights for it are there.
+# state of the home directory. Only PostgreSQL's server and Chromium, which some tests start, are installed on the
+# machine, by `make setup` and the targets that need it, and where apt and the rights for it are there.
 #
 # PYTHON           a Python 3.11 (the pins in lock/ are for it)
 # TARGET           cpu or gpu: which of lock/cpu.txt and lock/gpu.txt is installed
@@ -17,11 +17,11 @@ PYTEST := $(BIN)/python -m pytest
 
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: setup demo test test-long chaos lint format format-check types clean
+.PHONY: setup demo test test-long chaos lint format format-check types reference docs clean
 .DELETE_ON_ERROR:
 
 setup: $(INSTALLED)
-	@sh tests/setup-postgresql.sh
+	@sh tests/setup-programs.sh
 
 $(INSTALLED): lock/$(TARGET).txt lock/dev.txt pyproject.toml
 	@command -v g++ >/dev/null || { echo "setup: g++ is missing (Debian: apt-get install -y g++)"; exit 1; }
@@ -74,6 +74,13 @@ format-check: setup
 
 types: setup
 	$(BIN)/mypy
+
+reference: setup
+	$(BIN)/python docs/reference.py
+
+docs: setup
+	@$(PIP) install --quiet --no-deps -r lock/docs.txt
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf build dist .cache .ruff_cache

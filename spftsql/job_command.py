@@ -16,7 +16,7 @@ from spftsql.job_server import connect, dashboard_url
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
-_STOP_S = 60.0
+_STOP_S, _PENDING_S = 60.0, 5.0
 _POLL_S = 0.5
 
 
@@ -61,14 +61,20 @@ def job_status(job: str, address: str) -> RenderableType:
 
 
 def stop_job(job: str, address: str) -> str:
-    """Ends a job and returns a line about it; what its run has finished stays. Raises `Fault` when it does not end."""
+    """Ends a job and returns a line about it; what its run has finished stays. Raises `Fault` when it does not end.
+
+    One whose driver waits for room cannot be ended at once: Ray does it when the driver gets its room.
+    """
     client = connect(dashboard_url(address))
-    if _details(client, job).status.is_terminal():
-        return f"Job {job} has ended already ({_details(client, job).status.value.lower()})."
+    before = _details(client, job).status
+    if before.is_terminal():
+        return f"Job {job} has ended already ({before.value.lower()})."
     client.stop_job(job)
-    deadline = time.monotonic() + _STOP_S
+    deadline = time.monotonic() + (_STOP_S if before.value == "RUNNING" else _PENDING_S)
     while not (status := client.get_job_status(job)).is_terminal():
         if time.monotonic() > deadline:
+            if status.value == "PENDING":
+                return f"Job {job} is to stop: Ray ends it when it gets room, or after a quarter of an hour without."
             raise Fault(f"job {job} was told to stop {_STOP_S:.0f} s ago and is {status.value.lower()}")
         time.sleep(_POLL_S)
     return f"Job {job} is {status.value.lower()}; submit the same recipe again to go on."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from spftsql.job_server import Resources, beyond, cluster_status, has_fixed_size
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
+DRIVER_KEY = "spftsql-driver"  # of a job's metadata: what its driver takes, which the server does not tell
 _POLL_S = 1.0
 _RETRY_S = (1.0, 30.0)  # the first pause after a lost connection, and the longest
 _GIVE_UP_S = 1800.0  # of silence of the cluster; the job goes on all the same
@@ -41,6 +43,8 @@ class Follower:
 
         Raises `Fault` when the cluster is silent for half an hour.
         """
+        from aiohttp import ClientError
+
         try:
             while True:
                 try:
@@ -55,9 +59,10 @@ class Follower:
                     if info.status.is_terminal():
                         self._rest()
                         return self._outcome(info)
-                except Fault:
-                    raise
-                except Exception as error:  # the client's failures are of many kinds: aiohttp, requests, RuntimeError
+                # What the client raises for a connection: aiohttp's and requests' errors, and RuntimeError for answers.
+                except (RuntimeError, OSError, ClientError, Fault) as error:
+                    if "does not exist" in str(error):
+                        raise Fault(f"the cluster does not know job {self._job} any more: submit it again") from None
                     self._lost(error)
         except KeyboardInterrupt:
             _console.print(f"Job {self._job} goes on; the same command takes it up again.", soft_wrap=True)
@@ -101,8 +106,7 @@ class Follower:
         self._show(self._client.get_job_logs(self._job), 0)
 
     def _why_pending(self, info: JobDetails) -> str:
-        wanted = dict(info.entrypoint_resources or {})
-        wanted |= {"CPU": info.entrypoint_num_cpus or 0, "GPU": info.entrypoint_num_gpus or 0}
+        wanted = json.loads((info.metadata or {}).get(DRIVER_KEY, "{}"))
         lacking = beyond(wanted, 1, nodes(self._client))
         if lacking:
             return f"Job {self._job} is pending: its driver needs {lacking}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import shutil
 import sys
@@ -18,7 +19,7 @@ from rich.console import Console
 from spftsql.capacity import needs, refuse_impossible
 from spftsql.config import Config, resolve
 from spftsql.errors import Fault, UserError
-from spftsql.job_following import follow_job
+from spftsql.job_following import DRIVER_KEY, follow_job
 from spftsql.job_server import cluster_status, connect, dashboard_url, has_fixed_size, is_this_machine, nodes
 from spftsql.records import content_hash
 
@@ -152,6 +153,7 @@ def _submit(
                 entrypoint=command,
                 submission_id=job,
                 runtime_env={"working_dir": folder, "env_vars": dict(environment)},
+                metadata={DRIVER_KEY: json.dumps(dict(driver))},
                 entrypoint_num_cpus=driver.get("CPU"),
                 entrypoint_num_gpus=driver.get("GPU"),
                 entrypoint_resources=own or None,

@@ -86,9 +86,7 @@ class Flaky:
             status=SimpleNamespace(value=status, is_terminal=lambda: status == "SUCCEEDED"),
             message="Job has not started yet.",
             driver_exit_code=0,
-            entrypoint_resources={"quantum": 1},
-            entrypoint_num_cpus=None,
-            entrypoint_num_gpus=None,
+            metadata={job_following.DRIVER_KEY: '{"quantum": 1}'},
         )
 
     def get_job_logs(self, job: str) -> str:
@@ -143,6 +141,12 @@ def test_a_waiting_job_says_why_once_and_a_silent_cluster_is_given_up(
     silent = SimpleNamespace(get_job_info=lambda job: (_ for _ in ()).throw(ConnectionError("refused")))
     with pytest.raises(Fault, match="silent for"):
         Follower(silent, "job").follow()  # type: ignore[arg-type]
+
+    def unknown(job: str) -> None:
+        raise RuntimeError("Request failed with status code 404: Job job does not exist.")
+
+    with pytest.raises(Fault, match="submit it again"):
+        Follower(SimpleNamespace(get_job_info=unknown), "job").follow()  # type: ignore[arg-type]
 
 
 def test_options_of_a_stage() -> None:

@@ -1,0 +1,125 @@
+"""The documentation: its commands exist, its links lead somewhere, its reference is that of the code."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from spftsql.cli import app
+
+CHECKOUT = Path(__file__).parents[2]
+PAGES = [CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").rglob("*.md"))]
+WRITTEN = [page for page in PAGES if page.parent.name != "reference"]
+# In a block of its own, or between backticks.
+BLOCK = re.compile(
+    r"^[ ]{0,4}```[^\n]*\n(?P<text>.*?)^[ ]{0,4}```|(?:^ {4,}spftsql [^\n]*\n)+", re.MULTILINE | re.DOTALL
+)
+SHORT = "… "  # marks a mention, which need not be complete
+INLINE = re.compile(r"`(spftsql [^`]+)`")
+
+
+def commands(page: Path) -> list[str]:
+    """Every `spftsql …` of a page: whole commands in blocks, and what is said of one within a sentence."""
+    text = page.read_text(encoding="utf-8")
+    lines = [line.strip() for match in BLOCK.finditer(text) for line in match[0].replace("\\\n", " ").splitlines()]
+    found = [line.partition("  #")[0] for line in lines if line.startswith("spftsql ")]
+    return [*found, *(f"{SHORT}{command}" for command in INLINE.findall(text))]
+
+
+def complaint(line: str) -> str | None:
+    """What the command line says against it; None when it can be parsed. Nothing is executed."""
+    words = shlex.split(line.removeprefix(SHORT).replace("[", "").replace("]", ""))[1:]
+    words = ["4" if word in ("N", "K") else word for word in words]
+    if not words or any(word in ("…", "COMMAND") or "|" in word for word in words):
+        return None  # said about commands, not one of them
+    command, name = _root(), "spftsql"
+    while hasattr(command, "commands"):
+        if not words:
+            return None  # the name of a group
+        if words[0] not in command.commands:
+            return f"{line}: there is no command {words[0]}"
+        name = words.pop(0)
+        command = command.commands[name]
+    if not words or "--help" in words:
+        return None  # the name of a command
+    try:
+        command.make_context(name, [word for word in words if word != "…"])
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # not a complaint about the command line
+            raise
+        message = error.format_message()
+        return None if line.startswith(SHORT) and message.startswith("Missing") else f"{line}: {message}"
+    return None
+
+
+@cache
+def _root() -> Any:
+    return typer.main.get_command(app)
+
+
+def test_commands_are_found() -> None:
+    assert len(commands(CHECKOUT / "docs" / "quickstart.md")) >= 6
+    assert len(commands(CHECKOUT / "README.md")) >= 5
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_commands_in_the_pages_exist_with_their_options(page: Path) -> None:
+    assert [found for line in commands(page) if (found := complaint(line))] == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["spftsql runn demo", "spftsql run demo --dryrun", "spftsql jobs log ID", "spftsql serve runs/x --port eight"],
+)
+def test_a_wrong_command_is_noticed(line: str) -> None:
+    assert complaint(line)
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=lambda page: page.stem)
+def test_files_that_the_pages_name_are_there(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    named = {name for name in re.findall(r"`((?:cluster|jobs|benchmarks|lock|tests)/[\w./-]+)`", text)}
+    links = {link for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text)}
+    assert [name for name in named if not (CHECKOUT / name).exists()] == []
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_reference_is_that_of_the_code() -> None:
+    sys.path.insert(0, str(CHECKOUT / "docs"))
+    try:
+        import reference
+    finally:
+        sys.path.pop(0)
+    advice = "the code has changed: run `make reference`"
+    pages = CHECKOUT / "docs" / "reference"
+    assert (pages / "cli.md").read_text(encoding="utf-8") == reference.cli_page(), advice
+    assert (pages / "config.md").read_text(encoding="utf-8") == reference.config_page(), advice
+
+
+def test_recipes_in_the_pages_are_valid() -> None:
+    import yaml
+
+    from spftsql.config import validate
+
+    text = (CHECKOUT / "docs" / "own-database.md").read_text(encoding="utf-8")
+    (recipe,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    assert validate(yaml.safe_load(recipe), where="own-database.md").name == "sales"
+
+
+@pytest.mark.long
+def test_the_site_can_be_built(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "reference" / "cli.html").is_file()
+    outside = re.findall(r'(?:src|href)="(https?://[^"]+)"', (tmp_path / "quickstart.html").read_text())
+    assert [place for place in outside if "squidfunk" not in place] == []
