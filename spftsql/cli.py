@@ -442,7 +442,7 @@ def synthesize(
 @app.command()
 def pairs(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, as RUN_DIR/NAME.")],
-    where: Annotated[str | None, typer.Option(help="A condition in SQL: \"kept AND confidence < 0.5\".")] = None,
+    where: Annotated[str | None, typer.Option(help='A condition in SQL: "kept AND confidence < 0.5".')] = None,
     columns: Annotated[str | None, typer.Option(help="Columns or expressions, with commas; * for all.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Rows.")] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
@@ -452,6 +452,50 @@ def pairs(
     from spftsql.selfplay.pairs_command import show_pairs
 
     show_pairs(run, where, columns, limit, as_json, as_csv, _out)
+
+
+@app.command()
+def finetune(
+    out: Annotated[Path, typer.Option(help="The model directory to write.")],
+    recipe: Annotated[
+        str | None, typer.Argument(help="A recipe, for its settings, and for its labels where there is no --data.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Pairs, as JSON lines or Parquet: question and sql, or prompt and chosen.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="The model to train: a directory or a Hub name.")] = None,
+    mode: Annotated[str, typer.Option(help="sft, or with `rejected` answers spin, dpo, spft-a, spft-b.")] = "sft",
+    reference: Annotated[str | None, typer.Option(help="Frozen model of the pair modes; default: the model.")] = None,
+    db: Databases = None,
+    overrides: Overrides = None,
+) -> None:
+    """One training alone: pairs in, a model directory out. The same command resumes."""
+    import typing
+
+    from spftsql.progress import Reporter
+    from spftsql.records import Mode
+    from spftsql.training.command import Finetuning, modes
+    from spftsql.training.command import finetune as train
+
+    chosen = modes(typing.get_args(Mode), mode)
+    wanted = Finetuning(recipe, data, model, reference, chosen, out, tuple(db or ()), tuple(overrides or ()))
+    train(wanted, Reporter())
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="A run directory (its promoted model) or a model directory.")],
+    merge: Annotated[bool, typer.Option("--merge", help="Merge an adapter into its base.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write; default: exported or exported-merged in it.")
+    ] = None,
+    push: Annotated[str | None, typer.Option(help="Upload to the Hub as ORG/NAME; the token is in HF_TOKEN.")] = None,
+) -> None:
+    """Writes a trained model as a directory of its own, with its card, and uploads it where that is asked for."""
+    from spftsql.progress import Reporter
+    from spftsql.training.export import export as export_model
+
+    export_model(model, merge, out, push, Reporter(_out).say)
 
 
 @app.command()

@@ -14,7 +14,7 @@ for (const form of document.querySelectorAll("form[data-for]")) {
     });
     form.querySelector("output").textContent = `${shown} of ${rows.length} ${form.dataset.what}`;
   };
-  form.addEventListener("input", apply);
+  for (const kind of ["input", "change"]) form.addEventListener(kind, apply);
   form.addEventListener("submit", (event) => event.preventDefault());
   apply();
 }

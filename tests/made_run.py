@@ -1,0 +1,168 @@
+"""A run directory as the loop leaves it, made from its own row types without a model: for who reads runs."""
+
+from __future__ import annotations
+
+import json
+import random
+import sqlite3
+from collections import Counter
+from contextlib import closing
+from pathlib import Path
+
+from spftsql.config import resolve
+from spftsql.records import (
+    Example,
+    GenerationRequest,
+    PairRow,
+    Sample,
+    TrainRow,
+    Verdict,
+    VerificationRequest,
+    write_records,
+)
+from spftsql.runs import Run
+from spftsql.selfplay.gate import Decision
+from spftsql.selfplay.table import Result, Row
+
+HOSTILE = "</pre></td><script>document.title = 'owned'</script><img src=x onerror=\"document.title='owned'\">"
+CANDIDATES = {"sft": 0.35, "vbi-1": 0.55, "control": 0.4, "spft-a-1": 0.62}
+LEVELS = ("easy", "medium", "hard", "extra")
+GOLD, WRONG = "SELECT name, population FROM city WHERE population > {}", "SELECT name FROM city WHERE country = '{}'"
+
+
+def make_run(folder: Path, questions: int = 60, pairs: int = 40, finished: bool = True) -> Path:
+    """The run `demo` below `folder`: labels, one VBI round, one iteration of self-play, the gate's decisions."""
+    run = Run(resolve("demo", [f"run_dir={folder}", "generation.gpus=1"]))
+    database = run.root / "towns.sqlite"
+    with closing(sqlite3.connect(database)) as connection:
+        connection.executescript("CREATE TABLE city (name TEXT, country TEXT, population INTEGER);")
+        rows = [(f"Town {i}", HOSTILE if i == 3 else "Norway", 1000 * i) for i in range(20)]
+        connection.executemany("INSERT INTO city VALUES (?, ?, ?)", rows)
+        connection.commit()
+    exams = {
+        name: [
+            Example(
+                f"{name}-{i:03d}", "towns", f"Which towns have more than {i} people? {HOSTILE if i == 5 else ''}",
+                GOLD.format(500 * i), "label", f"t{i % 3}", LEVELS[i % 4], evidence="a hint" if i == 7 else "",
+            )
+            for i in range(questions)
+        ]
+        for name in ("selection", "play", "gate", "test")
+    }  # fmt: skip
+    run.event("label-set-aside", set="labels", index=3, id="x", reason=f"error: {HOSTILE}")
+    _train(run, "labels", {"sft": "sft", "question-0": "sft"})
+    run.event("synthesized", round=1, tried=3 * pairs, kept=pairs, dropped={"empty": pairs})
+    run.event("phrased", round=1, statements=pairs, pairs=pairs, dropped={"a value is not said": 3})
+    write_records(run.root / "pairs" / "round-1.parquet", [_pair(i) for i in range(pairs)], PairRow)
+    _train(run, "round-1", {"vbi-1": "sft", "control": "sft"})
+    _answer(run, "round-1", ["sft", "vbi-1", "control"], exams)
+    run.event("play", mode="spft-a", iteration=1, main="vbi-1", opponent="sft", opponent_accuracy=0.35, rows=40,
+              left_out={"timeout": 2})  # fmt: skip
+    _train(run, "play-1", {"spft-a-1": "spft-a"})
+    if not finished:
+        run.close()
+        return run.root
+    _answer(run, "play-1", ["spft-a-1"], exams)
+    decisions = (
+        Decision("vbi-1", "sft", "better", 14, 2, questions, 0.004, None),
+        Decision("spft-a-1", "vbi-1", "undecided", 5, 2, questions, 0.45, 379),
+    )
+    for decision in decisions:
+        run.event("gate", **{name: getattr(decision, name) for name in Decision.__dataclass_fields__})
+    table = tuple(
+        Row(f"method {name}", name, questions, int(share * questions), share, share - 0.1, share + 0.1, 0.04, {})
+        for name, share in CANDIDATES.items()
+    )
+    served = next(run.root.glob("stages/train-round-1-*/vbi-1"))
+    run.write("result.json", Result(table, decisions, "vbi-1", str(served), {"towns": str(database)}).to_json())
+    run.event("finished", served="vbi-1")
+    run.close()
+    return run.root
+
+
+def _train(run: Run, title: str, models: dict[str, str]) -> None:
+    def build(folder: Path) -> None:
+        for name, mode in models.items():
+            rejected = WRONG.format(HOSTILE) if mode.startswith("spft") else None
+            rows = [
+                TrainRow(f"play-{i:03d}/{mode}/{i}", "towns", f"prompt {i}", GOLD.format(i), rejected,
+                         i % 2 if rejected else None, "synthetic" if i % 3 else "label", replay=False)
+                for i in range(40)
+            ]  # fmt: skip
+            write_records(folder / f"{name}.parquet", rows, TrainRow)
+            (folder / name).mkdir()
+            manifest = {"name": name, "base": "stages/base-1/base", "mode": mode, "steps": 50, "loss": 0.5}
+            (folder / name / "spftsql.json").write_text(json.dumps(manifest))
+            with run.metrics.open("a") as file:
+                for step in range(1, 51):
+                    values = {"job": name, "mode": mode, "step": step, "steps": 50, "loss": 4 / step, "tokens": 1000}
+                    if rejected:
+                        values |= {"margin": step / 10, "preferred": min(1.0, 0.5 + step / 100)}
+                    file.write(json.dumps(values) + "\n")
+
+    run.stage(f"train-{title}", models, build)
+
+
+def _answer(run: Run, title: str, candidates: list[str], exams: dict[str, list[Example]]) -> None:
+    for name, examples in exams.items():
+        write_records(run.root / "exams" / f"{name}.parquet", examples, Example)
+    draw = random.Random(0)
+    luck = {(exam, example.id): draw.random() for exam, examples in exams.items() for example in examples}
+    asked, samples, checks, verdicts = [], [], [], []
+    for candidate in candidates:
+        for exam, examples in exams.items():
+            mix: Counter[str] = Counter()
+            for example in examples:
+                identity = f"{candidate}/{exam}/{example.id}"
+                right = (luck[exam, example.id] + len(candidate) / 17) % 1 < CANDIDATES[candidate]
+                status = "equal" if right else ("different", "error", "timeout")[len(example.question) % 3]
+                sql = example.sql if right else WRONG.format("Norway")
+                asked.append(GenerationRequest(identity, "towns", f"prompt {example.id}", candidate, 1, 0.0, 50, 0))
+                samples.append(Sample(identity, "towns", candidate, 0, sql, 20, "stop"))
+                checks.append(VerificationRequest(f"{identity}/0", "towns", sql, example.sql, "strict"))
+                reason = "" if right else "no such column: x" if status == "error" else "2 rows, gold 3"
+                verdicts.append(Verdict(f"{identity}/0", "towns", status, reason, 1.0, 3, False, "d", "sqlite"))
+                mix[status] += 1
+            run.event("verdicts", candidate=candidate, exam=exam, **mix)
+
+    def generate(folder: Path) -> None:
+        write_records(folder / "requests.parquet", asked, GenerationRequest)
+        write_records(folder / "samples", samples, Sample)
+
+    def verify(folder: Path) -> None:
+        write_records(folder / "requests.parquet", checks, VerificationRequest)
+        write_records(folder / "verdicts", verdicts, Verdict)
+
+    run.stage(f"generate-{title}", candidates, generate)
+    run.stage(f"verify-{title}", candidates, verify)
+    for candidate in candidates:
+        run.event("selection", candidate=candidate, accuracy=CANDIDATES[candidate])
+
+
+def _pair(number: int) -> PairRow:
+    kept = number % 4 != 0
+    return PairRow(
+        id=f"synthetic/1/{number}",
+        round=1,
+        db_id="towns",
+        database="c0ffee",
+        template=f"template-{number % 5}",
+        bindings="{}",
+        seed=number,
+        sql=GOLD.format(number),
+        sql_status="ran",
+        sql_rows=3,
+        sql_ms=1.0,
+        prompt="p",
+        question_model="q",
+        question_seed=1,
+        voter="v",
+        candidates="[]",
+        question=f"towns above {number} {HOSTILE if number == 1 else ''}" if kept else None,
+        votes=3,
+        votes_ms=2.0,
+        confidence=0.66 if kept else None,
+        part="train" if kept else "",
+        kept=kept,
+        reason="" if kept else "a value is not said",
+    )
