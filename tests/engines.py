@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -52,3 +53,19 @@ class PoisonedActor(EngineActor):
     def open(self, config: Config) -> Engine:
         """See `EngineActor`."""
         return Poisoned(config, None)
+
+
+class TogetherActor(EngineActor):
+    """An actor that begins when there are two, so that one does not do all before the other is there."""
+
+    def open(self, config: Config) -> Engine:
+        """See `EngineActor`."""
+        (self._work.folder / f"engine-{os.getpid()}").touch()
+        return super().open(config)
+
+    def __call__(self, batch: Any) -> Any:
+        """See `EngineActor`."""
+        end = time.monotonic() + 300
+        while len(list(self._work.folder.glob("engine-*"))) < 2 and time.monotonic() < end:
+            time.sleep(0.05)
+        return super().__call__(batch)

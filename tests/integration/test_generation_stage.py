@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
-import threading
-import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from spftsql.config import Config, validate
@@ -47,37 +42,6 @@ def ask(number: int, model: str, **changes: object) -> GenerationRequest:
 
 def ordered(samples: list[Sample]) -> list[Sample]:
     return sorted(samples, key=lambda s: (s.id, s.index))
-
-
-def test_killed_actor_loses_no_row(tiny_models: list[str], tmp_path: Path) -> None:
-    config = settings(engine="transformers", actors=2, cpus=1, batch_size=10)
-    requests = [ask(i, model, n=4, temperature=1.0, max_tokens=64) for i in range(100) for model in tiny_models[:2]]
-    requests += [ask(1000, tiny_models[0], prompt=""), ask(1001, tiny_models[1], prompt="rivers " * 100)]
-    source, target = tmp_path / "requests.parquet", tmp_path / "samples"
-    write_records(source, requests, GenerationRequest)
-    steps: list[int] = []
-    killed: list[int] = []
-
-    def kill_one() -> None:
-        """Waits until an actor is at work on its second or third batch, and kills it."""
-        while len(steps) < 2:
-            time.sleep(0.05)
-        actors = [p for p in psutil.Process().children(recursive=True) if "EngineActor" in "".join(p.cmdline())]
-        os.kill(actors[0].pid, signal.SIGKILL)
-        killed.append(actors[0].pid)
-
-    killer = threading.Thread(target=kill_one, daemon=True)
-    killer.start()
-    generate_dataset_ray(source, target, config, lambda done, total: steps.append(done))
-    killer.join(timeout=10)
-
-    assert killed
-    assert steps == sorted(steps)
-    assert steps[-1] == len(requests)
-    samples = ordered(read_records(target, Sample))
-    assert samples == ordered(open_engine(config).generate(requests))
-    assert sum(sample.error is not None for sample in samples) == 2
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["requests.parquet", "samples"]
 
 
 def test_vllm_actor_serves_several_models(tiny_models: list[str], tmp_path: Path) -> None:
