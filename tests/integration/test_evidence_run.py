@@ -1,0 +1,54 @@
+"""A unit of the evidence, made small: its cells are read off what the loop stored, and stages are shared."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks.evidence.cells import Unit
+from benchmarks.evidence.runs import measure
+
+pytestmark = [pytest.mark.integration, pytest.mark.long, pytest.mark.timeout(1800)]
+
+SMALL = {
+    "model.scratch": {"hidden_size": 64, "layers": 1, "heads": 2, "intermediate_size": 128, "dropout": 0.0},
+    "generation.max_tokens": 30,
+    "training.threads": 1,
+    "sft.steps": 60,
+    "question_model.steps": 60,
+    "vbi.optimization.steps": 20,
+    "vbi.train_pairs": 30,
+    "vbi.play_pairs": 15,
+    "vbi.selection_pairs": 15,
+    "synthesis.candidates": 4,
+    "synthesis.votes": 2,
+}
+
+
+def test_cells_of_geoquery(tmp_path: Path, data_root: Path) -> None:
+    unit = Unit("geoquery", "question", 10, True, "values", "none", 0)
+    first = {one.name.split("/")[4]: one for one in measure(unit, data_root, tmp_path, None, SMALL)}
+    assert list(first) == ["sft", "control", "vbi-1", "vbi-2"]
+    assert {len(one.right) for one in first.values()} == {len(one.covered) for one in first.values()} == {279}
+    assert len({one.covered for one in first.values()}) == 1
+    assert 0.1 < first["sft"].covered.count("1") / 279 < 0.8
+    assert first["vbi-2"].pairs and not first["sft"].pairs
+    folder = tmp_path / unit.folder
+    result = json.loads((folder / "result.json").read_text())
+    assert {row["candidate"]: row["correct"] for row in result["rows"]} == {
+        name: one.right.count("1") for name, one in first.items()
+    }
+
+    other = measure(replace(unit, filter="ranked"), data_root, tmp_path, None, SMALL)
+    assert [one.name.split("/")[4] for one in other] == ["vbi-1", "vbi-2"]
+    built = [
+        event["name"]
+        for event in map(json.loads, (folder / "events.jsonl").read_text().splitlines())
+        if event["event"] == "stage" and event["outcome"] == "built"
+    ]
+    assert built.count("base") == built.count("train-labels") == built.count("generate-questions-1") == 1
+    assert built.count("train-round-1") == 2 and built.count("generate-votes-1") == 1
+    assert not {one.key for one in other} & {one.key for one in first.values()}
