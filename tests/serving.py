@@ -15,7 +15,7 @@ from serve.api import create_api
 from serve.metrics import Metrics
 from serve.models import REFUSED, Ask, Piece
 from serve.service import Service
-from spftsql.config import Config, DatabaseConfig, ScratchConfig, resolve
+from spftsql.config import Config, DatabaseConfig, PromptConfig, ScratchConfig, resolve
 from spftsql.databases.catalogue import open_catalogue
 from spftsql.keys import KeyRing
 from spftsql.records import Verdict, VerificationRequest
@@ -111,3 +111,37 @@ def api_of(service: Service, keys: Path | None = None, owner: str | None = None)
     from spftsql.keys import key_hash
 
     return create_api(service, KeyRing(keys, key_hash(owner) if owner else None))
+
+
+def learnt_model(folder: Path, lessons: Mapping[str, str], prompt: PromptConfig) -> Path:
+    """A small model that has learnt the answers to a few questions by heart; `prompt` is how it is asked."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from spftsql.databases.catalogue import Database
+    from spftsql.databases.places import Source
+    from spftsql.databases.schema import Schema
+    from spftsql.prompts import PromptBuilder
+    from spftsql.sandbox.location import locate
+    from spftsql.training.scratch import build_scratch_model
+
+    scratch = ScratchConfig(hidden_size=64, layers=2, heads=2, intermediate_size=128, vocabulary=400)
+    build_scratch_model(scratch, 256, [text for pair in lessons.items() for text in pair] * 20, folder, seed=1)
+    tokenizer, causal = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    prompts = PromptBuilder(prompt, folder)
+    nowhere = Database("people", locate("people.sqlite"), "", Schema("people", "sqlite", ()), Source(()))
+    rows = [
+        (tokenizer(prompts.text_to_sql(nowhere, question)).input_ids, tokenizer(prompts.answer(sql)).input_ids)
+        for question, sql in lessons.items()
+    ]
+    optimizer = torch.optim.AdamW(causal.parameters(), lr=3e-3)
+    for step in range(400):
+        prompt_ids, answer = rows[step % len(rows)]
+        ids = torch.tensor([[*prompt_ids, *answer, tokenizer.eos_token_id]])
+        labels = ids.clone()
+        labels[0, : len(prompt_ids)] = -100
+        causal(input_ids=ids, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    causal.save_pretrained(folder)
+    return folder

@@ -20,14 +20,10 @@ import pytest
 from rich.console import Console
 
 from spftsql.client import ask, render_answer
-from spftsql.config import Config, ScratchConfig, resolve
-from spftsql.databases.catalogue import Database
-from spftsql.databases.places import Source
-from spftsql.databases.schema import Schema
+from spftsql.config import Config, resolve
 from spftsql.endpoint import start_endpoint
 from spftsql.errors import UserError
-from spftsql.prompts import PromptBuilder
-from spftsql.sandbox.location import locate
+from tests.serving import learnt_model
 
 pytestmark = pytest.mark.integration
 KEY = "a key for the tests"
@@ -49,33 +45,7 @@ def configuration(engine: str = "transformers") -> Config:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that has learnt the answers to a few questions by heart."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from spftsql.training.scratch import build_scratch_model
-
-    folder = tmp_path_factory.mktemp("model")
-    scratch = ScratchConfig(hidden_size=64, layers=2, heads=2, intermediate_size=128, vocabulary=400)
-    build_scratch_model(scratch, 256, [text for pair in LESSONS.items() for text in pair] * 20, folder, seed=1)
-    tokenizer, causal = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
-    prompts = PromptBuilder(configuration().prompt, folder)
-    people = Database("people", locate("people.sqlite"), "", Schema("people", "sqlite", ()), Source(()))
-    rows = [
-        (tokenizer(prompts.text_to_sql(people, question)).input_ids, tokenizer(prompts.answer(sql)).input_ids)
-        for question, sql in LESSONS.items()
-    ]
-    optimizer = torch.optim.AdamW(causal.parameters(), lr=3e-3)
-    for step in range(400):
-        prompt, answer = rows[step % len(rows)]
-        ids = torch.tensor([[*prompt, *answer, tokenizer.eos_token_id]])
-        labels = ids.clone()
-        labels[0, : len(prompt)] = -100
-        causal(input_ids=ids, labels=labels).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    causal.save_pretrained(folder)
-    return folder
+    return learnt_model(tmp_path_factory.mktemp("model"), LESSONS, configuration().prompt)
 
 
 @pytest.fixture(scope="module")

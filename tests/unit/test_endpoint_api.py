@@ -340,3 +340,17 @@ def test_a_database_that_is_down_is_named(
     error = response.json()["error"]
     assert error["code"] == "database_unavailable" and "database people" in error["message"]
     assert "secret-host" not in response.text
+
+
+def test_the_dashboard_asks_for_series_that_there_are(client: TestClient) -> None:
+    import re
+
+    import serve
+
+    ask(client, "everybody")
+    board = json.loads((Path(serve.__file__).parent / "grafana.json").read_text())
+    expressions = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    page = client.get("/metrics").text
+    known = {line.split()[2] for line in page.splitlines() if line.startswith("# TYPE spftsql_")}
+    for name in {found for text in expressions for found in re.findall(r"spftsql_\w+", text)}:
+        assert name in known or name.removesuffix("_bucket") in known, name

@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from spftsql.config import Config, LoraConfig, ModelConfig, Optimization, ScratchConfig, TrainingConfig
 from spftsql.errors import Fault, UserError
 from spftsql.records import TrainRow, write_records
-from spftsql.training import steps
+from spftsql.training import reference, steps
 from spftsql.training.artefact import check_tokenizer, read_manifest
-from spftsql.training.job import TrainJob, prepare
+from spftsql.training.job import Prepared, TrainJob, prepare
 from spftsql.training.local import LocalEngine, train_local
 from spftsql.training.scratch import build_scratch_model
 
@@ -193,22 +194,47 @@ def test_the_reference_is_frozen_and_may_be_another_model(base: Path, tmp_path: 
     train(trained, config_of(), tmp_path / "a.jsonl")
     job = job_of(trained.output, tmp_path, pair_rows(), name="play", mode="spft-a", reference=base)
     prepared = prepare(job, config_of())
-    values = steps.reference_logps(prepared, 4, torch.float32, torch.device("cpu"), 0, 1, lambda sums: sums)
-    again = steps.reference_logps(prepared, 7, torch.float32, torch.device("cpu"), 0, 1, lambda sums: sums)
-    assert torch.equal(values, again)  # kept for a resume
+    values = reference_of(prepared)
     pairs = [i for i, row in enumerate(prepared.rows) if row.rejected is not None]
     assert (values[pairs] < 0).all() and (values[len(pairs) :] == 0).all()
     first = train(job, config_of(), tmp_path / "b.jsonl")[0]
     assert abs(first["margin"]) > 1e-3
 
 
-def test_two_workers_share_the_reference_rows(base: Path, tmp_path: Path) -> None:
+def test_the_reference_is_computed_once(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPFTSQL_CACHE", str(tmp_path / "cache"))
+    loads: list[Path] = []
+    original = reference.load_causal_lm
+    monkeypatch.setattr(reference, "load_causal_lm", lambda *call: loads.append(call[0]) or original(*call))
+    config = config_of()
+    job = job_of(base, tmp_path, pair_rows(), mode="spft-a")
+    values = reference_of(prepare(job, config))
+    other_mode = replace(job, mode="spin", seed=5, lambda_=0.7)  # asks for the same numbers
+    assert torch.equal(reference_of(prepare(other_mode, config)), values) and len(loads) == 1
+    fewer = job_of(base, tmp_path, pair_rows()[1:], name="fewer", mode="spft-a")
+    reference_of(prepare(fewer, config))
+    assert len(loads) == 2
+    changed = without_dropout(base, tmp_path / "changed")
+    weights = load_file(changed / "model.safetensors")
+    weights["model.norm.weight"][-1] += 1e-3  # one number of all
+    save_file(weights, changed / "model.safetensors", {"format": "pt"})
+    assert not torch.equal(reference_of(prepare(replace(job, reference=changed), config)), values)
+    assert len(loads) == 3
+
+
+def reference_of(prepared: Prepared, rank: int = 0, workers: int = 1) -> Tensor:
+    cpu = torch.device("cpu")
+    return reference.reference_logps(
+        prepared, config_of().training, torch.float32, cpu, rank, workers, lambda sums: sums
+    )
+
+
+def test_two_workers_share_the_reference_rows(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parts = []
     for rank, workers in ((0, 1), (0, 2), (1, 2)):
         prepared = prepare(job_of(base, tmp_path / f"{rank}{workers}", pair_rows(), mode="spin"), config_of())
-        parts.append(
-            steps.reference_logps(prepared, 4, torch.float32, torch.device("cpu"), rank, workers, lambda sums: sums)
-        )
+        monkeypatch.setenv("SPFTSQL_CACHE", str(tmp_path / f"cache{rank}{workers}"))
+        parts.append(reference_of(prepared, rank, workers))
     torch.testing.assert_close(parts[1] + parts[2], parts[0], atol=1e-5, rtol=0)
 
 
