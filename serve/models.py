@@ -21,7 +21,7 @@ from spftsql.config import Config
 from spftsql.errors import Fault
 from spftsql.generation.checkpoint import Checkpoint, Unservable, adapter_rank
 from spftsql.generation.engine import EngineDied, open_engine
-from spftsql.generation.vllm_engine import _RANKS, _cpu_options
+from spftsql.generation.vllm_options import cpu_options, padded_rank
 from spftsql.records import GenerationRequest
 
 _BATCH_WAIT_S = 0.002  # long enough to join requests that arrive together, too short to be felt
@@ -100,12 +100,12 @@ class VllmModel:
         options: dict[str, Any] = {}
         if adapters:
             wanted = max(adapter_rank(model) for model in adapters)
-            rank = next((size for size in _RANKS if size >= wanted), wanted)
+            rank = padded_rank(wanted)
             options |= {"enable_lora": True, "max_lora_rank": rank, "max_loras": min(len(adapters), _LORAS)}
         if torch.cuda.is_available():
             options |= {"dtype": config.model.dtype}
         else:
-            options |= _cpu_options(any_checkpoint)
+            options |= cpu_options(any_checkpoint.base, any_checkpoint.max_length)
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 

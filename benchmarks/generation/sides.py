@@ -93,10 +93,10 @@ class Bare:
         self._process = process
         self._line("ready")
 
-    def run(self) -> dict[str, float]:
-        """Seconds and tokens of one pass, and the memory so far."""
+    def run(self, form: str) -> dict[str, float]:
+        """Seconds and tokens of one pass over `text` or `ids`, and the memory so far."""
         assert self._process.stdin is not None
-        self._process.stdin.write("go\n")
+        self._process.stdin.write(f"{form}\n")
         self._process.stdin.flush()
         found: dict[str, float] = json.loads(self._line("{"))
         return found

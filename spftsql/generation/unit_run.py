@@ -68,11 +68,10 @@ class UnitRun:
     def _ask(self, ids: Sequence[str], on_death: Callable[[EngineDied], None]) -> Generator[int, None, bool]:
         """One call of the engine; returns whether it failed. What was finished before is stored all the same."""
         part = _Part()
-        given: list[GenerationRequest] = []
+        given: dict[int, GenerationRequest] = {}  # what the engine has, by its place among what it was given
         try:
             for done in self._engine.stream(self._noted(self._chosen(ids), given)):
-                request = given[done.at]
-                part.add(done, request)
+                part.add(done, given.pop(done.at))
                 if part.requests >= self._part_rows or part.age() > _STORE_S:
                     yield self._store(part)
                     part = _Part()
@@ -83,7 +82,7 @@ class UnitRun:
             if isinstance(error, EngineDied):
                 on_death(error)
             self._failed_calls += 1
-            self._failures.update(r.id for r in given if r.id not in self._done)
+            self._failures.update(request.id for request in given.values())
             return True
         if part.requests:
             yield self._store(part)
@@ -94,17 +93,19 @@ class UnitRun:
         return (request for request in self._work.read(self._unit) if request.id in wanted)
 
     def _noted(
-        self, requests: Iterator[GenerationRequest], given: list[GenerationRequest]
+        self, requests: Iterator[GenerationRequest], given: dict[int, GenerationRequest]
     ) -> Iterator[GenerationRequest]:
         """The requests, each written down before the engine has it."""
         self._calls += 1
+        at = 0
         while some := list(islice(requests, _JOURNAL_ROWS)):
             line = json.dumps({"call": self._calls, "ids": [request.id for request in some]})
             with self._journal.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
             for request in some:
-                given.append(request)
+                given[at] = request
                 yield request
+                at += 1
 
     def _store(self, part: _Part) -> int:
         self._work.store(self._unit.id, part.samples, {**self._lineage, **part.lineage()})

@@ -18,10 +18,8 @@ from spftsql.config import Config
 from spftsql.errors import Fault
 from spftsql.generation.checkpoint import Checkpoint, Completion, Prompt, adapter_rank
 from spftsql.generation.engine import CheckpointEngine, Completed, EngineDied, Recent, RequestsFailed
-from spftsql.generation.vllm_options import RANKS as _RANKS  # noqa: F401
 from spftsql.generation.vllm_options import (
     cache_bytes,
-    cpu_options,
     engine_options,
     environment,
     padded_rank,
@@ -169,7 +167,3 @@ class VllmEngine(CheckpointEngine):
         del model.llm
         gc.collect()
         self._held -= model.size
-
-
-def _cpu_options(checkpoint: Checkpoint) -> dict[str, Any]:
-    return cpu_options(checkpoint.base, checkpoint.max_length)

@@ -19,7 +19,7 @@ _CPU_SEQUENCES = 64  # full-length sequences that the KV cache on the CPU has ro
 _CPU_CACHE_BYTES = 1024**3
 _CPU_PREFILL_TOKENS = 8192
 _CPU_BLOCK = 32  # tokens; of a shared prefix only whole blocks are shared, and vLLM's own default here is 128
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM has kernels for
+_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM has kernels for
 
 
 def environment(cpu: bool) -> dict[str, str]:
@@ -29,7 +29,7 @@ def environment(cpu: bool) -> dict[str, str]:
 
 def padded_rank(rank: int) -> int:
     """The smallest rank of adapters that vLLM has kernels for and that holds `rank`."""
-    return next((size for size in RANKS if size >= rank), rank)
+    return next((size for size in _RANKS if size >= rank), rank)
 
 
 def engine_options(config: Config, base: str, max_length: int, rank: int, *, cpu: bool) -> dict[str, Any]:
