@@ -96,6 +96,21 @@ def run(
 
 
 @app.command()
+def plan(
+    recipe: Annotated[str | None, typer.Argument(help="Name of a recipe, or a YAML file; else that of --actual.")] = None,
+    overrides: Overrides = None,
+    gpus: Annotated[str | None, typer.Option(help="What it would run on, as 8xH100; without it: counts only.")] = None,
+    price: Annotated[float | None, typer.Option(help="What one GPU costs an hour.")] = None,
+    actual: Annotated[Path | None, typer.Option(metavar="RUN", help="A run: planned beside what it took.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """Tokens, statements, GPU-hours, disk and money of every stage, before anything is started."""
+    from spftsql.plan_report import run_plan
+
+    run_plan(recipe, overrides or [], gpus, price, actual, as_json, _out)
+
+
+@app.command()
 def submit(
     recipe: Recipe,
     address: Address,

@@ -24,7 +24,8 @@ from spftsql.config import Config
 from spftsql.errors import Fault, UserError
 from spftsql.training.checkpoints import Progress, latest_checkpoint, read_progress, writing
 from spftsql.training.job import TrainJob, TrainResult, claim_work, read_result, watch_of
-from spftsql.training.metrics import append_metrics, follow_metrics, forget_metrics, validation_line
+from spftsql.training.loggers import open_loggers, tell
+from spftsql.training.metrics import Values, append_metrics, follow_metrics, forget_metrics, validation_line
 from spftsql.training.validation import Validate, Watch, judge
 
 if TYPE_CHECKING:
@@ -50,8 +51,14 @@ def train_ray(
         for job in open_jobs:
             claim_work(job, config)
         metrics.parent.mkdir(parents=True, exist_ok=True)
-        with follow_metrics(metrics.resolve(), lambda v: progress(v["job"], v["step"], v["steps"])):
-            _fit(open_jobs, config, metrics.resolve())
+        with open_loggers(config, metrics.parent) as loggers:
+
+            def log(values: Values) -> None:
+                tell(loggers, values)
+                progress(values["job"], values["step"], values["steps"])
+
+            with follow_metrics(metrics.resolve(), log):
+                _fit(open_jobs, config, metrics.resolve())
     results = [read_result(job) for job in jobs]
     missing = [job.name for job, result in zip(jobs, results, strict=True) if result is None]
     if missing:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ from spftsql.training.artefact import (
     write_manifest,
 )
 from spftsql.training.batches import Encoded, Weigh, encode_rows, plan
+from spftsql.training.card import write_card
 from spftsql.training.checkpoints import Progress, latest_checkpoint, read_progress, sync_folder, writing
 from spftsql.training.losses import LossForm, Normalise
 from spftsql.training.validation import Validate, Watch
@@ -250,8 +252,17 @@ def write_model(
         dropped_rows=prepared.dropped,
         training=job_settings(job, config),
         details=dict(job.details),
+        rows=_counted(prepared.rows),
     )
+    write_card(folder)
     sync_folder(folder)
+
+
+def _counted(rows: Sequence[Encoded]) -> dict[str, int]:
+    """How many rows there are of each source, and of each reward."""
+    count = Counter(row.source for row in rows)
+    count.update(f"R = {row.reward}" for row in rows if row.reward is not None)
+    return dict(sorted(count.items()))
 
 
 def final_loss(losses: Sequence[float]) -> float:

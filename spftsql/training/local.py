@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +31,8 @@ from spftsql.training.job import (
     watch_of,
     write_model,
 )
-from spftsql.training.metrics import append_metrics, forget_metrics, validation_line
+from spftsql.training.loggers import open_loggers, tell
+from spftsql.training.metrics import Values, append_metrics, forget_metrics, validation_line
 from spftsql.training.model import prepare_for_training
 from spftsql.training.reference import reference_logps
 from spftsql.training.steps import model_dtype, run_steps
@@ -51,13 +51,21 @@ def train_local(
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(config.training.threads)
+    metrics.parent.mkdir(parents=True, exist_ok=True)
     try:
-        return [read_result(job) or _train(job, config, metrics, progress) for job in jobs]
+        with open_loggers(config, metrics.parent) as loggers:
+
+            def log(values: Values) -> None:
+                append_metrics(metrics, values)
+                tell(loggers, values)
+                progress(values["job"], values["step"], values["steps"])
+
+            return [read_result(job) or _train(job, config, metrics, log) for job in jobs]
     finally:
         torch.set_num_threads(threads)
 
 
-def _train(job: TrainJob, config: Config, metrics: Path, progress: Callable[[str, int, int], None]) -> TrainResult:
+def _train(job: TrainJob, config: Config, metrics: Path, log: Callable[[Values], None]) -> TrainResult:
     claim_work(job, config)
     prepared = prepare(job, config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -69,11 +77,6 @@ def _train(job: TrainJob, config: Config, metrics: Path, progress: Callable[[str
     state = read_progress(checkpoint) if checkpoint else Progress()
     engine = LocalEngine(prepared, config, device, checkpoint)
 
-    def log(values: dict[str, Any]) -> None:
-        append_metrics(metrics, values)
-        progress(job.name, values["step"], values["steps"])
-
-    metrics.parent.mkdir(parents=True, exist_ok=True)
     forget_metrics(metrics, job.name, state.step)
     watch = watch_of(prepared, config)
 
@@ -89,7 +92,7 @@ def _train(job: TrainJob, config: Config, metrics: Path, progress: Callable[[str
                 judge(folder, job.validate)
                 watch.forget_worse()
             for step, accuracy in watch.news().items():
-                append_metrics(metrics, validation_line(job.name, step, prepared.steps, accuracy))
+                log(validation_line(job.name, step, prepared.steps, accuracy))
         return watch.ended()
 
     run_steps(engine, prepared, reference, state, config, log, enough)

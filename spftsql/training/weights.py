@@ -51,9 +51,19 @@ def _save_adapter(adapted: Any, prepared: Prepared, folder: Path) -> None:
     (folder / "README.md").unlink(missing_ok=True)  # peft's own card: ours is written with the rest
 
 
-def merge_adapter(adapter: Path, folder: Path, dtype: torch.dtype) -> None:
-    """Writes the complete model that an adapter directory and its base come to. Raises `UserError` without the base."""
+def merge_adapter(adapter: Path, folder: Path, dtype: torch.dtype | None) -> None:
+    """Writes the complete model that an adapter directory and its base come to, in `dtype` (None: the base's own).
+
+    The sum is made in float32. Raises `UserError` without the base.
+    """
+    from transformers import AutoConfig
+
+    from spftsql.training.artefact import resolve_model
     from spftsql.training.model import load_causal_lm
 
+    base = named_base(adapter)
+    assert base is not None  # the caller has an adapter
+    if dtype is None:
+        dtype = AutoConfig.from_pretrained(resolve_model(base)).get_text_config().dtype or torch.float32
     folder.mkdir(parents=True, exist_ok=True)
-    load_causal_lm(adapter, dtype).save_pretrained(folder)
+    load_causal_lm(adapter, torch.float32).to(dtype).save_pretrained(folder)
