@@ -379,6 +379,7 @@ class Config(Section):
     name: str
     seed: int = 0
     run_dir: Path = Path("runs")
+    storage: str | None = None  # s3://…, gs://…: finished stages are kept there too, and fetched on another machine
     execution: Literal["ray", "local"] = "ray"
     data: DataConfig
     model: ModelConfig

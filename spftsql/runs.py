@@ -24,6 +24,7 @@ from spftsql import __version__
 from spftsql.config import Config
 from spftsql.errors import UserError, disk_faults
 from spftsql.records import content_hash
+from spftsql.run_storage import open_storage
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,13 @@ class Run:
             self._lock.acquire(timeout=0)
         except Timeout:
             raise UserError(f"run {self.root} is in use by another process; wait for it or set run_dir") from None
+        try:
+            self._storage = open_storage(config.storage, config.name)
+        except BaseException:
+            self._lock.release()
+            raise
+        if self._storage:
+            self._storage.fetch_state(self.root)
         tree = config.model_dump(mode="json", by_alias=True)
         _write_text(self.root / "config.yaml", yaml.safe_dump(tree, sort_keys=False))
         self.metrics = self.root / "metrics.jsonl"
@@ -57,7 +65,12 @@ class Run:
 
     def close(self) -> None:
         """Lets another process in."""
-        self._lock.release()
+        try:
+            if self._storage:
+                self._storage.keep_state(self.root)
+                self._storage.close()
+        finally:
+            self._lock.release()
 
     def stage(self, name: str, inputs: object, build: Callable[[Path], None], *, keep_partial: bool = False) -> Stage:
         """The stage `name` for `inputs` (anything that JSON can say), built by `build(folder)` unless it is there.
@@ -72,8 +85,10 @@ class Run:
     def _stage(self, name: str, inputs: object, build: Callable[[Path], None], keep_partial: bool) -> Stage:
         key = content_hash(name, inputs)
         final = self.root / "stages" / f"{name}-{key}"
-        if final.is_dir():
+        if final.is_dir() or (self._storage and self._storage.fetch(final)):
             self.event("stage", name=name, key=key, outcome="kept")
+            if self._storage:
+                self._storage.keep(final)
             return Stage(name, key, final)
         partial = final.with_name(f"{final.name}.partial")
         if partial.exists() and not keep_partial:
@@ -84,6 +99,8 @@ class Run:
         build(partial)
         partial.rename(final)
         self.event("stage", name=name, key=key, outcome="built", seconds=round(time.monotonic() - begin, 3))
+        if self._storage:
+            self._storage.keep(final)
         return Stage(name, key, final)
 
     def event(self, kind: str, **details: Any) -> None:

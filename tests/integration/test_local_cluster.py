@@ -68,6 +68,7 @@ def test_two_nodes_are_up_do_work_and_go(own_cache: None) -> None:
         cluster_command.cluster_status(console)
 
 
+@pytest.mark.long
 def test_a_cluster_that_cannot_start_leaves_nothing(own_cache: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("spftsql.local_cluster._free_ports", lambda count: [1] * count)  # a port of the system's own
     monkeypatch.setattr("tempfile.mkdtemp", lambda prefix: str(Path(os.environ["SPFTSQL_CACHE"]) / "spft"))
