@@ -36,9 +36,9 @@ def column_words(sql: str, schema: Schema) -> list[str]:
 def _words(name: str, comment: str) -> str:
     """The name with its abbreviations written out, where that changes it, and the comment."""
     words = words_of(name)
-    long = [lexicon().abbreviations.get(word, [word]) for word in words]
+    long = [lexicon().abbreviations.get(word, [word]) if word != "id" else [word] for word in words]
     spelled = " ".join(word for part in long for word in part)
-    parts = [spelled] if spelled != " ".join(words) and words != ["id"] else []
+    parts = [spelled] if spelled != " ".join(words) else []
     text = " ".join(comment.split())
     if text and text.casefold() not in (name.casefold(), " ".join(words)):
         parts.append(text if len(text) <= _LONGEST else text[: _LONGEST - 1].rstrip() + "…")

@@ -109,9 +109,14 @@ def test_cryptic_columns_are_said_in_words() -> None:
     columns = (
         Column("cust_nm", "text", "TEXT", comment="full legal name"),
         Column("name", "text", "TEXT"),
-        Column("id", "number", "INT"),
+        Column("CustId", "number", "INT"),
+        Column("OrderId", "number", "INT"),
     )
     schema = Schema("shop", "sqlite", (Table("cust", columns, comment="people who buy"), Table("orders", ())))
-    lines = column_words("SELECT cust_nm, name, id FROM cust", schema)
-    assert lines == ["cust: customer; people who buy", "cust.cust_nm: customer nm; full legal name"]
-    assert column_words("SELECT id FROM orders", schema) == column_words("SELEC(", schema) == []
+    lines = column_words("SELECT cust_nm, name, CustId, OrderId FROM cust", schema)
+    assert lines == [
+        "cust: customer; people who buy",
+        "cust.cust_nm: customer nm; full legal name",
+        "cust.CustId: customer id",
+    ]
+    assert column_words("SELECT name FROM orders", schema) == column_words("SELEC(", schema) == []
