@@ -206,6 +206,7 @@ class Stages:
         """Trains all of them in one worker group and returns the candidates in the same order."""
         from spftsql.training.job import TrainJob
 
+        play = self.config.selfplay
         inputs = [
             {
                 "name": t.name,
@@ -217,7 +218,11 @@ class Stages:
                 "share": t.synthetic_share,
             }
             for t in trainings
-        ] + [self.prompts.hash, self.config.key("training", "seed"), self.config.selfplay.lambda_]
+        ] + [
+            self.prompts.hash,
+            self.config.key("training", "seed"),
+            [play.lambda_, play.nll_weight, play.loss, play.normalise, play.weigh],
+        ]
 
         def build(folder: Path) -> None:
             jobs = []
@@ -234,8 +239,11 @@ class Stages:
                         optimization=t.optimization,
                         seed=self.config.seed,
                         reference=Path(t.reference.path) if t.reference else None,
-                        lambda_=self.config.selfplay.lambda_,
-                        nll_weight=self.config.selfplay.nll_weight,
+                        lambda_=play.lambda_,
+                        nll_weight=play.nll_weight,
+                        form=play.loss,
+                        normalise=play.normalise,
+                        weigh=play.weigh,
                         synthetic_share=t.synthetic_share,
                     )
                 )
