@@ -97,7 +97,7 @@ def run(
 
 @app.command()
 def plan(
-    recipe: Annotated[str | None, typer.Argument(help="Name of a recipe, or a YAML file; else that of --actual.")] = None,
+    recipe: Annotated[str | None, typer.Argument(help="A recipe or a YAML file; else that of --actual.")] = None,
     overrides: Overrides = None,
     gpus: Annotated[str | None, typer.Option(help="What it would run on, as 8xH100; without it: counts only.")] = None,
     price: Annotated[float | None, typer.Option(help="What one GPU costs an hour.")] = None,

@@ -12,6 +12,7 @@ from spftsql import __version__
 from spftsql.errors import UserError
 from spftsql.evaluation.command import check_outputs, write_text
 from spftsql.evaluation.metrics import wilson
+from spftsql.evaluation.score_report import Section
 from spftsql.evaluation.score_result import LEVELS
 from spftsql.pages import render
 from spftsql.reporting.changes import SAMPLE_ROWS, changes, shown_changes, with_rows
@@ -68,6 +69,7 @@ def report_page(record: RunRecord) -> str:
         pairs=_pairs(record),
         play=_play(record, exams),
         cost=_cost(record),
+        planned=_planned(record),
         decisions=[event for event in record.of("gate")],
         sentences=[decision.sentence() for decision in record.result.decisions] if record.result else [],
         events=list(_told(record)),
@@ -224,6 +226,20 @@ def _cost(record: RunRecord) -> dict[str, Any]:
         rows.append((stage.name, stage.state, *_cost_cells(cost)))
     total = run_cost(record)
     return {"line": cost_line(record), "header": header, "rows": [*rows, ("all", "", *_cost_cells(total))]}
+
+
+def _planned(record: RunRecord) -> Section | None:
+    """What `spftsql plan` says of the run's settings, beside what the stages took."""
+    from spftsql.cost_plan import plan_costs
+    from spftsql.plan_report import compared, comparison_section
+
+    if record.config is None:
+        return None
+    try:
+        plan = plan_costs(record.config, 0, None, None)
+    except UserError:  # the benchmark's files are not where the report is written
+        return None
+    return comparison_section(compared(plan.stages, record))
 
 
 def _cost_cells(cost: Any) -> tuple[str, ...]:
