@@ -62,6 +62,10 @@ def _check_data(config: Config, report: DryRun) -> None:
     if data.benchmark == "demo":
         report.lines.append("data: the embedded demo database, made by the run")
         return
+    if data.benchmark == "none" or not data.label_share:
+        _check_without_labels(config, report)
+    if data.benchmark == "none":
+        return
     if data.root is None:
         report.problems.append(f"data.root is not set: --set data.root=FOLDER of {data.benchmark}")
         return
@@ -77,6 +81,22 @@ def _check_data(config: Config, report: DryRun) -> None:
         if finding.state == "missing":
             advice = f" ({finding.advice})" if finding.advice else ""
             report.problems.append(f"data: {finding.item}: {finding.detail}{advice}")
+
+
+def _check_without_labels(config: Config, report: DryRun) -> None:
+    from spftsql.databases.catalogue import open_catalogue
+
+    if config.model.path is None:
+        report.problems.append("without labels a model from scratch has no words for questions: set model.path")
+    for database in config.data.databases:
+        try:
+            (found,) = open_catalogue([database]).values()
+        except UserError as error:
+            report.problems.append(f"data: {error}")
+            continue
+        rows = sum(table.rows for table in found.schema.tables)
+        report.lines.append(f"data: database {database.name}: {len(found.schema.tables)} tables, {rows:,} rows")
+    report.lines.append("data: no labels: templates from the library, questions by the base model")
 
 
 def _check_model(config: Config, report: DryRun) -> Shape | None:

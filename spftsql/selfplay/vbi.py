@@ -156,17 +156,17 @@ def _proposed(stages: Stages, round_: int, asked: Sequence[Made], writer: Candid
         dialect = databases[statement.db_id].schema.dialect
         own = dict.fromkeys(text for text in texts[question_request(round_, statement)] if text)
         if config.hide_values:
-            found[statement.id] = [_shown(text, hidden[statement.id], statement.sql, dialect) for text in own]
+            found[statement.id] = [_shown(text, hidden[statement.id]) for text in own]
         else:
             found[statement.id] = [Phrasing(text, unsaid(text, statement.sql, dialect)) for text in own]
     return found
 
 
-def _shown(text: str, hidden: Hidden, sql: str, dialect: str) -> Phrasing:
-    """A question with its values put back; those whose placeholder it lost are missing."""
+def _shown(text: str, hidden: Hidden) -> Phrasing:
+    """A question with its values put back; those whose placeholder it lost are missing. LIMITs have none."""
     shown = show_values(text, hidden)
     if shown is not None:
-        return Phrasing(shown, unsaid(shown, sql, dialect))
+        return Phrasing(shown)
     return Phrasing(text, tuple(value for name, value in hidden.values if name not in text) or ("a placeholder",))
 
 

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 import yaml
 
-from spftsql.config import ScratchConfig, validate
+from spftsql.config import Config, ScratchConfig, validate
 from spftsql.errors import UserError
+from spftsql.plan import dry_run
 from spftsql.progress import Reporter
 from spftsql.records import PairRow, read_records
 from spftsql.selfplay.run import run as run_loop
@@ -67,6 +68,10 @@ def tree(tmp_path: Path, databases: dict[str, str], settings: dict[str, Any]) ->
         section, _, key = path.partition("__")
         found[section] = {**found.get(section, {}), key: value}
     return found
+
+
+def free(tmp_path: Path, databases: dict[str, str], base: Path) -> Config:
+    return validate(tree(tmp_path, databases, {"model__path": str(base)}), "recipe")
 
 
 def run(tmp_path: Path, databases: dict[str, str], base: Path) -> subprocess.CompletedProcess[str]:
@@ -133,5 +138,8 @@ def test_what_cannot_work_is_said_in_one_line(tmp_path: Path, base: Path) -> Non
     ):
         with pytest.raises(UserError, match=complaint):
             run_loop(validate(tree(tmp_path, empty, settings), "recipe"), Reporter())
+    assert any("database empty: 2 tables, 0 rows" in line for line in dry_run(free(tmp_path, empty, base)).lines)
+    missing = dry_run(free(tmp_path, {"gone": str(tmp_path / "gone.sqlite")}, base)).problems
+    assert len(missing) == 1 and "gone.sqlite" in missing[0]
     with pytest.raises(UserError, match=r"set data.benchmark, or data.databases to learn without labels"):
         validate(tree(tmp_path, {}, {"model__path": str(base)}), "recipe")

@@ -1,0 +1,158 @@
+"""What the loop does at its edges: leaks, opponents that never or always err, nothing to replay, what is dropped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from spftsql.config import Config, validate
+from spftsql.databases.schema import Column, Schema, Table
+from spftsql.errors import UserError
+from spftsql.records import Example, Mode, Statement, TrainRow, Verdict
+from spftsql.selfplay import vbi
+from spftsql.selfplay.lineage import Made, pair_files
+from spftsql.selfplay.play import play_iteration
+from spftsql.selfplay.questions import Phrasing, Vote
+from spftsql.selfplay.stages import Answer, Candidate, Stages, Training
+
+SCHEMA = Schema(
+    "shop", "sqlite", (Table("city", (Column("name", "text", "TEXT"), Column("state", "text", "TEXT")), 9),)
+)
+
+
+def config(**synthesis: Any) -> Config:
+    data = {"databases": [{"name": "shop", "url": "shop.sqlite"}]}
+    return validate({"name": "t", "data": data, "model": {"path": "m"}, "synthesis": synthesis}, "test")
+
+
+class Told:
+    """Stands for the run and the reporter: keeps what they are told."""
+
+    def __init__(self) -> None:
+        self.events: list[dict[str, Any]] = []
+        self.lines: list[str] = []
+
+    def event(self, kind: str, **details: Any) -> None:
+        self.events.append({"event": kind, **details})
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def stages(config: Config, **more: Any) -> tuple[Stages, Told]:
+    told = Told()
+    database = SimpleNamespace(schema=SCHEMA, content="c")
+    fields = {"config": config, "run": told, "report": told, "catalogue": {"shop": database}, **more}
+    return cast(Stages, SimpleNamespace(**fields)), told
+
+
+def made(number: int, question: str, sql: str) -> Made:
+    statement = Statement(str(number), "shop", sql, "t", "{}", 0)
+    verdict = Verdict(str(number), "shop", "ran", "", 1.0, 1, False, "d", "sqlite")
+    pair = Example(f"synthetic/1/{number}", "shop", question, sql, "synthetic", "t")
+    return Made(statement, verdict, phrasings=(Phrasing(question),), chosen=0, pair=pair)
+
+
+TEXAS = "SELECT name FROM city WHERE state = 'texas'"
+HELD_OUT = [Example("test-7", "shop", "what are all of the cities in texas ?", TEXAS, "label", "")]
+MADE = [
+    made(0, "What are all of the cities in Texas?", TEXAS),
+    made(1, "what are all of the cities in utah ?", TEXAS.replace("texas", "utah")),
+]
+
+
+def test_a_leak_stops_the_run_and_names_the_pairs() -> None:
+    there, told = stages(config())
+    with pytest.raises(UserError) as error:
+        vbi.without_leaks(there, 1, MADE, HELD_OUT)
+    message = str(error.value)
+    assert (
+        "1 synthetic pairs repeat held-out questions: synthetic/1/0 'What are all of the cities in Texas?'" in message
+    )
+    assert "test-7" in message and "synthesis.leaks=drop" in message and "\n" not in message
+    assert [(event["pair"], event["held_out"]) for event in told.events] == [("synthetic/1/0", "test-7")]
+
+
+def test_leaks_are_dropped_where_that_is_wanted() -> None:
+    there, told = stages(config(leaks="drop"))
+    left = vbi.without_leaks(there, 1, MADE, HELD_OUT)
+    assert [(one.pair is not None, one.reason) for one in left] == [(False, "leak: test-7"), (True, "")]
+    assert told.lines == ["  round 1: 1 pairs that repeat a held-out question are left out"]
+    assert vbi.without_leaks(there, 1, MADE, []) == MADE
+
+
+def test_pairs_are_confirmed_by_answers_and_by_votes() -> None:
+    votes = tuple(Vote("SELECT", status, "d", 1.0) for status in ("equal", "equal", "different"))
+    voted = [Made(one.statement, one.verdict, "", (Phrasing("q", (), votes),), 0, one.pair) for one in MADE]
+    play = Example("synthetic/1/9", "shop", "q", "s", "synthetic", "t")
+    answers = [
+        Answer(play, "vbi-1", "", "", Verdict("", "shop", status, "", 1.0, 1, False, "d", "sqlite"))
+        for status in ("different", "equal", "equal")
+    ]
+    assert [pair.id for pair in vbi.confirmed(answers, MADE, 0.5)] == ["synthetic/1/9"]  # nobody voted
+    assert [pair.id for pair in vbi.confirmed(answers, voted, 0.5)][1:] == ["synthetic/1/0", "synthetic/1/1"]
+    assert [pair.id for pair in vbi.confirmed(answers, voted, 0.9)] == ["synthetic/1/9"]
+
+
+def play(mode: Mode, statuses: list[str], labels: list[Example]) -> tuple[dict[Mode, Candidate], list[Training], Told]:
+    trained: list[Training] = []
+
+    def train(title: str, trainings: list[Training]) -> list[Candidate]:
+        trained.extend(trainings)
+        return [Candidate(training.name, "path", training.name) for training in trainings]
+
+    def sql_row(example: Example) -> TrainRow:
+        return TrainRow(example.id, "shop", example.question, example.sql, None, None, example.source)
+
+    there, told = stages(config(), train=train, sql_row=sql_row)
+    main, weak = Candidate("main", "m", "m"), Candidate("weak", "w", "w")
+    answers = {
+        "weak": [
+            Answer(one.pair, "weak", "x", "x", Verdict("", "shop", status, "", 1.0, 1, False, "d", "sqlite"))
+            for one, status in zip(MADE, statuses, strict=True)
+            if one.pair is not None
+        ]
+    }
+    answers["main"] = answers["weak"]
+    lines = play_iteration(there, 1, labels, answers, {mode: main}, {mode: weak if mode != "dpo" else main})
+    return lines, trained, told
+
+
+def test_an_opponent_that_never_errs_leaves_the_main_model_as_it_is() -> None:
+    for mode in ("dpo", "spft-b"):
+        lines, trained, told = play(mode, ["equal", "equal"], HELD_OUT)  # type: ignore[arg-type]
+        assert lines[mode].name == "main" and not trained  # type: ignore[index]
+        assert "made no usable mistakes (2 right)" in told.lines[0]
+    _, trained, _ = play("spft-a", ["equal", "equal"], HELD_OUT)
+    assert [row.reward for row in trained[0].rows if not row.replay] == [0, 0]  # its gold still counts
+
+
+def test_an_opponent_that_always_errs_is_told() -> None:
+    lines, trained, told = play("spft-a", ["different", "error"], HELD_OUT)
+    assert lines["spft-a"].name == "spft-a-1"
+    assert [row.reward for row in trained[0].rows if not row.replay] == [1, 1]
+    assert "weak got nothing right" in told.lines[0]
+
+
+def test_verdicts_that_say_nothing_train_nothing() -> None:
+    lines, trained, told = play("spft-a", ["timeout", "unverifiable"], HELD_OUT)
+    assert lines["spft-a"].name == "main" and not trained
+    assert "1 timeout, 1 unverifiable" in told.lines[0]
+
+
+def test_without_labels_nothing_is_replayed() -> None:
+    _, with_labels, _ = play("spft-a", ["different", "equal"], HELD_OUT)
+    _, without, _ = play("spft-a", ["different", "equal"], [])
+    assert any(row.replay for row in with_labels[0].rows)
+    assert not any(row.replay for row in without[0].rows)
+
+
+def test_files_of_pairs_come_by_round(tmp_path: Path) -> None:
+    for number in (10, 9):
+        (tmp_path / "pairs").mkdir(exist_ok=True)
+        (tmp_path / "pairs" / f"round-{number}.parquet").touch()
+    assert [path.stem for path in pair_files(tmp_path)] == ["round-9", "round-10"]
+    assert pair_files(tmp_path / "nothing") == []
