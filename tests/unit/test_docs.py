@@ -30,7 +30,7 @@ def commands(page: Path) -> list[str]:
     """Every `spftsql …` of a page: whole commands in blocks, and what is said of one within a sentence."""
     text = page.read_text(encoding="utf-8")
     lines = [line.strip() for match in BLOCK.finditer(text) for line in match[0].replace("\\\n", " ").splitlines()]
-    found = [line.partition("  #")[0] for line in lines if line.startswith("spftsql ")]
+    found = [re.sub(r"\s#\s.*", "", line) for line in lines if line.startswith("spftsql ")]
     return [*found, *(f"{SHORT}{command}" for command in INLINE.findall(text))]
 
 
