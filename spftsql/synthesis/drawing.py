@@ -39,14 +39,10 @@ def new_columns(template: Template, compiled: Compiled, graph: KeyGraph, rng: ra
     tables: list[str] = []
     chosen: dict[str | int, str] = {}
     for at, group in groups.items():
-        choices = []
-        for table in graph.schema.tables:
-            picked = _pick(table.name, group, columns, partners, graph, rng)
-            if picked is not None:
-                choices.append((table.name, picked, _nearness(table.name, tables, graph)))
-        if not any(weight for _, _, weight in choices):
+        found = _table_for(group, columns, tables, partners, graph, rng)
+        if found is None:
             return None
-        name, picked, _ = rng.choices(choices, weights=[weight for _, _, weight in choices])[0]
+        name, picked = found
         columns |= picked
         tables.append(name)
         chosen[at] = name
@@ -131,6 +127,26 @@ def _first_scope(slot: str, compiled: Compiled) -> int:
     return next((number for number, slots in enumerate(compiled.scope_slots) if slot in slots), -1)
 
 
+def _table_for(
+    group: Sequence[Slot],
+    columns: Mapping[str, ColumnName],
+    tables: Sequence[str],
+    partners: Mapping[str, Sequence[str]],
+    graph: KeyGraph,
+    rng: random.Random,
+) -> tuple[str, dict[str, ColumnName]] | None:
+    """A table near `tables`, and a column of it for every slot of the group; None where none has them."""
+    names = list(graph.tables_with(tuple((slot.kind, slot.key) for slot in group)))
+    weights = [_nearness(name, tables, graph) for name in names] if tables else [1.0] * len(names)
+    while any(weights):
+        at = rng.choices(range(len(names)), weights=weights)[0]
+        picked = _pick(names[at], group, columns, partners, graph, rng)
+        if picked is not None:
+            return names[at], picked
+        weights[at] = 0.0
+    return None
+
+
 def _pick(
     table: str,
     group: Sequence[Slot],
@@ -141,28 +157,24 @@ def _pick(
 ) -> dict[str, ColumnName] | None:
     """A column of `table` for every slot of the group, each another one; None where there are not enough."""
     picked: dict[str, ColumnName] = {}
+    taken = set(columns.values())
     for slot in group:
-        near = [
-            graph.domain(found)
-            for partner in partners.get(slot.name, ())
-            if (found := columns.get(partner) or picked.get(partner)) is not None
-        ]
-        choices = [
-            column
-            for column in graph.columns(table, slot.kind, slot.key)
-            if column not in picked.values()
-            and column not in columns.values()
-            and all(graph.domain(column) == domain or column[1].lower() == domain[1].lower() for domain in near)
-        ]
+        choices = [column for column in graph.columns(table, slot.kind, slot.key) if column not in taken]
+        for partner in partners.get(slot.name, ()):
+            found = columns.get(partner) or picked.get(partner)
+            if found is not None:
+                domain = graph.domain(found)
+                name = domain[1].lower()
+                choices = [c for c in choices if graph.domain(c) == domain or c[1].lower() == name]
         if not choices:
             return None
-        picked[slot.name] = rng.choice(choices)
+        column = choices[int(rng.random() * len(choices))]
+        picked[slot.name] = column
+        taken.add(column)
     return picked
 
 
 def _nearness(table: str, others: Sequence[str], graph: KeyGraph) -> float:
-    if not others:
-        return float(min(graph.rows(table), 1))
     distance = graph.distance(table, others)
     return exp(-_FAR * distance) if distance is not None else 0.0
 

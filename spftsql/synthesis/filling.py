@@ -26,7 +26,8 @@ from spftsql.synthesis.seen import Seen, key_of
 from spftsql.synthesis.templates import Bindings, Template
 from spftsql.synthesis.uses import uses_of
 
-_FRUITLESS = 200  # fills of a template in a row that gave nothing new, before it is given up
+_FRUITLESS = 200  # fills of a template in a row that gave nothing, before it is given up
+_EXHAUSTED = 60  # the same for one that has given something: most of what it can give is there
 _THRESHOLDS = ("range", "between", "count", "limit")  # values of which others can ask for the same
 
 
@@ -171,8 +172,7 @@ class Sampler:
         structure = key_of(db_id, template.id, repr(bindings.columns), repr(bindings.scopes))
         if self._per_structure and self._structures.count(structure) >= self._per_structure:
             return "structure"
-        identity = content_hash(db_id, sql)
-        if self._drawn.add(int(identity, 16)):
+        if self._drawn.add(key_of(db_id, sql)):
             return "repeated"
         if sql in self._exclude:
             return "excluded"
@@ -180,7 +180,7 @@ class Sampler:
             text = in_dialect(sql, schema)
         except ValueError:
             return "dialect"
-        statement = Statement(identity, db_id, text, template.id, bindings.to_json(), self._seed)
+        statement = Statement(content_hash(db_id, sql), db_id, text, template.id, bindings.to_json(), self._seed)
         named = [
             str(bindings.values[slot.name])
             for slot in template.slots
@@ -199,7 +199,7 @@ class Sampler:
             accepted = False
         if accepted:
             if identity in self._fruitless:
-                self._fruitless[identity] = 0
+                self._fruitless[identity] = _FRUITLESS - _EXHAUSTED
         else:
             self._of_no_use(identity)
         return accepted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -9,7 +10,7 @@ from typing import Literal
 
 import networkx as nx
 
-from spftsql.databases.schema import Schema
+from spftsql.databases.schema import Column, Schema
 from spftsql.synthesis.steiner import steiner_tree
 
 ColumnName = tuple[str, str]  # table, column
@@ -54,13 +55,17 @@ class KeyGraph:
             for left, right in combinations(columns, 2):
                 self._link(left, right, _SIBLING)
         self._targets = set(self.keys.values())
+        self._by_name = {(table.name, column.name): column for table in schema.tables for column in table.columns}
         self._columns: dict[tuple[str, str, str], list[ColumnName]] = {}
         for table in schema.tables:
             for column in table.columns:
+                if table.rows and column.distinct < 2:
+                    continue  # it tells nothing apart
                 name = (table.name, column.name)
                 role = self.role(name)
                 for kind in (column.kind, "any") if role else (column.kind,):
                     self._columns.setdefault((table.name, kind, role), []).append(name)
+        self._tables_with: dict[tuple[tuple[str, str], ...], list[str]] = {}
         self._joins: dict[tuple[str, ...], tuple[Join, ...] | None] = {}
         self._distances: dict[str, dict[str, float]] = {}
         self._trees: dict[tuple[str, ...], tuple[str, ...] | None] = {}
@@ -73,9 +78,24 @@ class KeyGraph:
         primary = {key.lower() for key in table.primary_key} if table is not None else set()
         return "key" if primary == {name[1].lower()} or name in self._targets else ""
 
+    def column(self, name: ColumnName) -> Column | None:
+        """The column of that name, as the schema spells it."""
+        return self._by_name.get(name)
+
     def columns(self, table: str, kind: str, key: str) -> Sequence[ColumnName]:
-        """The columns of a table with this kind (`any` for keys of whatever kind) and key role."""
+        """The columns of a table with this kind (`any`: whatever kind) and key role that have more than one value."""
         return self._columns.get((table, kind, key), ())
+
+    def tables_with(self, wanted: tuple[tuple[str, str], ...]) -> Sequence[str]:
+        """The tables with rows that have a column of its own for each of these kinds and key roles."""
+        if wanted not in self._tables_with:
+            needs = Counter(wanted)
+            self._tables_with[wanted] = [
+                table.name
+                for table in self.schema.tables
+                if table.rows and all(len(self.columns(table.name, kind, key)) >= n for (kind, key), n in needs.items())
+            ]
+        return self._tables_with[wanted]
 
     def rows(self, table: str) -> int:
         """The number of rows of a table."""

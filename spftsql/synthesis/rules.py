@@ -42,7 +42,7 @@ class Filled:
 
     def column(self, slot: str) -> Column | None:
         """The column in a slot."""
-        return _column(self.graph, self.bindings.columns[slot]) if slot in self.bindings.columns else None
+        return self.graph.column(self.bindings.columns[slot]) if slot in self.bindings.columns else None
 
 
 Rule = Callable[[Filled], bool]
@@ -72,7 +72,7 @@ def names_identifier(name: str) -> bool:
 
 def is_unique(graph: KeyGraph, name: ColumnName) -> bool:
     """Whether a column has another value in every row: a key, or by its values in a table that is not tiny."""
-    table, column = graph.schema.table(name[0]), _column(graph, name)
+    table, column = graph.schema.table(name[0]), graph.column(name)
     if table is None or column is None:
         return False
     if tuple(map(str.lower, table.primary_key)) == (name[1].lower(),):
@@ -80,11 +80,6 @@ def is_unique(graph: KeyGraph, name: ColumnName) -> bool:
     if not table.rows or column.distinct != table.rows:
         return False
     return graph.role(name) == "key" or table.rows >= _MANY
-
-
-def _column(graph: KeyGraph, name: ColumnName) -> Column | None:
-    table = graph.schema.table(name[0])
-    return table.column(name[1]) if table is not None else None
 
 
 def _identifies(filled: Filled, slot: str) -> bool:
@@ -333,7 +328,7 @@ def _holds(filled: Filled, condition: Condition) -> bool | None:
         most = {"<": number - 1, "<=": number}.get(condition.operator)
         return True if least is not None and least <= 1 else False if most is not None and most < 1 else None
     name = filled.bindings.columns[condition.column[0]]
-    column = _column(filled.graph, name)
+    column = filled.graph.column(name)
     outer = any(join.side for join in filled.bindings.scopes[condition.scope].joins or ())
     if column is None or outer:
         return None
