@@ -250,8 +250,15 @@ def test_learning_rate_warms_up_and_falls_to_zero() -> None:
 def test_a_loss_that_is_not_finite_stops_the_run(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = LocalEngine.forward
     monkeypatch.setattr(LocalEngine, "forward", lambda self, micro: original(self, micro) * float("nan"))
-    with pytest.raises(Fault, match="job: the loss of step 1 is nan"):
-        train(job_of(base, tmp_path, sft_rows()), config_of(), tmp_path / "metrics.jsonl")
+    job = job_of(base, tmp_path, sft_rows())
+    with pytest.raises(Fault, match="job: the loss of step 1 is nan") as caught:
+        train(job, config_of(), tmp_path / "metrics.jsonl")
+    prepared = prepare(job, config_of())
+    assert all(prepared.rows[i].id in str(caught.value) for i in prepared.batches[0])  # it names the batch
+    monkeypatch.undo()
+    monkeypatch.setattr(LocalEngine, "step", lambda self, rate: float("inf"))
+    with pytest.raises(Fault, match="job: the gradient of step 1 is inf"):
+        train(job, config_of(), tmp_path / "metrics.jsonl")
     assert not (tmp_path / "job").exists()
 
 
