@@ -93,14 +93,14 @@ def phrased(stages: Stages, round_: int, made: Sequence[Made], writer: Candidate
     """
     config = stages.config.synthesis
     asked = [one for one in made if not one.reason]
-    candidates = _proposed(stages, round_, asked, writer)
+    candidates, failed = _proposed(stages, round_, asked, writer)
     if config.filter != "none":
         candidates = _voted(stages, round_, asked, candidates, voter)
     done = {}
     for one in asked:
         identity, phrasings = one.statement.id, tuple(candidates[one.statement.id])
         choice = choose(phrasings, config.filter, config.agreement)
-        one = replace(one, phrasings=phrasings, chosen=choice.index, reason=choice.reason)
+        one = replace(one, phrasings=phrasings, chosen=choice.index, reason=failed.get(identity, choice.reason))
         if choice.index is not None:
             one = replace(one, pair=_pair(round_, one.statement, phrasings[choice.index]))
         done[identity] = one
@@ -129,8 +129,10 @@ def _pair(round_: int, statement: Statement, phrasing: Phrasing) -> Example:
     )
 
 
-def _proposed(stages: Stages, round_: int, asked: Sequence[Made], writer: Candidate) -> dict[str, list[Phrasing]]:
-    """The candidate questions of every statement, by its id, each text once."""
+def _proposed(
+    stages: Stages, round_: int, asked: Sequence[Made], writer: Candidate
+) -> tuple[dict[str, list[Phrasing]], dict[str, str]]:
+    """The candidate questions of every statement, by its id, each text once; and why some could not be asked."""
     config, databases = stages.config.synthesis, stages.catalogue
     hidden: dict[str, Hidden] = {}
     requests = []
@@ -148,18 +150,24 @@ def _proposed(stages: Stages, round_: int, asked: Sequence[Made], writer: Candid
             stages.request(identity, statement.db_id, prompt, writer, config.candidates, config.temperature)
         )
     texts: dict[str, list[str]] = defaultdict(list)
+    errors: dict[str, str] = {}
     for sample in stages.generate(f"questions-{round_}", requests, [writer]):
         texts[sample.id].append(stages.prompts.parse_question(sample.text))
-    found = {}
+        if sample.error:
+            errors[sample.id] = f"not asked: {sample.error}"
+    found, failed = {}, {}
     for one in asked:
         statement = one.statement
         dialect = databases[statement.db_id].schema.dialect
-        own = dict.fromkeys(text for text in texts[question_request(round_, statement)] if text)
+        identity = question_request(round_, statement)
+        own = dict.fromkeys(text for text in texts[identity] if text)
+        if identity in errors and not own:
+            failed[statement.id] = errors[identity]
         if config.hide_values:
             found[statement.id] = [_shown(text, hidden[statement.id]) for text in own]
         else:
             found[statement.id] = [Phrasing(text, unsaid(text, statement.sql, dialect)) for text in own]
-    return found
+    return found, failed
 
 
 def _shown(text: str, hidden: Hidden) -> Phrasing:
@@ -240,10 +248,15 @@ def without_leaks(stages: Stages, round_: int, made: Sequence[Made], held_out: S
         )
     if leaks:
         stages.report.say(f"  round {round_}: {len(leaks)} pairs that repeat a held-out question are left out")
-    return [
+    left = [
         one.dropped(f"leak: {leaks[one.pair.id].held_out}") if one.pair is not None and one.pair.id in leaks else one
         for one in made
     ]
+    if not any(one.pair is not None for one in left):
+        raise UserError(
+            f"round {round_}: every synthetic pair repeats a held-out question; make more (vbi.train_pairs)"
+        )
+    return left
 
 
 def reweighted(pool: Sequence[Template], answers: Sequence[Answer]) -> dict[str, float]:

@@ -11,7 +11,7 @@ import pytest
 from spftsql.config import Config, validate
 from spftsql.databases.schema import Column, Schema, Table
 from spftsql.errors import UserError
-from spftsql.records import Example, Mode, Statement, TrainRow, Verdict
+from spftsql.records import Example, Mode, Sample, Statement, TrainRow, Verdict
 from spftsql.selfplay import vbi
 from spftsql.selfplay.lineage import Made, pair_files
 from spftsql.selfplay.play import play_iteration
@@ -82,6 +82,8 @@ def test_leaks_are_dropped_where_that_is_wanted() -> None:
     assert [(one.pair is not None, one.reason) for one in left] == [(False, "leak: test-7"), (True, "")]
     assert told.lines == ["  round 1: 1 pairs that repeat a held-out question are left out"]
     assert vbi.without_leaks(there, 1, MADE, []) == MADE
+    with pytest.raises(UserError, match="every synthetic pair repeats a held-out question"):
+        vbi.without_leaks(there, 1, MADE[:1], HELD_OUT)
 
 
 def test_pairs_are_confirmed_by_answers_and_by_votes() -> None:
@@ -156,3 +158,36 @@ def test_files_of_pairs_come_by_round(tmp_path: Path) -> None:
         (tmp_path / "pairs" / f"round-{number}.parquet").touch()
     assert [path.stem for path in pair_files(tmp_path)] == ["round-9", "round-10"]
     assert pair_files(tmp_path / "nothing") == []
+
+
+def test_a_statement_that_could_not_be_asked_about_is_dropped_with_the_reason() -> None:
+    """Of three statements one gets a question, one a question without its value, one an error of the engine."""
+
+    def generate(title: str, requests: list[str], models: list[Candidate]) -> list[Sample]:
+        texts = ["cities in texas", "cities", ""]
+        errors = [None, None, "the prompt has 9000 tokens"]
+        return [
+            Sample(request, "shop", "m", 0, text, 1, "stop", error)
+            for request, text, error in zip(requests, texts, errors, strict=True)
+        ]
+
+    prompts = SimpleNamespace(sql_to_text=lambda *_: "prompt", parse_question=lambda text: text)
+    there, told = stages(config(), prompts=prompts, generate=generate, request=lambda identity, *_: identity)
+    asked = [Made(made(number, "", TEXAS).statement, MADE[0].verdict) for number in range(3)]
+    dropped = Made(made(3, "", TEXAS).statement, MADE[0].verdict, "empty")
+    writer = Candidate("base", "m", "m")
+    found = vbi.phrased(there, 1, [*asked, dropped], writer, writer)
+    assert [one.reason for one in found] == [
+        "",
+        "a value is not said",
+        "not asked: the prompt has 9000 tokens",
+        "empty",
+    ]
+    assert found[0].pair is not None and found[0].pair.question == "cities in texas"
+    assert told.events[0]["pairs"] == 1 and sum(told.events[0]["dropped"].values()) == 2
+    with pytest.raises(UserError, match=r"none of 1 synthetic statements got a question \(1 not asked: the prompt"):
+        one_error = [Sample("round1/2", "shop", "m", 0, "", 0, "error", "the prompt has 9000 tokens")]
+        there, _ = stages(
+            config(), prompts=prompts, generate=lambda *_: one_error, request=lambda identity, *_: identity
+        )
+        vbi.phrased(there, 1, asked[2:], writer, writer)
