@@ -16,6 +16,7 @@ Value = str | int | float
 Row = tuple[Value, ...]
 
 _CAP = 5_000  # distinct values (or rows) kept per column
+_COMBINATIONS = 64  # of columns whose rows are kept: there are too many for all
 _OPEN = 256  # databases
 _LONGEST = 60  # characters of a value that a question could still mention
 
@@ -29,7 +30,7 @@ class Values:
         self._open = ExitStack()
         self._query = self._open.enter_context(reader(self._location))
         self._columns: dict[tuple[str, str], list[tuple[Value, int]]] = {}
-        self._rows: dict[tuple[str, tuple[str, ...]], tuple[list[Row], list[float]]] = {}
+        self._rows: OrderedDict[tuple[str, tuple[str, ...]], tuple[list[Row], list[float]]] = OrderedDict()
         self._shared: dict[tuple[tuple[str, str], ...], tuple[list[Value], list[float]]] = {}
         self._ordered: dict[tuple[str, str], list[Value]] = {}
         self._members: dict[tuple[str, str], frozenset[Value]] = {}
@@ -62,8 +63,11 @@ class Values:
         """Values of several columns that stand together in a row of `table`."""
         key = (table, tuple(columns))
         if key not in self._rows:
+            if len(self._rows) >= _COMBINATIONS:
+                self._rows.popitem(last=False)
             found = [(row, count) for row, count in self._read(*key) if all(map(_sayable, row))]
             self._rows[key] = [row for row, _ in found], _cumulative([count for _, count in found])
+        self._rows.move_to_end(key)
         rows, weights = self._rows[key]
         return rng.choices(rows, cum_weights=weights)[0] if rows else None
 

@@ -117,6 +117,8 @@ class KeyGraph:
     def joins(self, tables: tuple[str, ...]) -> tuple[Join, ...] | None:
         """The joins of each table after the first to one before it; None where keys do not say how."""
         if tables not in self._joins:
+            if len(self._joins) >= _TREES:
+                self._joins.clear()
             self._joins[tables] = self._derive(tables)
         return self._joins[tables]
 
