@@ -203,10 +203,10 @@ def _condition(value: ValueMatch, dialect: str) -> str:
 
 
 def _load_tokenizer(model: str, chat_template: Path | None) -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer
+    from spftsql.training.artefact import load_tokenizer
 
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model)
+        tokenizer: PreTrainedTokenizerBase = load_tokenizer(model)
     except (OSError, ValueError) as error:
         raise UserError(f"no tokenizer can be loaded from {model}: {str(error).splitlines()[0]}") from None
     if chat_template is not None:

@@ -64,14 +64,16 @@ class Checkpoint:
 
         Raises `UserError` when the directory cannot be used.
         """
-        from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+        from transformers import AutoConfig, GenerationConfig
+
+        from spftsql.training.artefact import load_tokenizer
 
         check_checkpoint(directory)
         base = adapter_base(directory)
         self.directory, self.base = directory, base or directory
         try:
             own = base is None or (Path(directory) / "tokenizer_config.json").is_file()
-            self._tokenizer = AutoTokenizer.from_pretrained(directory if own else base)
+            self._tokenizer = load_tokenizer(directory if own else self.base)
             settings = AutoConfig.from_pretrained(self.base).get_text_config()
         except (OSError, ValueError) as error:
             raise UserError(f"{directory} cannot be loaded: {str(error).splitlines()[0]}") from None

@@ -16,6 +16,8 @@ from spftsql.errors import UserError
 
 MANIFEST = "spftsql.json"
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model")  # which file holds the vocabulary, in order of preference
+# What splitters disagree about: blanks, line breaks, digits, signs, letters beyond ASCII.
+_PROBE = "### Schema:\nSELECT a.b2, 'Zürich'  FROM t1\n\tWHERE c >= 10.25 -- año 2024"
 _WEIGHTS = (".safetensors", ".bin")
 _SAMPLES, _SAMPLE_BYTES = 64, 1 << 16
 _COPIED = (
@@ -63,6 +65,27 @@ def named_base(folder: Path) -> str | None:
     if not file.is_file():
         return None
     return str(json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"])
+
+
+def load_tokenizer(folder: Path | str) -> Any:
+    """The tokenizer of a model directory (or Hub name), as its `tokenizer.json` says.
+
+    transformers 5 builds some classes anew and keeps the vocabulary alone: a DeepSeek-Coder tokenizer, which names
+    Llama's class, then loses every blank and line break without an error. Where the two disagree on a text the file is
+    taken as it is. Raises what transformers raises.
+    """
+    from tokenizers import Tokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers.utils import cached_file
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    file = cached_file(str(folder), "tokenizer.json", _raise_exceptions_for_missing_entries=False)
+    if file is None:
+        return tokenizer
+    expected = Tokenizer.from_file(file).encode(_PROBE, add_special_tokens=False).ids
+    if tokenizer(_PROBE, add_special_tokens=False)["input_ids"] == expected:
+        return tokenizer
+    return PreTrainedTokenizerFast.from_pretrained(folder)
 
 
 def tokenizer_hash(folder: Path) -> str:

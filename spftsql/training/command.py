@@ -91,7 +91,7 @@ def _configured(wanted: Finetuning) -> Config:
         return resolve(wanted.recipe, overrides)
     if wanted.data is None:
         raise UserError("say what is to be trained on: a recipe, or --data FILE with --model")
-    tree = {"name": wanted.out.name, "execution": "local", "data": {"benchmark": "none"}, "model": {"path": None}}
+    tree = {"name": wanted.out.name, "execution": "local", "data": {"benchmark": "jsonl"}, "model": {"path": None}}
     with tempfile.TemporaryDirectory() as folder:
         recipe = Path(folder) / "finetune.yaml"
         recipe.write_text(yaml.safe_dump(tree), encoding="utf-8")

@@ -18,6 +18,7 @@ from spftsql.training.artefact import (
     MANIFEST,
     check_tokenizer,
     copy_tokenizer,
+    load_tokenizer,
     quiet_transformers,
     read_manifest,
     resolve_model,
@@ -105,15 +106,13 @@ def prepare(job: TrainJob, config: Config) -> Prepared:
     Raises `UserError` when the data cannot be trained on, when the tokenizer is not that of the weights, or when model
     and reference do not share one.
     """
-    from transformers import AutoTokenizer
-
     quiet_transformers()
     model, reference = resolve_model(job.model), resolve_model(job.reference or job.model)
     for folder in (model, reference):
         check_tokenizer(folder)
     if tokenizer_hash(model) != tokenizer_hash(reference):
         raise UserError(f"{job.name}: {model} and its reference {reference} have different tokenizers")
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer = load_tokenizer(model)
     rows, dropped = encode_rows(_read_rows(job), tokenizer, config.model.max_length, job.mode, job.weigh)
     optimization = job.optimization
     steps, together = optimization.total_steps(len(rows)), config.training.questions_per_schema

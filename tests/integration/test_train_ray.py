@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +17,11 @@ from safetensors.torch import load_file
 from spftsql.config import Config, LoraConfig, ModelConfig, Optimization, ScratchConfig, TrainingConfig
 from spftsql.errors import Fault, UserError
 from spftsql.records import TrainRow, write_records
-from spftsql.training.artefact import check_tokenizer
+from spftsql.training.artefact import check_tokenizer, read_manifest
 from spftsql.training.job import TrainJob
 from spftsql.training.local import train_local
 from spftsql.training.scratch import build_scratch_model
+from tests import trainings
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_session")]
 
@@ -130,21 +129,27 @@ def test_adapters_have_the_losses_of_the_plain_loop(base: Path, tmp_path: Path, 
     check_equal(base, tmp_path, zero_stage=zero_stage, lora=LoraConfig(rank=4, alpha=8))
 
 
-def train_and_kill(jobs: list[TrainJob], config: Config, metrics: Path) -> None:
-    """Kills the worker of rank 1 by SIGKILL once step 4 of the first job is seen."""
+# Long rows: the kill of a step comes while the next one is going on.
+SLOW: dict[str, Any] = {"words": 60, "batch_size": 240}
+SETTINGS: dict[str, Any] = {"zero_stage": 2, "checkpoint_steps": 1, "collective_timeout_s": 30}
+WORKER, CONTROLLER = "RayTrainWorker", "TrainController"
+
+
+def train_and_kill(jobs: list[TrainJob], config: Config, metrics: Path, kind: str, step: int) -> None:
+    """Kills a process of Ray Train by SIGKILL once a step of the first job is seen."""
     from spftsql.training.distributed import train_ray
 
     killed: list[int] = []
 
-    def progress(job: str, step: int, steps: int) -> None:
-        if step >= 4 and not killed:
-            workers = [
+    def progress(job: str, done: int, steps: int) -> None:
+        if done >= step and not killed:
+            found = [
                 process
                 for process in psutil.Process().children(recursive=True)
-                if process.is_running() and "RayTrainWorker" in " ".join(process.cmdline())
+                if process.is_running() and kind in " ".join(process.cmdline())
             ]
-            assert len(workers) == config.training.workers
-            killed.append(workers[-1].pid)
+            assert len(found) == (config.training.workers if kind == WORKER else 1)
+            killed.append(found[-1].pid)
             os.kill(killed[0], signal.SIGKILL)
 
     try:
@@ -153,37 +158,74 @@ def train_and_kill(jobs: list[TrainJob], config: Config, metrics: Path) -> None:
         assert killed
 
 
-def repeated(metrics: Path) -> list[int]:
-    """The steps of the first job at which training began again."""
-    seen = [json.loads(line)["step"] for line in metrics.read_text().splitlines() if '"sft"' in line]
-    return [step for previous, step in pairwise(seen) if step <= previous]
+@pytest.fixture(scope="module")
+def whole(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a training that nothing stopped."""
+    from spftsql.training.distributed import train_ray
+
+    folder = tmp_path_factory.mktemp("whole")
+    train_ray(jobs_of(base, folder, **SLOW)[:1], config_of(**SETTINGS), folder / "metrics.jsonl", lambda *_: None)
+    return folder
 
 
-def check_resume(
-    base: Path, folder: Path, run: Callable[[list[TrainJob], Config, Path], None], **training: Any
-) -> None:
-    # Long rows: a checkpoint is surely kept only some time after its report, so the steps must take a while.
-    jobs = jobs_of(base, folder, words=60, batch_size=240)
-    config = config_of(checkpoint_steps=1, collective_timeout_s=30, **training)
-    run(jobs, config, folder / "metrics.jsonl")
-    assert all(step > 1 for step in repeated(folder / "metrics.jsonl"))  # it did not begin again at the beginning
-    assert_as_local(jobs, config, folder / "metrics.jsonl", folder / "local")
+def assert_same_bits(folder: Path, whole: Path) -> None:
+    expected, found = (load_file(place / "sft" / "model.safetensors") for place in (whole, folder))
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))  # each once, also those done twice
+    assert losses(folder / "metrics.jsonl") == losses(whole / "metrics.jsonl")
+    assert sorted(path.name for path in folder.iterdir() if path.name.startswith(".")) == []
 
 
-def test_a_killed_worker_costs_a_few_steps(base: Path, tmp_path: Path) -> None:
-    check_resume(base, tmp_path, train_and_kill, zero_stage=2, max_failures=1)
+def check_kill(base: Path, folder: Path, whole: Path, kind: str, step: int) -> None:
+    jobs = jobs_of(base, folder, **SLOW)[:1]
+    train_and_kill(jobs, config_of(max_failures=1, **SETTINGS), folder / "metrics.jsonl", kind, step)
+    assert_same_bits(folder, whole)
+
+
+def test_a_killed_worker_changes_no_bit(base: Path, tmp_path: Path, whole: Path) -> None:
+    check_kill(base, tmp_path, whole, WORKER, 4)
 
 
 @pytest.mark.long
-def test_the_same_jobs_go_on_where_a_failed_run_ended(base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("step", range(1, STEPS))
+@pytest.mark.parametrize("kind", [WORKER, CONTROLLER])
+def test_a_kill_after_any_step_changes_no_bit(base: Path, tmp_path: Path, whole: Path, kind: str, step: int) -> None:
+    check_kill(base, tmp_path, whole, kind, step)
+
+
+@pytest.mark.long
+def test_the_same_jobs_go_on_where_a_failed_run_ended(base: Path, tmp_path: Path, whole: Path) -> None:
     from spftsql.training.distributed import train_ray
 
-    def run(jobs: list[TrainJob], config: Config, metrics: Path) -> None:
-        with pytest.raises(Fault, match="training failed more than 0 times"):
-            train_and_kill(jobs, config, metrics)
-        train_ray(jobs, config, metrics, lambda *_: None)
+    jobs, metrics = jobs_of(base, tmp_path, **SLOW)[:1], tmp_path / "metrics.jsonl"
+    config = config_of(max_failures=0, **SETTINGS)
+    with pytest.raises(Fault, match="training failed more than 0 times"):
+        train_and_kill(jobs, config, metrics, WORKER, 4)
+    began: list[int] = []
+    train_ray(jobs, config, metrics, lambda job, step, steps: began.append(step))
+    assert min(began) > 1  # it did not begin again at the beginning
+    assert_same_bits(tmp_path, whole)
 
-    check_resume(base, tmp_path, run, zero_stage=2, max_failures=0)
+
+@pytest.mark.long
+def test_a_training_ends_on_the_validation_of_its_reported_models(tmp_path: Path) -> None:
+    """A real model whose answers are executed, in tasks of Ray Train's own; the output is the best of them."""
+    from spftsql.training.distributed import train_ray
+
+    config = trainings.config_of(workers=2, validate_steps=40, patience=1, checkpoint_steps=40)
+    model = trainings.base_model(tmp_path)
+    validate = trainings.selection(trainings.database(tmp_path), config)
+    job = trainings.job_of(model, tmp_path, 400, validate=validate)
+    (result,) = train_ray([job], config, tmp_path / "metrics.jsonl", lambda *_: None)
+    validations = {entry["step"]: entry["accuracy"] for entry in read_manifest(job.output)["validations"]}
+    best = max(validations.values())
+    assert best > 0.9 and result.steps == min(step for step in validations if validations[step] == best)
+    assert result.steps < max(validations) <= 400
+    assert validate(job.output) == best
+    told = [line for line in trainings.lines(tmp_path / "metrics.jsonl") if "event" in line]
+    assert {line["step"]: line["accuracy"] for line in told} == validations
 
 
 def test_jobs_that_can_never_run_are_refused(base: Path, tmp_path: Path) -> None:
