@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import gc
 import os
+import threading
+import time
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain, count, islice
@@ -26,6 +29,7 @@ from spftsql.generation.vllm_options import (
     weight_bytes,
 )
 
+_LOOK_S = 1.0  # between looks at whether an engine's process lives
 _CPU_MODELS_KEPT = 16
 _CPU_BYTES = 4 * 1024**3  # weights and caches that may lie in the CPU's memory side by side
 
@@ -160,6 +164,7 @@ class VllmEngine(CheckpointEngine):
             self._models.clear()
         llm = self._vllm.LLM(**engine_options(self._config, base, length, rank, cpu=self._cpu))
         self._held += size
+        _wake_when_dead(llm.llm_engine.engine_core)
         return _Loaded(llm, size)
 
     def _drop(self, model: _Loaded) -> None:
@@ -167,3 +172,25 @@ class VllmEngine(CheckpointEngine):
         del model.llm
         gc.collect()
         self._held -= model.size
+
+
+def _wake_when_dead(client: Any) -> None:
+    """Wakes the caller of an engine whose process was killed.
+
+    vLLM 0.32 notices the death and closes the sockets, but its synchronous client then waits for an answer for ever.
+    """
+    if not hasattr(client, "outputs_queue"):
+        return  # the engine is in this process
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    reference = weakref.ref(client)
+
+    def watch() -> None:
+        while (alive := reference()) is not None:
+            if alive.resources.engine_dead:
+                alive.outputs_queue.put_nowait(EngineDeadError())
+                return
+            del alive
+            time.sleep(_LOOK_S)
+
+    threading.Thread(target=watch, daemon=True).start()
