@@ -43,9 +43,9 @@ def estimates_chart(
                 told = f"{label}, {group}: {point.value:.3f} ({point.low:.3f} to {point.high:.3f})"
                 parts.append(
                     Markup(
-                        '<g class="c{}"><title>{}</title>'
+                        '<g class="{}"><title>{}</title>'
                         '<path d="M{:.1f} {:.1f}V{:.1f}M{:.1f} {:.1f}h8M{:.1f} {:.1f}h8"/>'
-                    ).format(number % COLOURS, told, x, low, high, x - 4, low, x - 4, high)
+                    ).format(_colour(number), told, x, low, high, x - 4, low, x - 4, high)
                     + Markup('<circle cx="{:.1f}" cy="{:.1f}" r="4.5"/></g>').format(x, y)
                 )
     return _svg(name, height, parts) + legend(list(series))
@@ -65,11 +65,7 @@ def lines_chart(
     parts = [plot.grid(), plot.axis(x_title)]
     for number, (label, points) in enumerate(clean.items()):
         path = "L".join(f"{plot.x(x):.1f} {plot.y(y):.1f}" for x, y in thinned(points))
-        parts.append(
-            Markup('<g class="c{}"><title>{}</title><path class="line" d="M{}"/></g>').format(
-                number % COLOURS, label, path
-            )
-        )
+        parts.append(Markup('<g class="{}"><title>{}</title><path d="M{}"/></g>').format(_colour(number), label, path))
     return _svg(name, height, parts) + legend(list(clean))
 
 
@@ -96,7 +92,7 @@ def shares_chart(name: str, rows: Sequence[tuple[str, Mapping[str, int]]]) -> Ma
 def legend(names: Sequence[str]) -> Markup:
     """The colours of the series."""
     keys = [
-        Markup('<span class="key"><i class="c{}"></i>{}</span> ').format(number % COLOURS, name)
+        Markup('<span class="key"><i class="{}"></i>{}</span> ').format(_colour(number), name)
         for number, name in enumerate(names)
     ]
     return Markup('<p class="legend">{}</p>').format(Markup("").join(keys))
@@ -156,6 +152,11 @@ class _Plot:
         marks = [self.label(value, f"{value:g}") for value in _ticks(self.left, self.right)]
         middle = Markup('<text class="below" x="{:.1f}" y="{:.1f}">{}</text>').format(_WIDTH / 2, y + 18, title)
         return Markup("").join([*marks, middle])
+
+
+def _colour(number: int) -> str:
+    """The classes of a series: a colour, and dashes when the colours are used up."""
+    return f"c{number % COLOURS} d{number // COLOURS % 3}"
 
 
 def _ticks(low: float, high: float, wanted: int = 5) -> list[float]:
