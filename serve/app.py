@@ -22,7 +22,7 @@ from serve.service import Service
 from spftsql.config import Config, DatabaseConfig
 from spftsql.databases.catalogue import Database, open_catalogue
 from spftsql.endpoint import KEY_VARIABLE, refuse_exposure
-from spftsql.generation.vllm_engine import environment
+from spftsql.generation.vllm_options import environment
 from spftsql.keys import KeyRing, key_hash, read_keys, unknown_grants
 from spftsql.verification.pool import PoolClient
 

@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.serving.load import Side
 from spftsql.config import Config, ScratchConfig, resolve
-from spftsql.generation.vllm_engine import ON_CPU, QUIET
+from spftsql.generation.vllm_options import ON_CPU, QUIET, cpu_options
 
 MAX_LENGTH = 4096
 _READY_S = 900.0
@@ -53,12 +53,9 @@ def configuration(settings: Mapping[str, Any] | None = None) -> Config:
 
 def _engine(model: Path) -> dict[str, Any]:
     """What all three give to vLLM, so that the engine is the same."""
-    from spftsql.generation.checkpoint import Checkpoint
-    from spftsql.generation.vllm_engine import _cpu_options
-
     options: dict[str, Any] = {"max_model_len": MAX_LENGTH, "generation_config": "vllm", "seed": 0}
     if not torch.cuda.is_available():
-        options |= _cpu_options(Checkpoint(str(model), MAX_LENGTH))
+        options |= cpu_options(str(model), MAX_LENGTH)
     return options
 
 
