@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 import socket
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 _REACH_S = 5.0
 _REQUEST_S = 30.0
+_SETTLE_S, _POLL_S = 20.0, 0.5
 Resources = Mapping[str, float]
 
 
@@ -76,6 +78,14 @@ def cluster_status(client: JobSubmissionClient) -> Mapping[str, Any]:
     """What Ray's autoscaler says of the cluster; empty where none has said anything yet."""
     status: Mapping[str, Any] | None = _get(client, "/api/cluster_status").get("clusterStatus")
     return status or {}
+
+
+def settled_status(client: JobSubmissionClient) -> Mapping[str, Any]:
+    """`cluster_status`, for which a cluster that has just started gets some seconds."""
+    deadline = time.monotonic() + _SETTLE_S
+    while not (status := cluster_status(client)) and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+    return status
 
 
 def has_fixed_size(status: Mapping[str, Any]) -> bool:

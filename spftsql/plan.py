@@ -72,7 +72,7 @@ def _check_data(config: Config, report: DryRun) -> None:
     from spftsql.evaluation.data_check import check_data
 
     try:
-        findings = check_data(data.root, data.benchmark)
+        findings = check_data(data.root, data.benchmark, {database.name: database for database in data.databases})
     except UserError as error:
         report.problems.append(f"data.root: {error}")
         return

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 from rich.console import Console
 
-from spftsql.capacity import needs, refuse_impossible
+from spftsql.capacity import needs, refuse_impossible, shortages
 from spftsql.config import Config, resolve
 from spftsql.errors import Fault, UserError
 from spftsql.job_following import DRIVER_KEY, follow_job
-from spftsql.job_server import cluster_status, connect, dashboard_url, has_fixed_size, is_this_machine, nodes
+from spftsql.job_server import connect, dashboard_url, has_fixed_size, is_this_machine, nodes, settled_status
 from spftsql.records import content_hash
 
 if TYPE_CHECKING:
@@ -59,7 +59,9 @@ def submit(
     tree = _placed(config, local)
     client = connect(address)
     wanted = needs(config, [_NEEDED[stage]] if stage else tuple(_NEEDED.values())) if config.execution == "ray" else []
-    for line in refuse_impossible(wanted, nodes(client), has_fixed_size(cluster_status(client))):
+    offers = nodes(client)
+    fixed = bool(shortages(wanted, offers)) and has_fixed_size(settled_status(client))
+    for line in refuse_impossible(wanted, offers, fixed):
         _console.print(f"{line}; it waits for nodes that the autoscaler brings.", markup=False, soft_wrap=True)
     job = submit_module(
         client,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from spftsql.config import DatabaseConfig
 from spftsql.databases.files import database_location
 from spftsql.errors import UserError
 from spftsql.evaluation.locations import database_configs
@@ -36,10 +37,11 @@ class Finding:
     advice: str = ""
 
 
-def check_data(root: Path, benchmark: str) -> list[Finding]:
+def check_data(root: Path, benchmark: str, given: Mapping[str, DatabaseConfig] | None = None) -> list[Finding]:
     """The findings about each part of the questions, and about the databases that they need.
 
-    Raises `UserError` for an unknown benchmark, or when `root` is not a directory.
+    `given` are databases by name that lie elsewhere, such as those of a recipe. Raises `UserError` for an unknown
+    benchmark, or when `root` is not a directory.
     """
     if benchmark not in PUBLISHED:
         raise UserError(f"unknown benchmark {benchmark}; known: {', '.join(PUBLISHED)}")
@@ -54,7 +56,9 @@ def check_data(root: Path, benchmark: str) -> list[Finding]:
     more = [_split(benchmark, root, split) for split in _further_splits(benchmark, root)]
     if more and findings[-1].state == "missing":  # there is something else to score
         findings[-1] = replace(findings[-1], state="absent", advice="")
-    return [*findings, *more] if more and not needed else [*findings, *more, _databases(benchmark, root, needed)]
+    if more and not needed:
+        return [*findings, *more]
+    return [*findings, *more, _databases(benchmark, root, needed, given or {})]
 
 
 def render_findings(findings: list[Finding]) -> str:
@@ -109,9 +113,9 @@ def _named(names: list[str]) -> str:
     return ", ".join(names[:_NAMES]) + more
 
 
-def _databases(benchmark: str, root: Path, needed: dict[str, int]) -> Finding:
+def _databases(benchmark: str, root: Path, needed: dict[str, int], given: Mapping[str, DatabaseConfig]) -> Finding:
     try:
-        found = database_configs(benchmark, root)
+        found = {**database_configs(benchmark, root), **given}
     except UserError as error:
         return Finding("databases", "missing", str(error), "put the file there")
     complaints = {name: _complaint(found[name].url) for name in sorted(needed) if name in found}

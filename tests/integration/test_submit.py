@@ -257,7 +257,13 @@ def test_verification_alone_runs_as_a_job(cluster: str, tmp_path: Path, capsys: 
 def test_a_session_joins_a_cluster_that_wants_its_token(cluster: str, gcs: str) -> None:
     program = f"""
 from spftsql.config import resolve
-from spftsql.session import ensure_session
+from spftsql.errors import UserError
+from spftsql.session import end_session, ensure_session
+try:
+    ensure_session(resolve("demo", ["cluster.address={gcs}", "training.resources={{quantum: 1}}"]))
+except UserError as error:
+    print(error)
+end_session()
 ensure_session(resolve("demo", ["cluster.address={gcs}"]))
 import ray
 print(int(ray.cluster_resources()["CPU"]))
@@ -266,7 +272,9 @@ print(int(ray.cluster_resources()["CPU"]))
     done = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120, check=False
     )
-    assert done.stdout.strip() == "2", done.stderr
+    refusal, count = done.stdout.splitlines()
+    assert "training.workers needs 1 quantum, and no node has any" in refusal
+    assert count == "2", done.stderr
 
 
 @pytest.mark.long

@@ -102,3 +102,17 @@ def test_the_published_benchmarks() -> None:
     bird = {finding.item: finding for finding in check_data(Path(data) / "bird", "bird")}
     assert bird["train questions"].state == "missing"
     assert bird["databases"].detail == ("1 of the 11 that the questions need; 1405 of 1534 questions cannot be used")
+
+
+def test_databases_of_the_recipe_may_lie_elsewhere(tmp_path: Path) -> None:
+    from spftsql.config import DatabaseConfig
+
+    (tmp_path / "labels").mkdir()
+    for name in ("train", "gate", "test"):
+        row = {"db_id": "sales", "question": "how many", "sql": "SELECT COUNT(*) FROM orders"}
+        (tmp_path / "labels" / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    with closing(sqlite3.connect(tmp_path / "sales.sqlite")) as connection:
+        connection.execute("CREATE TABLE orders (id INTEGER PRIMARY KEY)")
+    assert check_data(tmp_path / "labels", "jsonl")[-1].state != "ok"
+    given = {"sales": DatabaseConfig(name="sales", url=str(tmp_path / "sales.sqlite"))}
+    assert check_data(tmp_path / "labels", "jsonl", given)[-1].state == "ok"
