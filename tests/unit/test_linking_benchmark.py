@@ -67,6 +67,7 @@ def test_databases_are_merged_under_names_of_their_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 def test_the_targets_hold(data_root: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.linking"], cwd=CHECKOUT, capture_output=True, text=True, check=True
