@@ -34,7 +34,7 @@ SET_ASIDE = "set aside: "  # begins the error of a request that engines failed w
 _MOST_SET_ASIDE = 0.01  # of the requests of a stage, and
 _FEW = 10  # requests in any case; beyond both, the engine is at fault and not the requests
 _ROW_GROUP = 256  # requests that are read together
-_PASS = 32_768  # requests that are in memory at a time while they are put in order
+_PASS = 16_384  # requests that are in memory at a time while they are put in order
 _KEY, _LINEAGE = b"spftsql.key", b"spftsql.lineage"
 
 
@@ -298,7 +298,7 @@ def _groups(rows: pa.Table) -> list[Group]:
 def _write_in_order(files: Sequence[Path], order: np.ndarray, total: int, target: Path) -> None:
     """Copies the rows numbered `order` (of `total` in all files) in that order, in row groups of 256.
 
-    Reads the files once for every 32,768 rows, so that no more than those are in memory.
+    Reads the files once for every 16,384 rows, so that no more than those are in memory.
     """
     place = np.full(total, -1)
     place[order] = np.arange(len(order))
@@ -307,7 +307,7 @@ def _write_in_order(files: Sequence[Path], order: np.ndarray, total: int, target
     with pq.ParquetWriter(temporary, schema) as writer:
         for first in range(0, len(order), _PASS):
             pieces, places, at = [], [], 0
-            for batch in (batch for file in files for batch in pq.ParquetFile(file).iter_batches()):
+            for batch in (batch for file in files for batch in pq.ParquetFile(file).iter_batches(_ROW_GROUP)):
                 mine = place[at : at + len(batch)]
                 at += len(batch)
                 chosen = (mine >= first) & (mine < first + _PASS)
