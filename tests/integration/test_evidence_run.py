@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.evidence.cells import Unit
 from benchmarks.evidence.runs import measure
+from spftsql.config import ScratchConfig
 
 pytestmark = [pytest.mark.integration, pytest.mark.long, pytest.mark.timeout(1800)]
 
@@ -52,3 +53,26 @@ def test_cells_of_geoquery(tmp_path: Path, data_root: Path) -> None:
     assert built.count("base") == built.count("train-labels") == built.count("generate-questions-1") == 1
     assert built.count("generate-votes-1") == 1  # the filter's own; where it changes nothing, training is shared too
     assert not {one.key for one in other} & {one.key for one in first.values()}
+
+
+def test_cells_without_labels(tmp_path: Path, data_root: Path) -> None:
+    from spftsql.training.scratch import build_scratch_model
+
+    size = ScratchConfig(hidden_size=32, layers=1, heads=2, intermediate_size=64, vocabulary=500)
+    text = "which singers have concerts ? SELECT name FROM table WHERE text ; number primary key e.g. values"
+    build_scratch_model(size, 1024, [text] * 8, tmp_path / "base", 0)
+    unit = Unit("spider", "concert_singer", 0, True, "library", "none", 0)
+    short = {"steps": 2, "batch_size": 8}
+    settings = {
+        "model.max_length": 1024,
+        "prompt.max_schema_tokens": 200,
+        "generation.max_tokens": 12,
+        "question_model": short,
+        "vbi.optimization": short,
+        "vbi.train_pairs": 20,
+        "vbi.play_pairs": 5,
+        "vbi.selection_pairs": 5,
+    }
+    found = measure(unit, data_root, tmp_path, tmp_path / "base", settings)
+    assert [one.name.split("/")[4] for one in found] == ["sft", "vbi-1", "vbi-2"]
+    assert {len(one.right) for one in found} == {45} and {one.covered for one in found} == {"0" * 45}
