@@ -46,6 +46,8 @@ PRYING = [
     "SELECT COLUMNS('ssn') FROM person",
     "SELECT * FROM query('SELECT * FROM salary')",
     "SELECT * FROM query_table('salary')",
+    "SELECT top_salary()",
+    "SELECT * FROM salaries()",
     "FROM salary",
     "TABLE salary",
     "SELECT query_to_xml('SELECT * FROM salary', true, false, '')",
@@ -96,6 +98,8 @@ def client(own_server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iter
     folder = tmp_path_factory.mktemp("engines")
     with duckdb.connect(str(folder / "shop.duckdb")) as connection:
         connection.execute(TABLES)
+        connection.execute("CREATE MACRO top_salary() AS (SELECT max(amount) FROM salary)")
+        connection.execute("CREATE MACRO salaries() AS TABLE SELECT * FROM salary")
     databases = {
         "lite": f"sqlite:///{people(folder / 'shop.sqlite')}",
         "duck": f"duckdb:///{folder / 'shop.duckdb'}",
