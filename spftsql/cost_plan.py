@@ -10,9 +10,10 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
-from spftsql.config import Config, Optimization
+from spftsql.config import Config, DataConfig, Optimization
 from spftsql.errors import UserError
 from spftsql.evaluation.benchmarks import PARTS
 from spftsql.roofline import (
@@ -152,13 +153,7 @@ def sizes_of(config: Config) -> Sizes:
     """
     data = config.data
     if data.benchmark == "demo":
-        from spftsql.evaluation.benchmarks import load_benchmark
-
-        with tempfile.TemporaryDirectory() as folder:
-            found = load_benchmark(data, config.seed, Path(folder))
-        parts = found.train, found.gate, found.test
-        question, answer = _lengths([(e.question, e.sql) for part in parts for e in part])
-        return Sizes(len(parts[0]), len(parts[1]), len(parts[2]), question, answer)
+        return _demo_sizes(data.label_share, data.gate_share)
     question, answer, assumed = UNKNOWN_QUESTION, UNKNOWN_ANSWER, False
     if data.root is not None and data.root.is_dir():
         from spftsql.evaluation.sources import read_questions
@@ -175,6 +170,19 @@ def sizes_of(config: Config) -> Sizes:
         gate = round(train * data.gate_share)
         train -= gate
     return Sizes(train, gate, test, question, answer, assumed)
+
+
+@cache
+def _demo_sizes(label_share: float, gate_share: float) -> Sizes:
+    """Those of the embedded benchmark, whose database is made to count its questions."""
+    from spftsql.evaluation.benchmarks import load_benchmark
+
+    data = DataConfig(benchmark="demo", label_share=label_share, gate_share=gate_share)
+    with tempfile.TemporaryDirectory() as folder:
+        found = load_benchmark(data, 0, Path(folder))
+    parts = found.train, found.gate, found.test
+    question, answer = _lengths([(e.question, e.sql) for part in parts for e in part])
+    return Sizes(len(parts[0]), len(parts[1]), len(parts[2]), question, answer)
 
 
 def _lengths(rows: Sequence[tuple[str, str]]) -> tuple[int, int]:
