@@ -81,19 +81,24 @@ def cluster_status(client: JobSubmissionClient) -> Mapping[str, Any]:
 
 
 def settled_status(client: JobSubmissionClient) -> Mapping[str, Any]:
-    """`cluster_status`, for which a cluster that has just started gets some seconds."""
+    """`cluster_status` with nodes in it, for which a cluster that has just started gets some seconds."""
     deadline = time.monotonic() + _SETTLE_S
-    while not (status := cluster_status(client)) and time.monotonic() < deadline:
+    while not _node_types(status := cluster_status(client)) and time.monotonic() < deadline:
         time.sleep(_POLL_S)
     return status
 
 
 def has_fixed_size(status: Mapping[str, Any]) -> bool:
     """Whether no autoscaler will ever add a node: each node is then reported as a type of its own."""
-    # Under the dashboard's names, and under Ray's own.
-    report = status.get("autoscalerReport") or status.get("autoscaler_report") or {}
-    types = report.get("nodeTypeMapping") or report.get("node_type_mapping") or {}
+    types = _node_types(status)
     return bool(types) and all(kind.startswith("node_") for kind in types.values())
+
+
+def _node_types(status: Mapping[str, Any]) -> Mapping[str, str]:
+    """The type of every node, under the dashboard's names or Ray's own."""
+    report = status.get("autoscalerReport") or status.get("autoscaler_report") or {}
+    types: Mapping[str, str] | None = report.get("nodeTypeMapping") or report.get("node_type_mapping")
+    return types or {}
 
 
 def waiting(status: Mapping[str, Any]) -> list[tuple[Resources, int]]:

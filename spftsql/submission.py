@@ -59,9 +59,9 @@ def submit(
     tree = _placed(config, local)
     client = connect(address)
     wanted = needs(config, [_NEEDED[stage]] if stage else tuple(_NEEDED.values())) if config.execution == "ray" else []
-    offers = nodes(client)
-    fixed = bool(shortages(wanted, offers)) and has_fixed_size(settled_status(client))
-    for line in refuse_impossible(wanted, offers, fixed):
+    # Only what seems impossible is looked at twice: the nodes of a cluster that has just started come one by one.
+    fixed = bool(shortages(wanted, nodes(client))) and has_fixed_size(settled_status(client))
+    for line in refuse_impossible(wanted, nodes(client), fixed):
         _console.print(f"{line}; it waits for nodes that the autoscaler brings.", markup=False, soft_wrap=True)
     job = submit_module(
         client,
