@@ -99,16 +99,16 @@ def state_of(record: RunRecord) -> str:
 def where(record: RunRecord) -> str:
     """What is running and where, in a sentence."""
     state, holder, stage = state_of(record), record.holder, record.current
-    at = f"stage {stage.name}" if stage else "between stages"
+    at = f"at stage {stage.name}" if stage else "between stages"
     if state == "finished":
         return f"finished; {record.result.served if record.result else 'nobody'} is served"
     if state == "stopped":
         by = f"; the last one was {holder.pid} on {holder.host}" if holder.pid else ""
-        return f"no process holds it{by}. It was cut off at {at}: run the recipe again to go on"
+        return f"no process holds it{by}. It was cut off {at}: run the recipe again to go on"
     by = f"process {holder.pid} on {holder.host}"
     if state == "elsewhere":
         ago = record.now - float(record.events[-1].get("time", record.now)) if record.events else 0.0
-        return f"{by} had it, which cannot be seen from this machine; last heard of {seconds(ago)} ago, at {at}"
+        return f"{by} had it, which cannot be seen from this machine; last heard of {seconds(ago)} ago, {at}"
     if stage is None:
         return f"{by}, {at}"
     step = f", {record.step.job} step {record.step.step} of {record.step.steps}" if record.step else ""

@@ -61,7 +61,7 @@ def test_a_run_that_goes_on_and_is_killed_and_goes_on(tmp_path: Path, working: s
     assert everything_below(tmp_path) == before
     assert state_of(record) == "running"
     assert (record.holder.pid, record.holder.host) == (working.pid, socket.gethostname())
-    assert f"process {working.pid} on {socket.gethostname()}, stage train-labels" in where(record)
+    assert f"process {working.pid} on {socket.gethostname()}, at stage train-labels" in where(record)
     assert "sft step 7 of 60" in where(record)
     assert [(stage.name, stage.state) for stage in record.stages] == [("base", "built"), ("train-labels", "running")]
 
