@@ -104,8 +104,9 @@ def _rows(wanted: Finetuning, config: Config, report: Reporter) -> list[TrainRow
     given = [_database(item) for item in wanted.databases]
     if wanted.data is not None:
         records = list(read_pairs(wanted.data))
+        databases = given or config.data.databases
         needed = any("prompt" not in record for record in records)
-        catalogue = open_catalogue(given or config.data.databases) if needed else {}
+        catalogue = open_catalogue(databases) if needed and databases else {}
         return [
             train_row(record, f"{wanted.data}, pair {n}", n, wanted.mode, prompts, catalogue)
             for n, record in enumerate(records, 1)

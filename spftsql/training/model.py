@@ -66,7 +66,7 @@ def load_causal_lm(folder: Path, dtype: torch.dtype, bits: int | None = None) ->
     from peft import PeftModel
 
     adapted = PeftModel.from_pretrained(_load_base(resolve_model(base), dtype, bits), folder)
-    return adapted.merge_and_unload()
+    return adapted.merge_and_unload().requires_grad_(True)  # peft had frozen the base
 
 
 def _load_base(folder: Path, dtype: torch.dtype, bits: int | None) -> Any:

