@@ -15,8 +15,9 @@ from spftsql.sandbox.location import Location, locate
 Value = str | int | float
 Row = tuple[Value, ...]
 
-_CAP = 5_000  # distinct values (or rows) kept per column
-_COMBINATIONS = 64  # of columns whose rows are kept: there are too many for all
+_CAP = 5_000  # distinct values kept per column
+_COMBINATIONS = 32  # of columns whose rows are kept: there are too many for all
+_ROWS = 500  # kept of each
 _OPEN = 256  # databases
 _LONGEST = 60  # characters of a value that a question could still mention
 
@@ -65,7 +66,7 @@ class Values:
         if key not in self._rows:
             if len(self._rows) >= _COMBINATIONS:
                 self._rows.popitem(last=False)
-            found = [(row, count) for row, count in self._read(*key) if all(map(_sayable, row))]
+            found = [(row, count) for row, count in self._read(*key, _ROWS) if all(map(_sayable, row))]
             self._rows[key] = [row for row, _ in found], _cumulative([count for _, count in found])
         self._rows.move_to_end(key)
         rows, weights = self._rows[key]
@@ -111,13 +112,13 @@ class Values:
             self._bounds[key] = None if mixed else (min(values), max(values))
         return self._bounds[key]
 
-    def _read(self, table: str, columns: tuple[str, ...]) -> list[tuple[Row, int]]:
+    def _read(self, table: str, columns: tuple[str, ...], most: int = _CAP) -> list[tuple[Row, int]]:
         names = ", ".join(quoted(column) for column in columns)
         kinds = "typeof({}) IN ('text', 'integer', 'real')" if self._location.engine == "sqlite" else "{} IS NOT NULL"
         wanted = " AND ".join(kinds.format(quoted(column)) for column in columns)
         query = (
             f"SELECT {names}, COUNT(*) FROM {quoted(table)} WHERE {wanted} "
-            f"GROUP BY {names} ORDER BY COUNT(*) DESC, {names} LIMIT {_CAP}"
+            f"GROUP BY {names} ORDER BY COUNT(*) DESC, {names} LIMIT {most}"
         )
         found = []
         for *cells, count in self._query(query):
