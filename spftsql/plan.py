@@ -167,6 +167,8 @@ def _check_training(config: Config, shape: Shape, report: DryRun) -> None:
         checkpointing=training.gradient_checkpointing,
     )
     kind = f"LoRA of rank {training.lora.rank}" if training.lora else "all weights"
+    if training.lora and training.lora.bits:
+        kind += f" over {training.lora.bits}-bit weights (not yet seen working; the memory below is that of 16 bits)"
     each = "GPU" if training.gpus else "worker"
     report.lines += [
         f"training: {kind}, ZeRO-{training.zero_stage} over {_count(*training.worker_range)} {each}s"

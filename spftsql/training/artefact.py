@@ -76,7 +76,7 @@ def load_tokenizer(folder: Path | str) -> Any:
     """
     from tokenizers import Tokenizer
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     file = cached_file(str(folder), "tokenizer.json", _raise_exceptions_for_missing_entries=False)

@@ -80,3 +80,21 @@ def test_keys_follow_only_the_sections_they_name(recipe: str) -> None:
     one, other = resolve(recipe), resolve(recipe, ["training.workers=2"])
     assert one.key("generation") == other.key("generation")
     assert one.key("training") != other.key("training")
+
+
+def test_workers_may_be_elastic(recipe: str) -> None:
+    assert resolve(recipe, ["training.workers=2"]).training.worker_range == (2, 2)
+    assert resolve(recipe, ["training.workers=[1, 4]"]).training.worker_range == (1, 4)
+    wrongs = {"[4, 1]": r"must be \[fewest, most\]", "0": r"training\.workers", "[1, 2, 3]": r"training\.workers"}
+    for wrong, message in wrongs.items():
+        with pytest.raises(UserError, match=message):
+            resolve(recipe, [f"training.workers={wrong}"])
+
+
+def test_four_bit_bases_are_checked(recipe: str) -> None:
+    lora = "training.lora={rank: 8, bits: 4}"
+    with pytest.raises(UserError, match=r"training\.lora\.bits needs GPUs"):
+        resolve(recipe, [lora])
+    with pytest.raises(UserError, match=r"does not go with training\.zero_stage 3"):
+        resolve(recipe, [lora, "training.gpus=1", "training.zero_stage=3"])
+    assert resolve(recipe, [lora, "training.gpus=1"]).training.lora.bits == 4  # type: ignore[union-attr]
