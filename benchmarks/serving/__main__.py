@@ -158,7 +158,7 @@ def _cached(url: str, names: Sequence[str], model: Path, prompt: Any) -> dict[st
         return sum(float(line.split()[-1]) for line in page.splitlines() if 'tokens_total{kind="cached"' in line)
 
     sql(url, [{"database": name, "question": "How many tracks?"} for name in names], 1)
-    bodies = [{"database": names[(7 * i) % len(names)], "question": f"{q} {i}"} for i, q in enumerate([*LESSONS] * 12)]
+    bodies = [{"database": names[(7 * i) % len(names)], "question": f"{i}. {q}"} for i, q in enumerate([*LESSONS] * 12)]
     before = cached()
     sql(url, bodies, 8)
     found = cached() - before
