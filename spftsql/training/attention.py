@@ -18,7 +18,7 @@ from spftsql.errors import UserError
 from spftsql.training.prefixes import Block
 
 _NAME = "spftsql_forest"
-_FAMILIES = ("qwen2", "qwen3", "llama")
+_FAMILIES = ("qwen2", "qwen3", "llama", "mistral")
 Masked = tuple[Block, Tensor | None]
 
 
@@ -30,7 +30,8 @@ def use_forest(causal: Any) -> None:
     from transformers import AttentionInterface
 
     config = causal.config
-    layers = set(getattr(config, "layer_types", None) or ["full_attention"])
+    window = config.model_type == "mistral" and config.sliding_window
+    layers = {"sliding_attention"} if window else set(getattr(config, "layer_types", None) or ["full_attention"])
     if config.model_type not in _FAMILIES or layers != {"full_attention"}:
         what = f"model type {config.model_type} with {', '.join(sorted(layers)).replace('_', ' ')}"
         raise UserError(f"{what} cannot share beginnings; set training.sharing to none")

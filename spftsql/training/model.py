@@ -13,7 +13,7 @@ from spftsql.errors import UserError
 from spftsql.training.artefact import named_base, resolve_model
 from spftsql.training.attention import masked_blocks, use_forest
 from spftsql.training.batches import Micro, Sharing
-from spftsql.training.scoring import score_targets
+from spftsql.training.scoring import check_logits, score_targets
 
 
 class CompletionModel(nn.Module):
@@ -26,9 +26,11 @@ class CompletionModel(nn.Module):
     def __init__(self, causal: Any, sharing: Sharing) -> None:
         """Wraps a transformers causal LM; its output layer learns to score targets (`scoring.score_targets`).
 
-        Raises `UserError` for a model that cannot share beginnings, where `sharing` asks for it.
+        Raises `UserError` for a model that cannot share beginnings, where `sharing` asks for it, and for one whose
+        logits are more than a projection.
         """
         super().__init__()
+        check_logits(causal.config)
         self.causal = causal
         if sharing == "tree":
             use_forest(causal)

@@ -8,7 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spftsql.errors import UserError
+
 _CHUNK = {"cpu": 2**23, "cuda": 2**27}  # logits at a time: 32 MiB in float32, and 512 MiB, which keeps a GPU busy
+
+
+def check_logits(config: Any) -> None:
+    """Raises `UserError` for a model that scales or caps its logits: what is computed here would be something else."""
+    for name in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
+        if getattr(config, name, None) not in (None, 1.0):
+            raise UserError(f"model type {config.model_type} cannot be trained: it changes its logits ({name})")
 
 
 def score_targets(head: nn.Module) -> None:

@@ -111,6 +111,7 @@ def model_of(family: str, **changes: Any) -> Any:
     known: dict[str, dict[str, Any]] = {
         "Qwen2": {"tie_word_embeddings": True},
         "Qwen3": {"head_dim": 12},
+        "Mistral": {"sliding_window": None},
         "Llama": {
             "rope_parameters": {
                 "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0,
@@ -152,7 +153,7 @@ def loss_of(summed: Tensor, micro: Micro) -> Tensor:
         ("DeepSeek", "lora"),
         *(
             pytest.param(family, kind, marks=pytest.mark.long)
-            for family in ("Qwen2", "Qwen3", "Llama", "DeepSeek")
+            for family in ("Qwen2", "Qwen3", "Mistral", "Llama", "DeepSeek")
             for kind in ("plain", "checkpointing", "lora")
         ),
     ],
@@ -264,6 +265,14 @@ def test_attention_that_is_more_than_causal_is_not_shared() -> None:
     with pytest.raises(UserError, match=r"sliding attention cannot share beginnings; set training\.sharing to none"):
         CompletionModel(causal, "tree")
     CompletionModel(causal, "none")
+
+
+def test_a_model_that_changes_its_logits_is_refused() -> None:
+    from transformers import GraniteConfig, GraniteForCausalLM
+
+    causal = GraniteForCausalLM(GraniteConfig(**SIZES, logits_scaling=8.0))
+    with pytest.raises(UserError, match=r"granite cannot be trained: it changes its logits \(logits_scaling\)"):
+        CompletionModel(causal, "none")
 
 
 def test_operations_are_counted_where_they_are_done() -> None:
