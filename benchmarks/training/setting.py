@@ -35,6 +35,7 @@ class Size:
 
 SIZES = {
     "cpu": Size(256, 4, 4, 2, 768, 32_000, 1000, 8, 2, "float32"),
+    "tiny": Size(32, 2, 2, 1, 64, 8_000, 150, 8, 1, "float32"),  # says nothing about speed: to see that all runs
     "gpu": Size(896, 24, 14, 2, 4864, 151_936, 1500, 16, 10, "bfloat16"),  # Qwen2.5-0.5B
 }
 BETA = 0.1
