@@ -79,7 +79,8 @@ def test_a_file_of_another_database_fills_this_one(root: Path, tmp_path: Path, m
         connection.executescript(
             """CREATE TABLE keeper (nr INTEGER PRIMARY KEY, surname TEXT, town TEXT);
             CREATE TABLE beast (nr INTEGER PRIMARY KEY, keeper INTEGER REFERENCES keeper (nr));
-            INSERT INTO keeper VALUES (1, 'Ono', 'Rome'), (2, 'Poe', 'Oslo'); INSERT INTO beast VALUES (7, 1), (8, 1);"""
+            INSERT INTO keeper VALUES (1, 'Ono', 'Rome'), (2, 'Poe', 'Oslo');
+            INSERT INTO beast VALUES (7, 1), (8, 1);"""
         )
     made = synthesize(read_templates(file), {"zoo": reflect("zoo", path)}, {"zoo": path}, 9, 0, 0.0, None, ())
     found = {statement.sql for statement in made}

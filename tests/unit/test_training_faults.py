@@ -118,9 +118,7 @@ def test_another_training_is_refused_with_the_difference(
         train(faster, tmp_path)
     rows = trainings.rows()
     write_records(job.data, rows[1:], TrainRow)
-    with pytest.raises(
-        UserError, match=r"training rows: 8 then, 7 now; content of the training rows: \w+ then,"
-    ):
+    with pytest.raises(UserError, match=r"training rows: 8 then, 7 now; content of the training rows: \w+ then,"):
         train(job, tmp_path)
     write_records(job.data, [*rows[1:], replace(rows[0], chosen="select 1")], TrainRow)
     with pytest.raises(UserError, match=r"another \(content of the training rows: \w+ then, \w+ now\)"):
