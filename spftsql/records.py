@@ -72,6 +72,9 @@ class GenerationRequest:
     seed: int
 
 
+SET_ASIDE = "set aside: "  # begins the error of a request that engines failed with, again and again
+
+
 @dataclass(frozen=True, slots=True)
 class Sample:
     """One completion. A request that cannot be served gives one row with `error` set and `index` 0."""
@@ -84,6 +87,11 @@ class Sample:
     tokens: int
     finish_reason: str  # stop | length | error
     error: str | None = None
+
+    @property
+    def fault(self) -> str | None:
+        """Why it is not known what the model would have said: engines failed. None where the model is to blame."""
+        return self.error if self.error is not None and self.error.startswith(SET_ASIDE) else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,8 @@ from uuid import uuid4
 from spftsql.errors import Fault
 from spftsql.generation.checkpoint import error_row
 from spftsql.generation.engine import Engine, EngineDied, Finished, RequestsFailed
-from spftsql.generation.work import SET_ASIDE, Unit, Work, read_journal
-from spftsql.records import GenerationRequest, Sample
+from spftsql.generation.work import Unit, Work, read_journal
+from spftsql.records import SET_ASIDE, GenerationRequest, Sample
 
 # How many requests are asked together, by how often engines have failed with them; then they are set aside.
 _TOGETHER: tuple[int | None, ...] = (None, 32, 1, 1)

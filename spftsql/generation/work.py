@@ -28,9 +28,16 @@ from spftsql.config import Config
 from spftsql.errors import Fault
 from spftsql.generation.checkpoint import adapter_base, check_checkpoint
 from spftsql.generation.units import Group, plan
-from spftsql.records import GenerationRequest, Sample, arrow_schema, content_hash, from_table, to_table
+from spftsql.records import (
+    SET_ASIDE,
+    GenerationRequest,
+    Sample,
+    arrow_schema,
+    content_hash,
+    from_table,
+    to_table,
+)
 
-SET_ASIDE = "set aside: "  # begins the error of a request that engines failed with, again and again
 _MOST_SET_ASIDE = 0.01  # of the requests of a stage, and
 _FEW = 10  # requests in any case; beyond both, the engine is at fault and not the requests
 _ROW_GROUP = 256  # requests that are read together

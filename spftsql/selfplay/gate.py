@@ -61,5 +61,7 @@ def decide(challenger: Sequence[Answer], incumbent: Sequence[Answer], alpha: flo
 
 
 def _paired(challenger: Sequence[Answer], incumbent: Sequence[Answer]) -> list[tuple[bool, bool]]:
-    old = {answer.example.id: answer.correct for answer in incumbent}
-    return [(answer.correct, old[answer.example.id]) for answer in challenger if answer.example.id in old]
+    old = {answer.example.id: answer.correct for answer in incumbent if answer.known}
+    return [
+        (answer.correct, old[answer.example.id]) for answer in challenger if answer.known and answer.example.id in old
+    ]

@@ -47,6 +47,9 @@ def play_rows(
         if mode == "sft":
             rows.append(TrainRow(identity, row.db_id, row.prompt, row.chosen, None, None, row.source))
             continue
+        if not answer.known:
+            left_out["fault"] += 1
+            continue
         reward = 1 if mode == "spin" else _LABELS_OF_REWARD.get(answer.verdict.status)
         if reward is None:
             left_out[answer.verdict.status] += 1

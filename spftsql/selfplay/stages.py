@@ -56,6 +56,11 @@ class Answer:
         """Whether the SQL gives the gold's result."""
         return self.verdict.status == "equal"
 
+    @property
+    def known(self) -> bool:
+        """Whether there is an answer at all; a fault of ours says nothing about the candidate."""
+        return self.verdict.fault is None
+
 
 @dataclass(frozen=True)
 class Exam:
@@ -127,7 +132,11 @@ class Stages:
             )
             for sample in drawn
         ]
-        verdicts = self.verify(title, checks)
+        faults = {check.id: sample.fault for sample, check in zip(drawn, checks, strict=True) if sample.fault}
+        verdicts = self.verify(title, [check for check in checks if check.id not in faults])
+        for check in checks:
+            if fault := faults.get(check.id):
+                verdicts[check.id] = Verdict(check.id, check.db_id, "unverifiable", "fault", 0, 0, False, "", "", fault)
         found: dict[str, dict[str, list[Answer]]] = {c.name: {name: [] for name in exams} for c in candidates}
         for sample, check in zip(drawn, checks, strict=True):
             candidate, name, example = asked[sample.id]
@@ -278,8 +287,8 @@ def candidate_of(stage: Stage, name: str) -> Candidate:
 
 
 def accuracy(answers: Sequence[Answer]) -> float:
-    """Execution accuracy; 0 for no answers."""
-    return sum(answer.correct for answer in answers) / max(len(answers), 1)
+    """Execution accuracy over the answers that are known; 0 for none."""
+    return sum(answer.correct for answer in answers) / max(sum(answer.known for answer in answers), 1)
 
 
 def _digest(rows: Iterable[Mapping[str, object]]) -> str:

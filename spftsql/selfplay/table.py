@@ -63,15 +63,17 @@ class Result:
 
 
 def method_row(method: str, candidate: str, answers: Sequence[Answer], control: Sequence[Answer] | None) -> Row:
-    """A row from a candidate's answers to the test questions."""
-    correct = sum(answer.correct for answer in answers)
-    low, high = wilson(correct, len(answers))
+    """A row from a candidate's answers to the test questions; those with a fault are in the verdicts, not in `n`."""
+    known = [answer for answer in answers if answer.known]
+    correct = sum(answer.correct for answer in known)
+    low, high = wilson(correct, len(known))
     p = None
     if control is not None:
-        other: Mapping[str, bool] = {answer.example.id: answer.correct for answer in control}
-        p = mcnemar([a.correct for a in answers], [other[a.example.id] for a in answers]).p
-    mix = Counter(answer.verdict.status for answer in answers)
-    return Row(method, candidate, len(answers), correct, correct / len(answers), low, high, p, dict(mix))
+        other: Mapping[str, bool] = {answer.example.id: answer.correct for answer in control if answer.known}
+        both = [answer for answer in known if answer.example.id in other]
+        p = mcnemar([answer.correct for answer in both], [other[answer.example.id] for answer in both]).p
+    mix = Counter(answer.verdict.status if answer.known else "fault" for answer in answers)
+    return Row(method, candidate, len(known), correct, correct / max(len(known), 1), low, high, p, dict(mix))
 
 
 def markdown(result: Result, title: str) -> str:

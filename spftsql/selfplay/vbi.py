@@ -262,7 +262,7 @@ def without_leaks(stages: Stages, round_: int, made: Sequence[Made], held_out: S
 def reweighted(pool: Sequence[Template], answers: Sequence[Answer]) -> dict[str, float]:
     """Weights for the next round: the error rate of each template, smoothed by one right and one wrong answer."""
     right, wrong = Counter[str](), Counter[str]()
-    for answer in answers:
+    for answer in filter(lambda answer: answer.known, answers):
         (right if answer.correct else wrong)[answer.example.template] += 1
     return {t.id: (wrong[t.id] + 1) / (right[t.id] + wrong[t.id] + 2) for t in pool}
 

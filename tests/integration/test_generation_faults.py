@@ -20,8 +20,8 @@ from spftsql.config import Config, validate
 from spftsql.generation.engine import open_engine
 from spftsql.generation.stage import generate_dataset_ray
 from spftsql.generation.vllm_options import ON_CPU
-from spftsql.generation.work import SET_ASIDE, read_lineage
-from spftsql.records import GenerationRequest, Sample, read_records, write_records
+from spftsql.generation.work import read_lineage
+from spftsql.records import SET_ASIDE, GenerationRequest, Sample, read_records, write_records
 from tests.conftest import CHECKOUT
 from tests.engines import POISON, PoisonedActor, TogetherActor
 

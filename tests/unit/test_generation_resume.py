@@ -18,8 +18,8 @@ from spftsql.errors import Fault, UserError
 from spftsql.generation import local
 from spftsql.generation.engine import EngineDied, RequestsFailed, open_engine
 from spftsql.generation.local import generate_dataset
-from spftsql.generation.work import SET_ASIDE, open_work
-from spftsql.records import GenerationRequest, Sample, read_records, write_records
+from spftsql.generation.work import open_work
+from spftsql.records import SET_ASIDE, GenerationRequest, Sample, read_records, write_records
 from tests.engines import POISON, Poisoned
 
 Engines = Callable[[type[Exception]], Poisoned]

@@ -1,11 +1,13 @@
 """Who plays whom, which pairs a mode trains on, and what the gate says of the outcome."""
 
+from dataclasses import replace
+
 import pytest
 
-from spftsql.records import Example, Mode, TrainRow, Verdict
+from spftsql.records import Example, Mode, Sample, TrainRow, Verdict
 from spftsql.selfplay.gate import decide
 from spftsql.selfplay.play import opponent_of, play_rows, strongest
-from spftsql.selfplay.stages import Answer, Candidate
+from spftsql.selfplay.stages import Answer, Candidate, accuracy
 from spftsql.selfplay.table import Result, markdown, method_row
 
 M0, M1, M2 = (Candidate(name, f"models/{name}", name) for name in ("m0", "m1", "m2"))
@@ -93,3 +95,26 @@ def test_the_table_shows_n_interval_and_the_gate() -> None:
     assert "| + VBI-FT | 0.750 | 0.598 – 0.858 | 30 / 40 |" in text
     assert "better" in text and "n = 40" in text
     assert Result.from_json(result.to_json()) == result
+
+
+def test_what_engines_could_not_answer_counts_for_nobody() -> None:
+    """A request that kills engines says nothing about the model: it is neither wrong, nor a mistake to train on."""
+    fault = "set aside: the engine failed 4 times with this request: killed"
+    assert Sample("1", "shop", "m", 0, "", 0, "error", fault).fault == fault
+    assert Sample("1", "shop", "m", 0, "", 0, "error", "the prompt is too long").fault is None
+
+    def lost(index: int, candidate: str = "m0") -> Answer:
+        found = answer(index, "unverifiable", candidate)
+        return replace(found, verdict=replace(found.verdict, fault=fault))
+
+    answers = [answer(0, "equal"), lost(1), answer(2, "different")]
+    assert accuracy(answers) == 0.5
+    for mode in ("spin", "dpo", "spft-a", "spft-b"):
+        rows, left_out = play_rows(mode, answers, sql_row)
+        assert lost(1).example.id not in {row.id.split("/")[0] for row in rows}
+        assert left_out["fault"] == 1
+    control = [answer(0, "different"), answer(1, "equal"), lost(2)]
+    row = method_row("m", "m1", answers, control)
+    assert (row.n, row.correct, row.accuracy) == (2, 1, 0.5)
+    assert row.verdicts == {"equal": 1, "fault": 1, "different": 1}
+    assert decide(answers, control, 0.05).n == 1
