@@ -14,6 +14,7 @@ from pydantic_core import PydanticUndefined
 
 from spftsql import config
 from spftsql.cli import app
+from spftsql.recipes import section_of
 
 FOLDER = Path(__file__).parent / "reference"
 NOTE = "<!-- Written by docs/reference.py: change the code, then `make reference`. -->\n"
@@ -68,7 +69,7 @@ def _command(name: str, command: Any) -> str:
 def _sections(model: Any, path: str = "") -> list[tuple[str, Any]]:
     found = []
     for name, field in model.model_fields.items():
-        inner = config._section_of(field.annotation)
+        inner = section_of(field.annotation)
         if inner is not None:
             where = f"{path}{field.alias or name}"
             found += [(where, inner), *_sections(inner, f"{where}.")]

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import yaml
 
-from spftsql.config import Config, resolve, validate
+from spftsql.config import Config
 from spftsql.errors import Fault, UserError
 from spftsql.execution import Execution, open_execution
+from spftsql.recipes import resolve, validate
 from spftsql.session import end_session
 from spftsql.submission import RECIPE_VARIABLE
 

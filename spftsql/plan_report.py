@@ -9,10 +9,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from spftsql.config import Config, resolve
+from spftsql.config import Config
 from spftsql.cost_plan import CostPlan, Priced, StagePlan, gib, plan_costs
 from spftsql.errors import UserError
 from spftsql.evaluation.score_report import Section, show_sections
+from spftsql.recipes import resolve
 from spftsql.reporting.cost import Cost, stage_cost
 from spftsql.reporting.run_record import RunRecord, read_run
 from spftsql.roofline import parse_gpus

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from spftsql.config import Config, apply_overrides, resolve, validate
+from spftsql.config import Config
 from spftsql.databases.files import database_location
 from spftsql.errors import UserError
 from spftsql.generation.checkpoint import adapter_base
+from spftsql.recipes import apply_overrides, resolve, validate
 from spftsql.selfplay.run import load_result
 
 

@@ -17,10 +17,11 @@ import yaml
 from rich.console import Console
 
 from spftsql.capacity import needs, refuse_impossible, shortages
-from spftsql.config import Config, resolve
+from spftsql.config import Config
 from spftsql.errors import Fault, UserError
 from spftsql.job_following import DRIVER_KEY, follow_job
 from spftsql.job_server import connect, dashboard_url, has_fixed_size, is_this_machine, nodes, settled_status
+from spftsql.recipes import resolve
 from spftsql.records import content_hash
 
 if TYPE_CHECKING:

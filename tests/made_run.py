@@ -9,7 +9,7 @@ from collections import Counter
 from contextlib import closing
 from pathlib import Path
 
-from spftsql.config import resolve
+from spftsql.recipes import resolve
 from spftsql.records import (
     Example,
     GenerationRequest,

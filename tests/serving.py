@@ -15,9 +15,10 @@ from serve.api import create_api
 from serve.metrics import Metrics
 from serve.models import REFUSED, Ask, Piece
 from serve.service import Service
-from spftsql.config import Config, DatabaseConfig, PromptConfig, ScratchConfig, resolve
+from spftsql.config import Config, DatabaseConfig, PromptConfig, ScratchConfig
 from spftsql.databases.catalogue import open_catalogue
 from spftsql.keys import KeyRing
+from spftsql.recipes import resolve
 from spftsql.records import Verdict, VerificationRequest
 from spftsql.sandbox.result import Execution
 from spftsql.verification.worker import Verifier

@@ -12,12 +12,13 @@ from typing import Any
 from benchmarks.evidence.cells import Unit, cell, methods_of
 from benchmarks.evidence.results import Measured
 from benchmarks.measure import machine
-from spftsql.config import Config, validate
-from spftsql.config import resolve as resolve_recipe
+from spftsql.config import Config
 from spftsql.evaluation.benchmarks import load_benchmark
 from spftsql.evaluation.locations import database_configs
 from spftsql.evaluation.sources import read_split
 from spftsql.progress import Reporter
+from spftsql.recipes import resolve as resolve_recipe
+from spftsql.recipes import validate
 from spftsql.records import PairRow, Verdict, read_records
 from spftsql.selfplay.lineage import pair_files
 from spftsql.selfplay.run import run

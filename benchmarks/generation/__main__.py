@@ -16,8 +16,9 @@ from pathlib import Path
 
 from benchmarks.generation import prompts, sides
 from benchmarks.measure import machine, markdown, ratio
-from spftsql.config import PromptConfig, resolve
+from spftsql.config import PromptConfig
 from spftsql.generation.vllm_options import cache_bytes
+from spftsql.recipes import resolve
 
 _THREADS = 1  # of an engine: `generation.cpus` by default; with more threads than free cores they wait for each other
 _LINKED_DATABASES = 12

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from benchmarks.generation.prompts import MAX_LENGTH
 from benchmarks.measure import peak_mib
-from spftsql.config import validate
 from spftsql.generation import vllm_options
+from spftsql.recipes import validate
 from spftsql.records import GenerationRequest, read_records
 
 

@@ -17,8 +17,9 @@ import httpx
 import torch
 
 from benchmarks.serving.load import Side
-from spftsql.config import Config, ScratchConfig, resolve
+from spftsql.config import Config, ScratchConfig
 from spftsql.generation.vllm_options import ON_CPU, QUIET, cpu_options
+from spftsql.recipes import resolve
 
 MAX_LENGTH = 4096
 _READY_S = 900.0

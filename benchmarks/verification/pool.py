@@ -14,7 +14,8 @@ from typing import ClassVar
 
 from benchmarks.measure import Ratio, in_turns, ratio
 from benchmarks.verification.fence import SMALL, shop
-from spftsql.config import Config, SandboxConfig, resolve
+from spftsql.config import Config, SandboxConfig
+from spftsql.recipes import resolve
 from spftsql.records import VerificationRequest
 from spftsql.sandbox.result import Execution
 

@@ -37,7 +37,7 @@ def config_show(recipe: Recipe, overrides: Overrides = None) -> None:
     """Prints the resolved configuration of a recipe."""
     import yaml
 
-    from spftsql.config import resolve
+    from spftsql.recipes import resolve
 
     print(
         yaml.safe_dump(resolve(recipe, overrides or []).model_dump(mode="json", by_alias=True), sort_keys=False),

@@ -25,7 +25,7 @@ def run(
     address: Annotated[str | None, typer.Option(help="Address of a running Ray cluster.")] = None,
 ) -> None:
     """The whole loop of a recipe; running it again resumes."""
-    from spftsql.config import resolve
+    from spftsql.recipes import resolve
 
     extra = [f"cluster.address={address}"] if address else []
     config = resolve(recipe, ["serve.port=0", *(overrides or []), *extra])  # nothing of a run is served

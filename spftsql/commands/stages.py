@@ -18,7 +18,7 @@ def synthesize(
     overrides: Overrides = None,
 ) -> None:
     """SQL over a recipe's databases, executed and deduplicated; with --questions, pairs."""
-    from spftsql.config import resolve
+    from spftsql.recipes import resolve
     from spftsql.selfplay.synthesize_command import run_synthesize
     from spftsql.session import end_session
 

@@ -10,11 +10,12 @@ from typing import Any
 
 import yaml
 
-from spftsql.config import Config, validate
+from spftsql.config import Config
 from spftsql.databases.catalogue import Database
 from spftsql.errors import UserError
 from spftsql.evaluation.answers import Ask, Done, Reply
 from spftsql.evaluation.sources import Question
+from spftsql.recipes import validate
 from spftsql.records import GenerationRequest, Sample, content_hash
 
 _BATCH = 256  # questions whose answers are kept at once

@@ -17,8 +17,9 @@ from typing import Any, Literal
 
 import yaml
 
-from spftsql.config import Config, validate
+from spftsql.config import Config
 from spftsql.errors import UserError
+from spftsql.recipes import validate
 from spftsql.selfplay.table import Result
 
 StageState = Literal["built", "running", "interrupted"]

@@ -11,11 +11,12 @@ from typing import Any
 
 import yaml
 
-from spftsql.config import Config, DatabaseConfig, resolve
+from spftsql.config import Config, DatabaseConfig
 from spftsql.databases.catalogue import Database, open_catalogue
 from spftsql.errors import UserError
 from spftsql.progress import Reporter
 from spftsql.prompts import PromptBuilder
+from spftsql.recipes import resolve
 from spftsql.records import Mode, TrainRow, write_records
 from spftsql.training.artefact import MANIFEST
 

@@ -57,8 +57,8 @@ def _find(target: Path) -> tuple[Path, str, Accuracy | None, dict[str, str]]:
     if (target / "config.yaml").is_file():
         import yaml
 
-        from spftsql.config import validate
         from spftsql.prompts import PromptBuilder
+        from spftsql.recipes import validate
         from spftsql.selfplay.run import load_result
 
         result = load_result(target)

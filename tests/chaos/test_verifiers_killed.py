@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from spftsql.config import Config, SandboxConfig, ServeConfig, VerificationConfig, validate
+from spftsql.config import Config, SandboxConfig, ServeConfig, VerificationConfig
 from spftsql.databases.places import Source, common_content
 from spftsql.errors import Fault, UserError
+from spftsql.recipes import validate
 from spftsql.records import Verdict, VerificationRequest, read_records, write_records
 from tests.pool_processes import await_work, counts, sandbox_children, session_processes, wanted, worker_processes
 

@@ -20,9 +20,10 @@ import pytest
 from rich.console import Console
 
 from spftsql.client import ask, render_answer
-from spftsql.config import Config, resolve
+from spftsql.config import Config
 from spftsql.endpoint import start_endpoint
 from spftsql.errors import UserError
+from spftsql.recipes import resolve
 from tests.serving import learnt_model
 
 pytestmark = pytest.mark.integration

@@ -16,11 +16,12 @@ from typing import Any
 import psutil
 import pytest
 
-from spftsql.config import Config, validate
+from spftsql.config import Config
 from spftsql.generation.engine import open_engine
 from spftsql.generation.stage import generate_dataset_ray
 from spftsql.generation.vllm_options import ON_CPU
 from spftsql.generation.work import read_lineage
+from spftsql.recipes import validate
 from spftsql.records import SET_ASIDE, GenerationRequest, Sample, read_records, write_records
 from tests.conftest import CHECKOUT
 from tests.engines import POISON, PoisonedActor, TogetherActor

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from spftsql.config import Config, validate
+from spftsql.config import Config
 from spftsql.errors import Fault, UserError
 from spftsql.generation.engine import open_engine
 from spftsql.generation.stage import generate_dataset_ray
+from spftsql.recipes import validate
 from spftsql.records import GenerationRequest, Sample, read_records, write_records
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_session")]

@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 import yaml
 
-from spftsql.config import Config, ScratchConfig, validate
+from spftsql.config import Config, ScratchConfig
 from spftsql.errors import UserError
 from spftsql.plan import dry_run
 from spftsql.progress import Reporter
+from spftsql.recipes import validate
 from spftsql.records import PairRow, read_records
 from spftsql.selfplay.run import run as run_loop
 from spftsql.synthesis.library import read_templates

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from spftsql.config import Config, SandboxConfig, ServeConfig, VerificationConfig, validate
+from spftsql.config import Config, SandboxConfig, ServeConfig, VerificationConfig
 from spftsql.errors import Fault, UserError
+from spftsql.recipes import validate
 from spftsql.records import Verdict, VerificationRequest, read_records, write_records
 from tests.pool_processes import (
     await_work,

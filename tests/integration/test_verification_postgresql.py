@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from spftsql.config import Config, SandboxConfig, VerificationConfig, validate
+from spftsql.config import Config, SandboxConfig, VerificationConfig
+from spftsql.recipes import validate
 from spftsql.records import Verdict, VerificationRequest, read_records, write_records
 from spftsql.verification.local import verify_dataset
 from spftsql.verification.worker import Verifier

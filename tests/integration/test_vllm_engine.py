@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from spftsql.config import Config, validate
+from spftsql.config import Config
 from spftsql.errors import Fault
 from spftsql.generation.engine import Engine, open_engine
+from spftsql.recipes import validate
 from spftsql.records import GenerationRequest
 
 pytestmark = pytest.mark.integration

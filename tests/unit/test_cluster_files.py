@@ -236,7 +236,7 @@ def test_kustomizations_name_what_is_there(path: Path) -> None:
 
 
 def test_the_recipe_of_the_job_is_complete() -> None:
-    from spftsql.config import resolve
+    from spftsql.recipes import resolve
 
     config = resolve(str(KUBERAY / "job" / "recipe.yaml"), ["run_dir=/shared/runs"])
     entrypoint = shlex.split(ray_manifest("rayjob.yaml")["spec"]["entrypoint"])

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from spftsql.config import Config, recipe_names, resolve
+from spftsql.config import Config
 from spftsql.errors import UserError
+from spftsql.recipes import recipe_names, resolve
 
 
 @pytest.fixture

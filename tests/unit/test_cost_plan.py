@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from spftsql.cli import main
-from spftsql.config import resolve
 from spftsql.cost_plan import Sizes, StagePlan, plan_costs, sizes_of, stages_of
 from spftsql.errors import UserError
 from spftsql.plan_report import compared
+from spftsql.recipes import resolve
 from spftsql.reporting.run_record import read_run
 from spftsql.roofline import DEVICES, decode_rate, parse_gpus, prefill_rate, training_rate
 from spftsql.shapes import KNOWN

@@ -110,7 +110,7 @@ def test_the_reference_is_that_of_the_code() -> None:
 def test_recipes_in_the_pages_are_valid() -> None:
     import yaml
 
-    from spftsql.config import validate
+    from spftsql.recipes import validate
 
     text = (CHECKOUT / "docs" / "own-database.md").read_text(encoding="utf-8")
     (recipe,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)

@@ -278,7 +278,7 @@ def test_a_model_directory_gives_the_same_answers_for_the_same_seed(
 
 def test_what_a_model_stands_for(tmp_path: Path) -> None:
     """A candidate inside a run is asked as the run asks it, with the run's own settings."""
-    from spftsql.config import resolve
+    from spftsql.recipes import resolve
     from spftsql.runs import Run
 
     run_ = Run(resolve("demo", [f"run_dir={tmp_path}"]))

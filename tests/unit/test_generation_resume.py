@@ -13,12 +13,13 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from spftsql.config import Config, validate
+from spftsql.config import Config
 from spftsql.errors import Fault, UserError
 from spftsql.generation import local
 from spftsql.generation.engine import EngineDied, RequestsFailed, open_engine
 from spftsql.generation.local import generate_dataset
 from spftsql.generation.work import open_work
+from spftsql.recipes import validate
 from spftsql.records import SET_ASIDE, GenerationRequest, Sample, read_records, write_records
 from tests.engines import POISON, Poisoned
 

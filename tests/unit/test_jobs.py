@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from spftsql import job_following
 from spftsql.capacity import needs, refuse_impossible
-from spftsql.config import resolve
 from spftsql.errors import Fault, UserError
 from spftsql.job_command import amounts, stage_arguments
 from spftsql.job_following import Follower, demand_line
 from spftsql.job_server import beyond, has_fixed_size, offered, waiting
+from spftsql.recipes import resolve
 from spftsql.submission import chosen_stage
 
 NODES = [{"CPU": 8.0, "GPU": 1.0}, {"CPU": 4.0, "verification": 10.0}]

@@ -8,9 +8,10 @@ from typing import Any, cast
 
 import pytest
 
-from spftsql.config import Config, validate
+from spftsql.config import Config
 from spftsql.databases.schema import Column, Schema, Table
 from spftsql.errors import UserError
+from spftsql.recipes import validate
 from spftsql.records import Example, Mode, Sample, Statement, TrainRow, Verdict
 from spftsql.selfplay import vbi
 from spftsql.selfplay.lineage import Made, pair_files

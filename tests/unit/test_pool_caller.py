@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spftsql.config import Config, VerificationConfig, validate
+from spftsql.config import Config, VerificationConfig
 from spftsql.errors import Fault
+from spftsql.recipes import validate
 from spftsql.records import Verdict, VerificationRequest, from_table, to_table
 from spftsql.verification import pool, stage
 from spftsql.verification.pool import PoolGone

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from spftsql.config import resolve
 from spftsql.errors import UserError
+from spftsql.recipes import resolve
 from spftsql.sandbox.location import Location, locate, without_password
 from spftsql.sandbox.postgresql.policy import Refused, check, tokenize
 from spftsql.sandbox.postgresql.session import connection_string

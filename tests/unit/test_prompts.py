@@ -14,13 +14,14 @@ from serve.models import Ask, Piece
 from serve.openai_api import Completions
 from serve.schemas import ChatRequest, SqlRequest
 from serve.service import Service
-from spftsql.config import Config, DatabaseConfig, GenerationConfig, PromptConfig, validate
+from spftsql.config import Config, DatabaseConfig, GenerationConfig, PromptConfig
 from spftsql.databases.catalogue import Database, open_catalogue
 from spftsql.evaluation.local_model import LocalChoice, LocalModel
 from spftsql.evaluation.sources import Question
 from spftsql.keys import OWNER
 from spftsql.linking import scoring
 from spftsql.prompts import PromptBuilder
+from spftsql.recipes import validate
 from spftsql.records import Example, GenerationRequest, Sample, Verdict, VerificationRequest
 from spftsql.sandbox.result import Execution
 from spftsql.selfplay.stages import Candidate, Exam, Stages

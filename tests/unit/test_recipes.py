@@ -7,9 +7,9 @@ from importlib import resources
 import pytest
 import yaml
 
-from spftsql.config import recipe_names, resolve
 from spftsql.errors import UserError
 from spftsql.plan import dry_run
+from spftsql.recipes import recipe_names, resolve
 from spftsql.shapes import KNOWN
 
 MODELS = {

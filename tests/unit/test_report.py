@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from spftsql.config import resolve
 from spftsql.errors import UserError
+from spftsql.recipes import resolve
 from spftsql.reporting.charts import Estimate, estimates_chart, lines_chart, shares_chart, thinned
 from spftsql.reporting.report_page import MOST_PAIRS, report_page, run_report
 from spftsql.reporting.run_record import read_run

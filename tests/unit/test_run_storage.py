@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from spftsql.config import Config, validate
+from spftsql.config import Config
 from spftsql.errors import Fault, UserError
+from spftsql.recipes import validate
 from spftsql.run_storage import RunStorage
 from spftsql.runs import Run
 

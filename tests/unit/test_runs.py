@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from spftsql.config import Config, resolve
+from spftsql.config import Config
 from spftsql.errors import UserError
+from spftsql.recipes import resolve
 from spftsql.runs import Run
 
 

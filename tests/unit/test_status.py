@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from spftsql.cli import main
-from spftsql.config import resolve
+from spftsql.recipes import resolve
 from spftsql.records import Sample, write_records
 from spftsql.reporting.run_record import read_run
 from spftsql.reporting.status import state_of, status_tree, where

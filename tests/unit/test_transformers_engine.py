@@ -9,11 +9,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from spftsql.config import Config, validate
+from spftsql.config import Config
 from spftsql.errors import UserError
 from spftsql.generation.engine import Recent, open_engine
 from spftsql.generation.local import generate_dataset
 from spftsql.generation.transformers_engine import TransformersEngine
+from spftsql.recipes import validate
 from spftsql.records import GenerationRequest, Sample, read_records, write_records
 
 QUESTIONS = [

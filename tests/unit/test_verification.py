@@ -14,13 +14,14 @@ from typing import ClassVar
 import pytest
 from rich.console import Console
 
-from spftsql.config import Config, DatabaseConfig, SandboxConfig, VerificationConfig, validate
+from spftsql.config import Config, DatabaseConfig, SandboxConfig, VerificationConfig
 from spftsql.databases.catalogue import open_catalogue
 from spftsql.databases.files import file_hash
 from spftsql.databases.places import Source
 from spftsql.errors import Fault, UserError
 from spftsql.execution import LocalExecution
 from spftsql.progress import Reporter
+from spftsql.recipes import validate
 from spftsql.records import Verdict, VerificationRequest, read_records, write_records
 from spftsql.runs import Run
 from spftsql.sandbox.result import Execution, RunStatus

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from spftsql.config import Config, validate
+from spftsql.config import Config
 from spftsql.generation.vllm_options import cache_bytes, engine_options, environment, padded_rank
+from spftsql.recipes import validate
 
 
 def settings(**sections: object) -> Config:
