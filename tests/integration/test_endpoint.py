@@ -349,7 +349,7 @@ def test_serve_refuses_before_it_starts_anything(model: Path, database: Path, tm
     code = """
 import sys
 from pathlib import Path
-from spftsql.config import resolve
+from spftsql.recipes import resolve
 from spftsql.endpoint import serve_forever
 from spftsql.errors import UserError
 from spftsql.serving import ServingPlan

@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 # A task on each node.
 PROGRAM = """
 import sys
-from spftsql.config import resolve
+from spftsql.recipes import resolve
 from spftsql.session import ensure_session
 ensure_session(resolve("demo", [f"cluster.address={sys.argv[1]}"]))
 import ray

@@ -256,7 +256,7 @@ def test_verification_alone_runs_as_a_job(cluster: str, tmp_path: Path, capsys: 
 
 def test_a_session_joins_a_cluster_that_wants_its_token(cluster: str, gcs: str) -> None:
     program = f"""
-from spftsql.config import resolve
+from spftsql.recipes import resolve
 from spftsql.errors import UserError
 from spftsql.session import end_session, ensure_session
 try:

@@ -27,7 +27,7 @@ from spftsql.selfplay.table import Result, Row
 WORKING = """
 import sys, time, json
 from pathlib import Path
-from spftsql.config import resolve
+from spftsql.recipes import resolve
 from spftsql.runs import Run
 run = Run(resolve("demo", [f"run_dir={sys.argv[1]}"]))
 run.stage("base", 1, lambda folder: None)
