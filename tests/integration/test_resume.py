@@ -9,6 +9,7 @@ from tests import loops
 LOCAL = {"execution": "local", "generation.engine": "transformers"}
 
 
+@pytest.mark.long
 @pytest.mark.integration
 @pytest.mark.timeout(900)
 def test_a_loop_killed_in_every_stage_finishes_and_keeps_what_was_done(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Verification on PostgreSQL: what is kept of a server's answers, and replicas that go and come back under a stage."""
 
+import math
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from spftsql.config import Config, SandboxConfig, VerificationConfig
 from spftsql.recipes import validate
 from spftsql.records import Verdict, VerificationRequest, read_records, write_records
+from spftsql.verification import worker
 from spftsql.verification.local import verify_dataset
 from spftsql.verification.worker import Verifier
 from tests.postgres import Server
@@ -47,7 +49,10 @@ def wanted(count: int) -> list[str]:
     return ["equal" if i % 7 == 3 else "different" for i in range(count)]
 
 
-def test_golds_are_kept_as_long_as_the_content_stays(postgres: Server, numbers: list[str]) -> None:
+def test_golds_are_kept_as_long_as_the_content_stays(
+    postgres: Server, numbers: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "_WORTH_KEEPING_MS", math.inf)  # only golds are kept, however slow a prediction was
     asked = [
         VerificationRequest(str(i), "numbers", f"SELECT count(*) + 0 * {i} FROM t", "SELECT count(*) FROM t", "bird")
         for i in range(4)
