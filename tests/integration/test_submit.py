@@ -103,6 +103,7 @@ def test_a_job_runs_on_the_cluster_and_its_output_and_exit_code_come_back(
         submit_module(client, "jobs.doctor", name="doctor", environment={}, python=sys.executable, again=False)
 
 
+@pytest.mark.long
 def test_a_failing_job_gives_its_exit_code(cluster: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     overrides = [f"run_dir={tmp_path}", f"data.root={tmp_path / 'missing'}"]
     assert submit("geoquery", overrides, cluster, follow=True) == 2

@@ -110,6 +110,7 @@ def check_equal(base: Path, folder: Path, **training: Any) -> None:
     assert train_ray(jobs, config, folder / "metrics.jsonl", lambda *_: None) == results
 
 
+@pytest.mark.long
 def test_two_workers_have_the_losses_of_the_plain_loop(base: Path, tmp_path: Path) -> None:
     check_equal(base, tmp_path, zero_stage=2)
 

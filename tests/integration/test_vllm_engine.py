@@ -64,6 +64,7 @@ def test_greedy_equals_transformers_for_models_side_by_side(
     assert len({sample.text for sample in expected}) > len(QUESTIONS)
 
 
+@pytest.mark.long
 def test_more_models_than_are_kept(vllm: Engine, transformers: Engine, tiny_models: list[str], tmp_path: Path) -> None:
     # The same weights under another name are another model to the engine, and push the oldest one out.
     other = tmp_path / "other"
