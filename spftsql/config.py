@@ -214,6 +214,17 @@ class TrainingConfig(Section):
             raise ValueError("training.lora.bits does not go with training.zero_stage 3: use 2")
         return self
 
+    def result_settings(self) -> dict[str, object]:
+        """The settings that decide what a training gives, by name.
+
+        How many workers there are, how they share the work, and how often something is kept changes no result (beyond
+        the rounding of sums), and is not among them.
+        """
+        named = {"questions_per_schema", "prompt_loss", "lora"}
+        if self.validate_steps is not None:
+            named |= {"validate_steps", "patience"}
+        return self.model_dump(mode="json", include=named)
+
     @property
     def worker_range(self) -> tuple[int, int]:
         """The fewest and the most workers."""

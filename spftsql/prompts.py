@@ -71,6 +71,10 @@ class PromptBuilder:
             fingerprint() if self._links or config.placeholders else None,
         )
 
+    def __getstate__(self) -> dict[str, object]:
+        """A copy in another process opens what it needs of the databases itself."""
+        return {**self.__dict__, "_linkers": {}, "_indexes": {}}
+
     def prepare(self, databases: Iterable[Database]) -> None:
         """Builds what prompts need of the databases and is not in the cache yet, so that no question waits for it."""
         if self._links or self._config.placeholders:

@@ -74,10 +74,14 @@ def job_of(base: Path, folder: Path, steps: int, name: str = "job", **changes: A
     return TrainJob(name=name, model=base, data=data, output=folder / name, **values)
 
 
+def sql_of(identity: str, text: str) -> str:
+    return text.strip()
+
+
 def selection(file: Path, config: Config) -> ExecutionAccuracy:
     """The accuracy over all states, on the database itself."""
     questions = [GenerationRequest(state, "geo", prompt(state), "", 1, 0.0, 24, 0) for state in STATES]
-    return ExecutionAccuracy(questions, {state: sql(state) for state in STATES}, {"geo": file}, config, str.strip)
+    return ExecutionAccuracy(questions, {state: sql(state) for state in STATES}, {"geo": file}, config, sql_of)
 
 
 def lines(metrics: Path) -> list[dict[str, Any]]:

@@ -60,6 +60,11 @@ def play_rows(
     return rows, left_out
 
 
+def _played(opponent: Candidate, answers: Sequence[Answer]) -> dict[str, object]:
+    """For the model card: who played, and what execution said of its answers."""
+    return {"opponent": opponent.name, "verdicts": dict(Counter(answer.verdict.status for answer in answers))}
+
+
 def replay_rows(stages: Stages, labels: Sequence[Example], count: int) -> list[TrainRow]:
     """Labelled pairs to train along, so that the model does not forget how people ask; none where there are none."""
     if not labels:
@@ -83,9 +88,11 @@ def play_iteration(
     answers: Mapping[str, Sequence[Answer]],
     mains: Mapping[Mode, Candidate],
     opponents: Mapping[Mode, Candidate],
+    selection: Sequence[Example] = (),
 ) -> dict[Mode, Candidate]:
     """One iteration of every mode: its main model is trained on what its opponent answered (by candidate name).
 
+    With `training.validate_steps` its accuracy on `selection` says when the training stops.
     A mode that finds nothing to train on (its opponent never errs) keeps its main model, and an event says so.
     """
     config = stages.config.selfplay
@@ -111,6 +118,8 @@ def play_iteration(
             optimization=config.optimization,
             mode=mode,
             reference=None if mode == "sft" else opponent,
+            selection=selection,
+            details={"iteration": iteration, **_played(opponent, answers[opponent.name])},
         )
     trained = stages.train(f"play-{iteration}", list(trainings.values())) if trainings else []
     return {**mains, **dict(zip(trainings, trained, strict=True))}

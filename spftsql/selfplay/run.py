@@ -7,7 +7,7 @@ is the first candidate.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from spftsql.config import Config
@@ -196,9 +196,15 @@ def vbi_rounds(
 
         before = players.candidates[-1] if config.vbi.start == "previous" else base
         rows = [stages.sql_row(pair) for pair in [*labels, *(synthetic if config.vbi.pairs == "all" else sets.train)]]
-        trainings = [Training(f"vbi-{round_}", before, rows, config.vbi.optimization, synthetic_share=config.vbi.share)]
+        selection, details = players.exams["selection"].questions, {"round": round_}
+        trainings = [
+            Training(
+                f"vbi-{round_}", before, rows, config.vbi.optimization,
+                synthetic_share=config.vbi.share, selection=selection, details=details,
+            )
+        ]  # fmt: skip
         if round_ == config.vbi.rounds and labels and config.vbi.control:
-            trainings.append(control_training(stages, base, labels, len(rows)))
+            trainings.append(replace(control_training(stages, base, labels, len(rows)), selection=selection))
         candidate, *controls = stages.train(f"round-{round_}", trainings)
         control = controls[0] if controls else None
         players.candidates.append(candidate)
@@ -287,7 +293,8 @@ def self_play(
         opponents = {
             mode: opponent_of(mode, config.opponent, mains[mode], players.candidates, players.scores) for mode in mains
         }
-        lines = play_iteration(stages, iteration, labels, players.of("play"), mains, opponents)
+        selection = players.exams["selection"].questions
+        lines = play_iteration(stages, iteration, labels, players.of("play"), mains, opponents, selection)
         newcomers = [line for line in lines.values() if line.name not in players.answers]
         if iteration == config.iterations:
             expect(strongest(players.candidates, players.scores))

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from spftsql.config import Config, Optimization
 from spftsql.databases.catalogue import Catalogue
@@ -30,6 +32,9 @@ from spftsql.records import (
     write_records,
 )
 from spftsql.runs import Run, Stage
+
+if TYPE_CHECKING:
+    from spftsql.training.validation import Validate
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,8 @@ class Training:
     mode: Mode = "sft"
     reference: Candidate | None = None
     synthetic_share: float | None = None
+    selection: Sequence[Example] = ()  # questions that decide when it stops, with `training.validate_steps`
+    details: Mapping[str, object] = field(default_factory=dict)  # for the model card
 
 
 class Stages:
@@ -174,7 +181,8 @@ class Stages:
         paths = {candidate.path: candidate.key for candidate in candidates}
         inputs = [
             _digest({**asdict(request), "model": paths[request.model]} for request in requests),
-            self.config.key("generation"),
+            # How many engines there are is not among it: every request has its own seed.
+            [self.config.generation.engine, self.config.model.dtype, self.config.model.max_length],
         ]
 
         def build(folder: Path) -> None:
@@ -215,7 +223,8 @@ class Stages:
         """Trains all of them in one worker group and returns the candidates in the same order."""
         from spftsql.training.job import TrainJob
 
-        play = self.config.selfplay
+        config, play = self.config, self.config.selfplay
+        validates = config.training.validate_steps is not None
         inputs = [
             {
                 "name": t.name,
@@ -226,10 +235,11 @@ class Stages:
                 "reference": t.reference.key if t.reference else None,
                 "share": t.synthetic_share,
             }
+            | ({"selection": _digest(asdict(example) for example in t.selection)} if validates else {})
             for t in trainings
         ] + [
             self.prompts.hash,
-            self.config.key("training", "seed"),
+            [config.training.result_settings(), config.model.dtype, config.model.max_length, config.seed],
             [play.lambda_, play.nll_weight, play.loss, play.normalise, play.weigh],
         ]
 
@@ -246,7 +256,7 @@ class Stages:
                         output=folder / t.name,
                         mode=t.mode,
                         optimization=t.optimization,
-                        seed=self.config.seed,
+                        seed=config.seed,
                         reference=Path(t.reference.path) if t.reference else None,
                         lambda_=play.lambda_,
                         nll_weight=play.nll_weight,
@@ -254,6 +264,8 @@ class Stages:
                         normalise=play.normalise,
                         weigh=play.weigh,
                         synthetic_share=t.synthetic_share,
+                        details={"prompt_hash": self.prompts.hash, **t.details},
+                        validate=self._accuracy_on(t.selection) if validates and t.selection else None,
                     )
                 )
             with self.report.task(f"{title}: train {', '.join(t.name for t in trainings)}") as progress:
@@ -269,6 +281,24 @@ class Stages:
 
         stage = self.run.stage(f"train-{title}", inputs, build, keep_partial=True)
         return [candidate_of(stage, t.name) for t in trainings]
+
+    def _accuracy_on(self, questions: Sequence[Example]) -> Validate:
+        """What a training that stops early is told of its models: their accuracy on `questions`."""
+        from spftsql.training.validation import ExecutionAccuracy
+
+        candidate = Candidate("", "", "")  # filled in when there is a model
+        requests = []
+        for question in questions:
+            prompt = self.prompts.text_to_sql(self.catalogue[question.db_id], question.question, question.evidence)
+            requests.append(self.request(question.id, question.db_id, prompt, candidate, samples=1, temperature=0.0))
+        databases = {question.db_id: self.catalogue[question.db_id] for question in questions}
+        return ExecutionAccuracy(
+            requests,
+            {question.id: question.sql for question in questions},
+            {name: database.source for name, database in databases.items()},
+            self.config,
+            partial(_answered_sql, self.prompts, databases, {question.id: question for question in questions}),
+        )
 
     def sql_row(self, example: Example) -> TrainRow:
         """An example as Text-to-SQL training text."""
@@ -289,6 +319,13 @@ def candidate_of(stage: Stage, name: str) -> Candidate:
 def accuracy(answers: Sequence[Answer]) -> float:
     """Execution accuracy over the answers that are known; 0 for none."""
     return sum(answer.correct for answer in answers) / max(sum(answer.known for answer in answers), 1)
+
+
+def _answered_sql(
+    prompts: PromptBuilder, catalogue: Catalogue, questions: Mapping[str, Example], identity: str, text: str
+) -> str:
+    question = questions[identity]
+    return prompts.parse_sql(text, catalogue[question.db_id], question.question)
 
 
 def _digest(rows: Iterable[Mapping[str, object]]) -> str:

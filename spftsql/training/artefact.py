@@ -83,7 +83,7 @@ def load_tokenizer(folder: Path | str) -> Any:
     if file is None:
         return tokenizer
     expected = Tokenizer.from_file(file).encode(_PROBE, add_special_tokens=False).ids
-    if tokenizer(_PROBE, add_special_tokens=False)["input_ids"] == expected:
+    if tokenizer(_PROBE, add_special_tokens=False, verbose=False)["input_ids"] == expected:
         return tokenizer
     return PreTrainedTokenizerFast.from_pretrained(folder)
 

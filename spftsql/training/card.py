@@ -65,7 +65,9 @@ def _made(manifest: Mapping[str, Any], base: str, local: bool) -> list[str]:
         f"{training.get('optimization.learning_rate')}, from "
         + (f"the local model {Path(base).name}." if local else f"{base}.")
     ]
-    return lines + [f"{name}: {value}" for name, value in _details(manifest).items() if name in ("round", "rounds")]
+    return lines + [
+        f"{name}: {value}" for name, value in _details(manifest).items() if name in ("round", "iteration", "opponent")
+    ]
 
 
 def _data(manifest: Mapping[str, Any]) -> list[str]:

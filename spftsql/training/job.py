@@ -130,15 +130,10 @@ def prepare(job: TrainJob, config: Config) -> Prepared:
 
 
 def job_settings(job: TrainJob, config: Config) -> dict[str, Any]:
-    """What decides a job's result, as flat names and values; a resume needs the same.
-
-    How many workers there are, how they share the work, and how often something is kept changes no result (beyond the
-    rounding of sums), and is not among it.
-    """
+    """What decides a job's result, as flat names and values; a resume needs the same."""
     rows = _read_rows(job)
-    lora = config.training.lora
     model = resolve_model(job.model)
-    settings = {
+    settings: dict[str, Any] = {
         "mode": job.mode,
         "seed": job.seed,
         "weights of the model": weights_key(model),
@@ -151,14 +146,13 @@ def job_settings(job: TrainJob, config: Config) -> dict[str, Any]:
         "loss": job.form,
         "normalise": job.normalise,
         "weigh": job.weigh,
-        "training.questions_per_schema": config.training.questions_per_schema,
-        "training.prompt_loss": config.training.prompt_loss,
-        "training.lora": lora.model_dump() if lora else None,
         "model.dtype": config.model.dtype,
         "model.max_length": config.model.max_length,
     }
-    if job.validate is not None and config.training.validate_steps is not None:
-        settings |= {f"training.{name}": getattr(config.training, name) for name in ("validate_steps", "patience")}
+    training = config.training
+    if job.validate is None:
+        training = training.model_copy(update={"validate_steps": None})
+    settings |= {f"training.{name}": value for name, value in training.result_settings().items()}
     return settings | {f"optimization.{name}": value for name, value in job.optimization.model_dump().items()}
 
 

@@ -21,6 +21,7 @@ from spftsql.databases.places import Databases
 from spftsql.errors import Fault
 from spftsql.records import GenerationRequest, VerificationRequest
 from spftsql.training.artefact import read_manifest, write_manifest
+from spftsql.training.card import write_card
 
 Validate = Callable[[Path], float]  # a model directory to its accuracy, 0 to 1; for Ray it can be pickled
 _FOLDER = "validation"
@@ -93,12 +94,13 @@ class Watch:
                 shutil.rmtree(self.model(step), ignore_errors=True)
 
     def finish(self, output: Path) -> None:
-        """Makes the best model the training's output; its manifest says what all of them reached."""
+        """Makes the best model the training's output; its manifest and card say what all of them reached."""
         best, results = self.best(), self.results()
         folder = self.model(best)
         manifest = read_manifest(folder)
         validations = [{"step": step, "accuracy": accuracy} for step, accuracy in results.items()]
         write_manifest(folder, **{**manifest, "validations": validations})
+        write_card(folder)
         folder.rename(output)
         shutil.rmtree(self._folder.parent, ignore_errors=True)
 
@@ -130,15 +132,15 @@ def _read(file: Path) -> float | None:
 class ExecutionAccuracy:
     """`Validate` by execution: greedy answers of the model to `questions`, compared with `golds` in the sandbox.
 
-    The `model` of the questions is filled in. `sql_of` takes the SQL out of a completion. Raises `Fault` when some
-    answers could not be verified for our reasons: they say nothing about the model.
+    The `model` of the questions is filled in. `sql_of(id, completion)` takes the SQL out of an answer. Raises `Fault`
+    when some answers could not be verified for our reasons: they say nothing about the model.
     """
 
     questions: Sequence[GenerationRequest]
     golds: Mapping[str, str]  # by the id of the question
     databases: Databases
     config: Config
-    sql_of: Callable[[str], str]
+    sql_of: Callable[[str, str], str]
 
     def __call__(self, model: Path) -> float:
         """The share of the questions that are answered right."""
@@ -152,7 +154,9 @@ class ExecutionAccuracy:
             engine.close()
         policy = self.config.verification.policy
         checks = [
-            VerificationRequest(sample.id, sample.db_id, self.sql_of(sample.text), self.golds[sample.id], policy)
+            VerificationRequest(
+                sample.id, sample.db_id, self.sql_of(sample.id, sample.text), self.golds[sample.id], policy
+            )
             for sample in samples
         ]
         with Verifier(self.databases, self.config.sandbox) as verifier:
