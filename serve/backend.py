@@ -13,9 +13,9 @@ from ray.serve.handle import DeploymentHandle
 from serve.metrics import Metrics
 from serve.models import Ask, Piece
 from spftsql.errors import Fault
-from spftsql.records import Verdict, VerificationRequest
-from spftsql.sandbox.result import Execution
+from spftsql.sandbox.result import Granted
 from spftsql.verification.pool import PoolClient, PoolGone
+from spftsql.voting import Contest
 
 T = TypeVar("T")
 
@@ -29,11 +29,10 @@ class Backend(Protocol):
     def stream(self, ask: Ask) -> AsyncGenerator[list[Piece]]:
         """Pieces as they are written."""
 
-    def verify(self, requests: Sequence[VerificationRequest]) -> Awaitable[list[Verdict]]:
-        """Verdicts of statements on one database, in order."""
-
-    def run(self, db_id: str, sql: str, max_rows: int) -> Awaitable[Execution]:
-        """The rows of one statement."""
+    def contest(
+        self, db_id: str, candidates: Sequence[str], max_rows: int, granted: Granted | None
+    ) -> Awaitable[Contest]:
+        """Candidates for one question, executed: a verdict on each, and the rows of the one that wins."""
 
 
 class RayBackend:
@@ -67,15 +66,10 @@ class RayBackend:
                 if not done:  # the client went away, or the request took too long
                     response.cancel()
 
-    async def verify(self, requests: Sequence[VerificationRequest]) -> list[Verdict]:
+    async def contest(self, db_id: str, candidates: Sequence[str], max_rows: int, granted: Granted | None) -> Contest:
         """See `Backend`."""
         with self._metrics.executing.at().track_inprogress(), self._failing("verifier"):
-            return await _again(lambda: self._verifier.verify(requests))
-
-    async def run(self, db_id: str, sql: str, max_rows: int) -> Execution:
-        """See `Backend`."""
-        with self._metrics.executing.at().track_inprogress(), self._failing("verifier"):
-            return await _again(lambda: self._verifier.run(db_id, sql, max_rows))
+            return await _again(lambda: self._verifier.contest(db_id, candidates, max_rows, granted))
 
     @contextlib.contextmanager
     def _failing(self, part: str):  # type: ignore[no-untyped-def]

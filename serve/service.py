@@ -32,10 +32,10 @@ from serve.sql_text import SqlText
 from spftsql.config import Config
 from spftsql.databases.catalogue import Database
 from spftsql.errors import Fault
-from spftsql.grants import Grant, NotGranted, granted_part, granted_sql
+from spftsql.grants import Grant, NotGranted, granted_columns, granted_part, granted_sql
 from spftsql.keys import Principal
 from spftsql.prompts import PromptBuilder
-from spftsql.records import Verdict, VerificationRequest, content_hash
+from spftsql.records import Verdict, content_hash
 from spftsql.sandbox.result import Execution
 from spftsql.voting import Ballot, vote
 
@@ -302,38 +302,24 @@ class Service:
         return outcome, time.perf_counter() - begin
 
     async def _execute(self, database: Database, candidates: Sequence[str], limit: int) -> _Outcome:
-        """Executes and votes. A single statement is executed once; several vote first, and the best gives its rows."""
-        distinct = list(dict.fromkeys(candidates))
+        """Executes and votes, all in one call; what is not granted votes as a statement that failed."""
+        whole = self._catalogue[database.name]
+        granted = None if database is whole else granted_columns(database.schema, whole.schema)
         allowed: dict[str, str] = {}
         verdicts: dict[str, Verdict] = {}
-        for sql in distinct:
+        for sql in dict.fromkeys(candidates):
             try:
-                allowed[sql] = self._statement(database, sql)
+                allowed[sql] = sql if granted is None else granted_sql(sql, database.schema, whole.schema)
             except NotGranted as reason:
-                verdicts[sql] = _bare(database.name, Execution("error", f"refused: {reason}", (), [], 0.0, ""))
+                verdicts[sql] = _refusal(database.name, f"refused: {reason}")
+        sent = [sql for sql in candidates if sql in allowed]
+        shown: Execution | None = None
         try:
-            if len(distinct) == 1 and allowed:
-                shown = await self.backend.run(database.name, allowed[distinct[0]], limit)
-                ballot = Ballot(distinct[0], len(candidates), _bare(database.name, shown))
-                return _Outcome([ballot], shown)
-            requests = [
-                VerificationRequest(str(i), database.name, sql, None, "strict")
-                for i, sql in enumerate(allowed.values())
-            ]
-            if requests:
-                verdicts |= dict(zip(allowed, await self.backend.verify(requests), strict=True))
-            for verdict in verdicts.values():
-                if verdict.fault is not None:
-                    raise Fault(verdict.fault)
-            ballots = vote(candidates, [verdicts[sql] for sql in candidates])
-            best = ballots[0]
-            if best.verdict.status in ("ran", "truncated"):
-                # A second execution, which can fail where the first did not.
-                shown = await self.backend.run(database.name, allowed[best.sql], limit)
-            else:
-                verdict = best.verdict
-                shown = Execution(verdict.status, verdict.reason, (), [], verdict.elapsed_ms, "")  # type: ignore[arg-type]
-            return _Outcome(ballots, shown)
+            if sent:
+                statements = [allowed[sql] for sql in sent]
+                contest = await self.backend.contest(database.name, statements, limit, granted)
+                verdicts |= dict(zip(sent, contest.verdicts, strict=True))
+                shown = contest.shown
         except Fault as fault:
             self.metrics.verdicts.at(database.name, "fault").inc()
             raise ApiError(
@@ -343,11 +329,11 @@ class Service:
                 headers=_RETRY,
                 cause=str(fault),
             ) from None
-
-    def _statement(self, database: Database, sql: str) -> str:
-        """What is executed: the statement itself, or one that reads what is granted and nothing else."""
-        whole = self._catalogue[database.name]
-        return sql if database is whole else granted_sql(sql, database.schema, whole.schema)
+        ballots = vote(candidates, [verdicts[sql] for sql in candidates])
+        best = ballots[0].verdict
+        if shown is None or best.status not in ("ran", "truncated"):
+            shown = Execution(best.status, best.reason, (), [], best.elapsed_ms, "")  # type: ignore[arg-type]
+        return _Outcome(ballots, shown)
 
     def _can_repair(self, outcome: _Outcome) -> bool:
         return (
@@ -394,9 +380,9 @@ def _rows(shown: Execution, cut: bool) -> dict[str, Any]:
     }
 
 
-def _bare(db_id: str, shown: Execution) -> Verdict:
-    """The verdict on a statement that competes with no other."""
-    return Verdict("", db_id, shown.status, shown.reason, shown.elapsed_ms, len(shown.rows), False, "", shown.engine)
+def _refusal(db_id: str, reason: str) -> Verdict:
+    """The verdict on a statement that is not executed."""
+    return Verdict("", db_id, "error", reason, 0.0, 0, False, "", "")
 
 
 def _ms(seconds: float) -> float:

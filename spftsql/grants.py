@@ -20,6 +20,7 @@ from spftsql.databases.catalogue import Database
 from spftsql.databases.schema import Schema, Table
 from spftsql.errors import UserError
 from spftsql.records import content_hash
+from spftsql.sandbox.result import Granted
 
 _HOME = {"sqlite": "main", "duckdb": "main", "postgres": "public"}  # the schema that tables without one are in
 _TABLE_FUNCTIONS = {"json_each", "json_tree", "unnest", "generate_series", "range"}
@@ -97,6 +98,16 @@ def granted_part(database: Database, grant: Grant) -> Database:
     """
     schema = grant.of(database.schema)
     return replace(database, schema=schema, content=f"{database.content}-{content_hash(schema.to_json())}")
+
+
+def granted_columns(part: Schema, whole: Schema) -> Granted:
+    """What the sandbox is told of a grant, so that the engine itself refuses whatever else a statement reads."""
+    granted = {}
+    for table in part.tables:
+        full = whole.table(table.name)
+        is_whole = full is not None and len(full.columns) == len(table.columns)
+        granted[table.name.lower()] = () if is_whole else tuple(column.name.lower() for column in table.columns)
+    return granted
 
 
 def granted_sql(sql: str, part: Schema, whole: Schema) -> str:

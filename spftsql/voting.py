@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from spftsql.records import Verdict
+from spftsql.sandbox.result import Execution
 
 _WITH_ROWS, _TOO_LONG, _EMPTY, _FAILED = 3, 2, 1, 0
 
@@ -21,6 +22,14 @@ class Ballot:
     sql: str
     votes: int
     verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Contest:
+    """What the execution of candidates gave: a verdict on each, in their order, and the rows of the one that won."""
+
+    verdicts: list[Verdict]
+    shown: Execution
 
 
 def vote(candidates: Sequence[str], verdicts: Sequence[Verdict]) -> list[Ballot]:

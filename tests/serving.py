@@ -19,9 +19,9 @@ from spftsql.config import Config, DatabaseConfig, PromptConfig, ScratchConfig
 from spftsql.databases.catalogue import open_catalogue
 from spftsql.keys import KeyRing
 from spftsql.recipes import resolve
-from spftsql.records import Verdict, VerificationRequest
-from spftsql.sandbox.result import Execution
+from spftsql.sandbox.result import Granted
 from spftsql.verification.worker import Verifier
+from spftsql.voting import Contest
 
 Answers = Callable[[str], Sequence[str]]
 SECRET = "123-45-6789"
@@ -63,11 +63,8 @@ class ScriptedBackend:
         finally:
             self.open_streams -= 1
 
-    async def verify(self, requests: Sequence[VerificationRequest]) -> list[Verdict]:
-        return await asyncio.to_thread(self.verifier.verify, requests)
-
-    async def run(self, db_id: str, sql: str, max_rows: int) -> Execution:
-        return await asyncio.to_thread(self.verifier.run, db_id, sql, max_rows)
+    async def contest(self, db_id: str, candidates: Sequence[str], max_rows: int, granted: Granted | None) -> Contest:
+        return await asyncio.to_thread(self.verifier.contest, db_id, candidates, max_rows, granted)
 
 
 def people(path: Path) -> Path:

@@ -16,7 +16,7 @@ from spftsql.errors import Fault
 from spftsql.sandbox.channel import Channel
 from spftsql.sandbox.fence import bound_cpu_time, raise_fence
 from spftsql.sandbox.location import Engine, Location
-from spftsql.sandbox.result import Limits
+from spftsql.sandbox.result import Granted, Limits
 from spftsql.sandbox.runner import OPEN_DATABASES, EngineModule, Runner, ServerRunner, engine_module, state_of
 
 _MAX_REQUEST = 1 << 30
@@ -34,10 +34,10 @@ def main() -> None:
     channel.send(layers)
     while True:
         try:
-            address, statements, max_rows = channel.receive()
+            address, statements, max_rows, granted = channel.receive()
         except EOFError:
             return
-        runners.answer(channel, address, statements, max_rows)
+        runners.answer(channel, address, statements, max_rows, granted)
 
 
 class _Runners:
@@ -47,7 +47,9 @@ class _Runners:
         self._engine, self._module, self._limits = engine, module, limits
         self._open: OrderedDict[str, tuple[tuple[int, ...], Runner]] = OrderedDict()
 
-    def answer(self, channel: Channel, address: str, statements: tuple[str, ...], max_rows: int) -> None:
+    def answer(
+        self, channel: Channel, address: str, statements: tuple[str, ...], max_rows: int, granted: Granted | None
+    ) -> None:
         """Sends the engine's name, then the outcome of each statement (without any, the state); a fault ends it."""
         try:
             bound_cpu_time(self._limits)
@@ -57,7 +59,7 @@ class _Runners:
                 channel.send(("state", runner.state() if isinstance(runner, ServerRunner) else ""))
             for sql in statements:
                 bound_cpu_time(self._limits)
-                run = runner.execute(sql, max_rows)
+                run = runner.execute(sql, max_rows, granted)
                 channel.send((run.status, run.reason, run.columns, run.rows, run.elapsed_ms))
         except MemoryError:
             raise  # the end of this process, which the parent counts

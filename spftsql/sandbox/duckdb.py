@@ -23,8 +23,9 @@ import duckdb
 
 from spftsql.errors import Fault
 from spftsql.sandbox.cells import to_cell
+from spftsql.sandbox.duckdb_grants import check_granted
 from spftsql.sandbox.duckdb_policy import Names, Refused, checked_statements, refused_names
-from spftsql.sandbox.result import Cell, Execution, Limits, RunStatus
+from spftsql.sandbox.result import Cell, Execution, Granted, Limits, RunStatus
 from spftsql.sandbox.watchdog import Watchdog
 
 ENGINE = f"duckdb {duckdb.__version__}"
@@ -166,22 +167,27 @@ class DuckdbRunner:
         for name, value in settings.items():
             connection.execute(f"SET GLOBAL {name} = '{value}'")
 
-    def execute(self, sql: str, max_rows: int) -> Execution:
-        """Runs one statement. Raises `Fault` when the database file, not the statement, is at fault."""
+    def execute(self, sql: str, max_rows: int, granted: Granted | None = None) -> Execution:
+        """See `Runner`. What is not granted is refused by what the plan of the statement scans."""
         started = time.perf_counter()
         self._columns = ()
         rows: list[tuple[Cell, ...]] = []
-        status, reason = self._run(sql, rows, max_rows)
+        status, reason = self._run(sql, rows, max_rows, granted)
         elapsed = (time.perf_counter() - started) * 1000
         if elapsed > _HEAVY_MS:
             _give_memory_back()
         return Execution(status, reason, self._columns, rows, elapsed, ENGINE)
 
-    def _run(self, sql: str, rows: list[tuple[Cell, ...]], max_rows: int) -> tuple[RunStatus, str]:
+    def _run(
+        self, sql: str, rows: list[tuple[Cell, ...]], max_rows: int, granted: Granted | None
+    ) -> tuple[RunStatus, str]:
         cursor = self._open().cursor()  # a connection of its own, so that nothing is left of the statement
         self._watchdog.start(cursor.interrupt)
         try:
-            for statement in checked_statements(cursor, sql, self._refused, self._guards):
+            statements = checked_statements(cursor, sql, self._refused, self._guards)
+            if granted is not None:
+                check_granted(cursor, sql, granted)
+            for statement in statements:
                 cursor.execute(statement)
             if self._fetch(cursor, rows, max_rows):
                 return "truncated", "too many rows or bytes"

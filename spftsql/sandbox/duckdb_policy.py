@@ -25,7 +25,7 @@ _REFUSED_FUNCTIONS = {
     *("current_setting", "getvariable", "txid_current", "pg_sleep", "get_block_size"),
     *("json_serialize_plan", "index_key", "to_aggregate_state", "finalize", "combine", "combine_aggr"),
 }
-_TABLE_FUNCTIONS = {"unnest", "range", "generate_series", "repeat", "repeat_row", "json_each", "json_tree"}
+TABLE_FUNCTIONS = {"unnest", "range", "generate_series", "repeat", "repeat_row", "json_each", "json_tree"}
 _SCHEMA_TABLES = {
     *("sqlite_master", "sqlite_schema", "duckdb_columns", "duckdb_constraints", "duckdb_indexes"),
     *("duckdb_schemas", "duckdb_tables", "duckdb_types", "duckdb_views"),
@@ -100,7 +100,7 @@ def _tree(cursor: duckdb.DuckDBPyConnection, sql: str, guards: Set[str]) -> Any:
 
 
 def _check_tree(tree: Any, names: Names, guards: Set[str]) -> None:
-    for node in _nodes(tree):
+    for node in json_objects(tree):
         kind = str(node.get("type"))
         if kind.endswith("_QUERY_NODE") and "writing CTE" in guards:
             raise Refused(f"{kind.removesuffix('_QUERY_NODE')} in WITH")
@@ -126,7 +126,7 @@ def _kind(statement: duckdb.Statement) -> str:
         return "something else"
 
 
-def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
+def json_objects(tree: Any) -> Iterator[dict[str, Any]]:
     """Every object of a JSON tree."""
     waiting = [tree]
     while waiting:
@@ -147,7 +147,7 @@ def refused_names(connection: duckdb.DuckDBPyConnection) -> Names:
     views_query = "SELECT view_name, schema_name, internal FROM system.main.duckdb_views()"
     views = connection.execute(views_query).fetchall()
     known = {(name.lower(), kind, effects) for name, kind, effects, internal in functions if internal}
-    of_tables = {name for name, kind, _ in known if kind in ("table", "table_macro")} - _TABLE_FUNCTIONS
+    of_tables = {name for name, kind, _ in known if kind in ("table", "table_macro")} - TABLE_FUNCTIONS
     with_effects = {name for name, kind, effects in known if effects and kind != "table"} - _HARMLESS
     scalar = with_effects | _REFUSED_FUNCTIONS
     tables = {name for name, schema, internal in views if internal and schema != "information_schema"} - _SCHEMA_TABLES

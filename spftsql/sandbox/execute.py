@@ -13,7 +13,7 @@ from spftsql.errors import Fault
 from spftsql.sandbox.folders import Folders
 from spftsql.sandbox.location import Engine, Location, locate
 from spftsql.sandbox.process import ChildProcess, Ending
-from spftsql.sandbox.result import Execution, Limits
+from spftsql.sandbox.result import Execution, Granted, Limits
 from spftsql.sandbox.runner import state_of
 
 _CRASHES = 2  # a statement that brings down so many children by itself is an error
@@ -48,12 +48,18 @@ class Sandbox:
         """The process id of the child that was used last, when it lives."""
         return self._latest.pid if self._latest else None
 
-    def execute(self, database: str | Path, statements: Sequence[str], max_rows: int | None = None) -> list[Execution]:
+    def execute(
+        self,
+        database: str | Path,
+        statements: Sequence[str],
+        max_rows: int | None = None,
+        granted: Granted | None = None,
+    ) -> list[Execution]:
         """Executes the statements one after another and returns their outcomes in the same order.
 
         `database` is a file or a URL, as `locate` reads it. `max_rows` (default: the configured limit) is where a
-        result is cut. A statement that brings its child down by itself twice, each time in a fresh child, is an
-        `error` with reason `killed`.
+        result is cut. With `granted` the engine itself refuses to read anything else. A statement that brings its child
+        down by itself twice, each time in a fresh child, is an `error` with reason `killed`.
 
         Raises:
             UserError: the URL is of an engine that is not known.
@@ -66,7 +72,7 @@ class Sandbox:
             crashes = losses = 0
             while len(done) < len(statements):
                 before = len(done)
-                ending, engine = self._drive(location, statements[before:], limit, done)
+                ending, engine = self._drive(location, statements[before:], limit, granted, done)
                 if ending is None:
                     break
                 if len(done) > before:
@@ -107,7 +113,12 @@ class Sandbox:
                 raise Fault(f"{location}: its sandbox process does not answer") from None
 
     def _drive(
-        self, location: Location, statements: Sequence[str], max_rows: int, done: list[Execution]
+        self,
+        location: Location,
+        statements: Sequence[str],
+        max_rows: int,
+        granted: Granted | None,
+        done: list[Execution],
     ) -> tuple[Ending | Literal["late"] | None, str]:
         """Appends outcomes until the batch or the child ends; how the child ended (None when it lives), and what ran.
 
@@ -116,7 +127,7 @@ class Sandbox:
         child = self._child(location)
         engine = ""
         try:
-            child.send(location.address, statements, max_rows, time.monotonic() + _OPEN_SECONDS)
+            child.send(location.address, statements, max_rows, time.monotonic() + _OPEN_SECONDS, granted)
             engine = self._opened(child.receive(time.monotonic() + _OPEN_SECONDS))
             for _ in statements:
                 answer = child.receive(time.monotonic() + self._limits.hard_seconds)

@@ -20,7 +20,7 @@ from spftsql.errors import Fault
 from spftsql.sandbox.channel import Channel
 from spftsql.sandbox.folders import Folder
 from spftsql.sandbox.location import Engine
-from spftsql.sandbox.result import Limits
+from spftsql.sandbox.result import Granted, Limits
 
 Ending = Literal["itself", "outside", "cpu"]
 
@@ -68,10 +68,12 @@ class ChildProcess:
         """The process id."""
         return self._process.pid
 
-    def send(self, address: str, statements: Sequence[str], max_rows: int, deadline: float) -> None:
+    def send(
+        self, address: str, statements: Sequence[str], max_rows: int, deadline: float, granted: Granted | None = None
+    ) -> None:
         """Hands over a batch. Raises `EOFError` when the child is gone, or does not take it by the deadline."""
         try:
-            self._channel.send((address, list(statements), max_rows), deadline)
+            self._channel.send((address, list(statements), max_rows, granted), deadline)
         except OSError:  # also TimeoutError: an idle child that does not read was stopped by someone
             self._process.kill()
             raise EOFError("the child is gone") from None

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 RunStatus = Literal["ran", "error", "timeout", "truncated"]
 Cell = None | int | float | str | bytes
+# What a statement may read: columns by table, in lower case; a table without columns is readable whole.
+Granted = Mapping[str, Sequence[str]]
 
 
 @dataclass(frozen=True, slots=True)

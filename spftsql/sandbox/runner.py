@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 
 from spftsql.errors import Fault
 from spftsql.sandbox.location import Engine, Location
-from spftsql.sandbox.result import Execution, Limits
+from spftsql.sandbox.result import Execution, Granted, Limits
 
 _MODULES: dict[Engine, str] = {
     "sqlite": "spftsql.sandbox.sqlite",
@@ -24,8 +24,11 @@ class Runner(Protocol):
 
     engine: str
 
-    def execute(self, sql: str, max_rows: int) -> Execution:
-        """Runs one statement; raises `Fault` when the database, not the statement, is at fault."""
+    def execute(self, sql: str, max_rows: int, granted: Granted | None = None) -> Execution:
+        """Runs one statement, which may read what is `granted` (None: all of the database).
+
+        Raises `Fault` when the database, not the statement, is at fault.
+        """
         ...
 
     def close(self) -> None:

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import apsw
 
 from spftsql.errors import Fault
-from spftsql.sandbox.result import Cell, Execution, Limits, RunStatus
+from spftsql.sandbox.result import Cell, Execution, Granted, Limits, RunStatus
+from spftsql.sandbox.sqlite_program import Trees, columns_read, trees_of
 
 ENGINE = f"sqlite {apsw.sqlite_lib_version()}"
 
@@ -65,9 +67,8 @@ _FUNCTION_NAMES = """
     unistr_quote unixepoch unlikely upper -> ->>
 """
 _FUNCTIONS = frozenset(_FUNCTION_NAMES.split())
-_TABLES_OF_ENGINE = frozenset(
-    ["sqlite_master", "sqlite_schema", "sqlite_sequence", "json_each", "json_tree", "jsonb_each", "jsonb_tree"]
-)
+_TABLE_FUNCTIONS = frozenset(["json_each", "json_tree", "jsonb_each", "jsonb_tree"])
+_TABLES_OF_ENGINE = _TABLE_FUNCTIONS | {"sqlite_master", "sqlite_schema", "sqlite_sequence"}
 _PRAGMAS = {"query_only": "1", "temp_store": "memory", "trusted_schema": "0", "cell_size_check": "1"}
 _LIMITS = {
     "LENGTH": (apsw.SQLITE_LIMIT_LENGTH, 1_000_000),
@@ -80,7 +81,11 @@ _LIMITS = {
 }
 _PROGRESS_STEPS = 1_000  # VM steps between two looks at the clock: about 0.1 ms
 _OF_GUARDS = re.compile("^unsafe use of |may not be modified$")  # trusted_schema, DEFENSIVE
+_JOIN_BY_NAME = re.compile(r"\b(?:natural|using)\b", re.IGNORECASE)
 _HOT_JOURNAL = bytes.fromhex("d9d505f920a163d7")  # the first bytes of a rollback journal that is not finished
+
+
+_Answer = TypeVar("_Answer")
 
 
 class _Refused(Exception):
@@ -102,6 +107,8 @@ class SqliteRunner:
         self._deadline = time.monotonic() + limits.soft_seconds
         self._rest = self._denied = ""
         self._columns: tuple[str, ...] = ()
+        self._granted: Granted | None = None
+        self._explaining, self._trees = False, Trees()
         if "journal" in self._guards and _is_unfinished(database):
             raise Fault(f"{database} has an unfinished write-ahead log or journal: close its writers and checkpoint it")
         read_only = "read-only open" in self._guards
@@ -154,11 +161,11 @@ class SqliteRunner:
         ).fetchall()
         return [name.decode(errors="replace") for (name,) in rows]
 
-    def execute(self, sql: str, max_rows: int) -> Execution:
-        """Runs one statement. Raises `Fault` when the database file, not the statement, is at fault."""
+    def execute(self, sql: str, max_rows: int, granted: Granted | None = None) -> Execution:
+        """See `Runner`. What is not granted is refused by the authorizer, while SQLite resolves the names."""
         started = time.perf_counter()
         self._deadline = time.monotonic() + self._limits.soft_seconds
-        self._rest, self._denied, self._columns = sql, "", ()
+        self._rest, self._denied, self._columns, self._granted = sql, "", (), granted
         rows: list[tuple[Cell, ...]] = []
         status, reason = self._run(sql, rows, max_rows)
         elapsed = (time.perf_counter() - started) * 1000
@@ -170,7 +177,10 @@ class SqliteRunner:
             if "\0" in sql and "NUL" in self._guards:
                 raise _Refused("a NUL character")
             cursor = self._connection.cursor()
-            if self._fetch(cursor.execute(sql), rows, max_rows):
+            if self._granted is not None and _JOIN_BY_NAME.search(sql):
+                self._check_program(cursor, sql, self._granted)
+            # A statement out of APSW's cache is not authorized again, and may be that of another caller.
+            if self._fetch(cursor.execute(sql, can_cache=self._granted is None), rows, max_rows):
                 return "truncated", "too many rows or bytes"
             if not self._columns and "query" in self._guards:
                 raise _Refused("no statement")
@@ -194,6 +204,28 @@ class SqliteRunner:
                 cursor.close(force=True)
         rows.clear()
         return failure
+
+    def _check_program(self, cursor: apsw.Cursor, sql: str, granted: Granted) -> None:
+        """Refuses what the program reads and is not granted; for joins by name, of which the authorizer is not told."""
+        self._trees = self._trees or self._unguarded(trees_of)
+        self._explaining = True
+        try:
+            program = cursor.execute(f"EXPLAIN {sql}", can_cache=False).fetchall()
+        finally:
+            self._explaining, self._rest, self._columns = False, sql, ()
+        for table, column in columns_read(program, self._trees):
+            if table not in granted or (granted[table] and column not in ("", *granted[table])):
+                raise _Refused(f"READ {table} {column}")
+
+    def _unguarded(self, ask: Callable[[apsw.Connection], _Answer]) -> _Answer:
+        """What a question of our own gives, of which the guards would refuse the statements."""
+        connection = self._connection
+        authorizer, trace = connection.authorizer, connection.exec_trace
+        connection.authorizer = connection.exec_trace = None
+        try:
+            return ask(connection)
+        finally:
+            connection.authorizer, connection.exec_trace = authorizer, trace
 
     def _fetch(self, cursor: apsw.Cursor, rows: list[tuple[Cell, ...]], max_rows: int) -> bool:
         """Appends rows; True when the result was cut."""
@@ -219,7 +251,7 @@ class SqliteRunner:
             return True
         if "stacked" in self._guards and (self._columns or not _is_blank(self._rest)):
             raise _Refused("more than one statement")
-        if "EXPLAIN" in self._guards and cursor.is_explain:
+        if "EXPLAIN" in self._guards and cursor.is_explain and not self._explaining:
             raise _Refused("EXPLAIN")
         columns = tuple(column[0] for column in cursor.get_description())
         if "query" in self._guards and (not columns or not cursor.is_readonly):
@@ -230,7 +262,7 @@ class SqliteRunner:
     def _authorize(self, operation: int, one: str | None, two: str | None, db: str | None, by: str | None) -> int:
         if operation in (apsw.SQLITE_SELECT, apsw.SQLITE_RECURSIVE):
             return apsw.SQLITE_OK
-        if operation == apsw.SQLITE_READ and self._readable((one or "").lower(), column=two):
+        if operation == apsw.SQLITE_READ and self._readable((one or "").lower(), (two or "").lower()):
             return apsw.SQLITE_OK
         if operation == apsw.SQLITE_FUNCTION and self._callable((two or "").lower()):
             return apsw.SQLITE_OK
@@ -240,7 +272,10 @@ class SqliteRunner:
         self._denied = " ".join(part for part in (action, one, two) if part)
         return apsw.SQLITE_DENY
 
-    def _readable(self, table: str, column: str | None) -> bool:
+    def _readable(self, table: str, column: str) -> bool:
+        if self._granted is not None and table in self._tables and not self._columns:  # later: the tables of an index
+            columns = self._granted.get(table)
+            return table in _TABLE_FUNCTIONS or (columns is not None and (not columns or column in ("", *columns)))
         if table in self._tables or "tables" not in self._guards:
             return True
         # Without a column the "table" may be a common table expression, which only the engine's own tables are not.

@@ -22,11 +22,12 @@ from spftsql.databases.places import Databases, Source, sources_of
 from spftsql.errors import Fault, UserError
 from spftsql.records import Verdict, VerificationRequest, content_hash
 from spftsql.sandbox.execute import Sandbox
-from spftsql.sandbox.result import Execution
+from spftsql.sandbox.result import Granted
 from spftsql.verification.cache import open_results, source_hash
 from spftsql.verification.node_cache import open_node_cache
 from spftsql.verification.replicas import ExecutorFactory
 from spftsql.verification.worker import Verifier
+from spftsql.voting import Contest
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -80,10 +81,13 @@ class PoolWorker:
         verdicts = await self._do(self._verifier(limits).verify, requests, places)
         return [_verdict_row(verdict) for verdict in verdicts]
 
-    async def run(self, limits: str, source: Row, sql: str, max_rows: int) -> Execution:
-        """Executes one statement for its rows; raises as `Verifier.run`."""
+    async def contest(
+        self, limits: str, source: Row, candidates: Sequence[str], max_rows: int, granted: Granted | None
+    ) -> Contest:
+        """Executes the candidates for one question; see `Verifier.contest`."""
         place = {"": Source(*source)}
-        return cast(Execution, await self._do(self._verifier(limits).run, "", sql, max_rows, place))
+        work = self._verifier(limits).contest
+        return cast(Contest, await self._do(work, "", candidates, max_rows, granted, place))
 
     async def describe(self) -> str:
         """Its version, so that a pool is used again where it fits."""
@@ -172,11 +176,18 @@ class PoolClient:
         answer = await self._called("verify", self._limits, sources, rows)
         return [Verdict(*row) for row in answer]
 
-    async def run(self, db_id: str, sql: str, max_rows: int) -> Execution:
-        """The rows of one statement. Raises `UserError` for an unknown database, `Fault` when it cannot be executed."""
+    async def contest(
+        self, db_id: str, candidates: Sequence[str], max_rows: int, granted: Granted | None = None
+    ) -> Contest:
+        """Candidates for one question, executed; see `Verifier.contest`.
+
+        Raises `UserError` for an unknown database, `Fault` when they cannot be executed.
+        """
         if db_id not in self._sources:
             raise UserError(f"no database is named {db_id}; known: {', '.join(sorted(self._sources))}")
-        return cast(Execution, await self._called("run", self._limits, self._sources[db_id], sql, max_rows))
+        source = self._sources[db_id]
+        answer = await self._called("contest", self._limits, source, list(candidates), max_rows, granted)
+        return cast(Contest, answer)
 
     async def _called(self, method: str, *arguments: Any) -> Any:
         from ray.exceptions import RayError

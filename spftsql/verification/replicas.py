@@ -16,7 +16,7 @@ from spftsql.config import SandboxConfig
 from spftsql.databases.places import Place, Source, address_of, content_of
 from spftsql.errors import Fault
 from spftsql.sandbox.location import Engine, Location, locate
-from spftsql.sandbox.result import Execution
+from spftsql.sandbox.result import Execution, Granted
 from spftsql.sandbox.runner import state_of
 from spftsql.verification.node_cache import NodeCache
 
@@ -28,8 +28,10 @@ _REST_PER_S = 10.0  # of rest for every second that was lost, so that a silent s
 class Executor(Protocol):
     """What executes statements on a database: `spftsql.sandbox.execute.Sandbox`, or a stand-in."""
 
-    def execute(self, database: Place, statements: Sequence[str], max_rows: int | None = None) -> list[Execution]:
-        """The outcomes in the same order; raises `Fault`."""
+    def execute(
+        self, database: Place, statements: Sequence[str], max_rows: int | None = None, granted: Granted | None = None
+    ) -> list[Execution]:
+        """The outcomes in the same order, of statements that may read what is `granted` (None: all); raises `Fault`."""
         ...
 
     def close(self) -> None:
@@ -115,7 +117,13 @@ class Replicas:
         """The engine of them all."""
         return self._replicas[0].location.engine
 
-    def execute(self, executor: Executor, statements: Sequence[str], max_rows: int | None = None) -> list[Execution]:
+    def execute(
+        self,
+        executor: Executor,
+        statements: Sequence[str],
+        max_rows: int | None = None,
+        granted: Granted | None = None,
+    ) -> list[Execution]:
         """The outcomes of the statements, all by the same replica: the first in turn that does not fail.
 
         Raises `Fault` when every replica has failed.
@@ -124,7 +132,7 @@ class Replicas:
         for replica in self._turn():
             started = self._clock()
             try:
-                results = self._execute(replica, executor, statements, max_rows)
+                results = self._execute(replica, executor, statements, max_rows, granted)
             except Fault as fault:
                 self._failed(replica, started)
                 reasons.append(str(fault))
@@ -156,10 +164,15 @@ class Replicas:
             replica.rests_until = now + max(rest, _REST_PER_S * (now - started))
 
     def _execute(
-        self, replica: Replica, executor: Executor, statements: Sequence[str], max_rows: int | None
+        self,
+        replica: Replica,
+        executor: Executor,
+        statements: Sequence[str],
+        max_rows: int | None,
+        granted: Granted | None,
     ) -> list[Execution]:
         location, state = self._ready(replica)
-        results = executor.execute(address_of(location), statements, max_rows)
+        results = executor.execute(address_of(location), statements, max_rows, granted)
         if state != state_of(location):
             replica.checked = None
             raise Fault(f"{location} changed while statements were executed on it")

@@ -7,7 +7,7 @@ import threading
 import uuid
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import fields
+from dataclasses import fields, replace
 from operator import attrgetter
 from typing import Any, Self, cast
 
@@ -16,12 +16,13 @@ from spftsql.databases.places import Databases, Source, sources_of
 from spftsql.errors import Fault, UserError
 from spftsql.records import Policy, Status, Verdict, VerificationRequest
 from spftsql.sandbox.execute import Sandbox
-from spftsql.sandbox.result import Execution
+from spftsql.sandbox.result import Execution, Granted
 from spftsql.verdicts import Stability, digest, verdict_of
 from spftsql.verification.cache import ResultCache, engine_version, repeatable, result_keys
 from spftsql.verification.gold_stability import gold_stability
 from spftsql.verification.node_cache import NodeCache
 from spftsql.verification.replicas import Executor, ExecutorFactory, Replicas
+from spftsql.voting import Contest, vote
 
 _CHUNK = 16  # statements whose results are in memory together
 _CACHE_BYTES = 64 << 20
@@ -139,6 +140,34 @@ class Verifier:
             raise UserError(f"no database is named {db_id}; known: {', '.join(sorted(known))}")
         self._count(executed=1)
         return self._of(known[db_id]).execute(self._sandbox, [sql], max_rows)[0]
+
+    def contest(
+        self,
+        db_id: str,
+        candidates: Sequence[str],
+        max_rows: int,
+        granted: Granted | None = None,
+        sources: Mapping[str, Source] | None = None,
+    ) -> Contest:
+        """Executes candidates for one question, each text once, and lets their results vote; nothing is kept.
+
+        The rows of the winner are those of this one execution, at most `max_rows`. A lone candidate is cut there by the
+        engine; results that are compared are read to the configured limit. Raises as `run`.
+        """
+        known = self._sources if sources is None else sources
+        if db_id not in known:
+            raise UserError(f"no database is named {db_id}; known: {', '.join(sorted(known))}")
+        distinct = list(dict.fromkeys(candidates))
+        self._count(executed=len(distinct))
+        limit = max_rows if len(distinct) == 1 else None
+        executions = self._of(known[db_id]).execute(self._sandbox, distinct, limit, granted)
+        results = dict(zip(distinct, executions, strict=True))
+        bare = {sql: _bare_verdict(db_id, result) for sql, result in results.items()}
+        verdicts = [bare[sql] for sql in candidates]
+        shown = results[vote(candidates, verdicts)[0].sql]
+        if len(shown.rows) > max_rows:
+            shown = replace(shown, status="truncated", rows=shown.rows[:max_rows])
+        return Contest(verdicts, shown)
 
     def stats(self) -> dict[str, Any]:
         """Counts so far: `requests`, statements `executed`, results `kept` that were used again, `faults` of ours.

@@ -77,6 +77,26 @@ PRYING = [
     "SELECT 1 INTO TEMP t FROM salary",
     "WITH x AS (DELETE FROM salary RETURNING note) SELECT * FROM x",
 ]
+# What the engines let the narrow key read as it is written.
+READABLE = {
+    "SELECT name FROM person ORDER BY id": [["Ada"], ["Bob"]],
+    "SELECT p.name, count(*), max(total) FROM person p JOIN orders o ON person_id = p.id GROUP BY p.name ORDER BY 1": [
+        ["Ada", 2, 20.0],
+        ["Bob", 1, 3.0],
+    ],
+    "SELECT name FROM person WHERE id IN (SELECT person_id FROM orders WHERE total > 5) UNION SELECT 'x'": [
+        ["Ada"],
+        ["x"],
+    ],
+    "WITH a AS (SELECT id, name FROM person) SELECT x.name FROM a x JOIN a y ON x.id = y.id + 1": [["Bob"]],
+    "SELECT name, sum(total) OVER (ORDER BY orders.id) FROM person, orders WHERE person.id = person_id ORDER BY 2": [
+        ["Ada", 9.5],
+        ["Ada", 29.5],
+        ["Bob", 32.5],
+    ],
+    "SELECT (SELECT max(name) FROM person WHERE id = person_id) FROM orders WHERE id = 3": [["Bob"]],
+    "SELECT * FROM orders WHERE id = 1": [[1, 1, 9.5]],
+}
 HIDDEN = (SECRET, "987-65-4321", "4242", "1717", "confidential", "other-note", "ssn", "amount")
 
 
@@ -139,6 +159,24 @@ def test_a_narrow_key_gets_at_nothing_else(client: TestClient, engine: str) -> N
         assert not any(secret in shown for secret in HIDDEN), (sql, shown)
         if "123" in sql or "4242" in sql:  # nor is it told by whether there are rows
             assert answer["verdict"]["status"] == "error" or "probe" in sql, (sql, answer)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_engine_holds_a_narrow_key_where_the_rewriting_fails(
+    client: TestClient, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve.service.granted_sql", lambda sql, *_: sql)
+    for sql in PRYING:
+        answer = post(client, "/v1/query", "narrow", {"database": engine, "sql": sql}).json()
+        shown = json.dumps([answer["rows"], answer["columns"]])
+        assert not any(secret in shown for secret in HIDDEN), (sql, shown)
+        if "ssn" in sql or "salary" in sql:
+            assert answer["verdict"]["status"] == "error", (sql, answer)
+    refused = post(client, "/v1/query", "narrow", {"database": engine, "sql": PRYING[0]}).json()["verdict"]["reason"]
+    assert refused.startswith("refused") and "ssn" in refused
+    for sql, rows in READABLE.items():
+        answer = post(client, "/v1/query", "narrow", {"database": engine, "sql": sql}).json()
+        assert answer["rows"] == rows, (sql, answer)
 
 
 def test_a_server_that_is_down_is_named_and_the_others_answer(client: TestClient, own_server: Server) -> None:

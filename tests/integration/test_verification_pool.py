@@ -98,13 +98,14 @@ def test_pool_runs_and_is_reused(busy_cpu: None, databases: dict[str, Path], con
 
     async def ask() -> None:
         client = PoolClient(databases, config.sandbox)
-        run = await client.run("shop", "SELECT id, name FROM t", 10)
-        assert (run.status, run.rows) == ("ran", [(1, "a")])
+        contest = await client.contest("shop", ["SELECT 1", "SELECT id, name FROM t", "SELECT id, name  FROM t"], 10)
+        assert (contest.shown.status, contest.shown.rows) == ("ran", [(1, "a")])
+        assert [verdict.status for verdict in contest.verdicts] == ["ran"] * 3
         cut = PoolClient({"other": databases["zoo"]}, config.sandbox.model_copy(update={"max_rows": 1}))
         requests = [VerificationRequest("1", "other", "SELECT 1 UNION SELECT 2", None, "strict")]
         assert [v.status for v in await cut.verify(requests)] == ["truncated"]  # its own limits, in the same pool
         with pytest.raises(UserError, match="known: other"):
-            await cut.run("shop", "SELECT 1", 1)
+            await cut.contest("shop", ["SELECT 1"], 1)
 
     asyncio.run(ask())
     workers = worker_processes()

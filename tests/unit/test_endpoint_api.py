@@ -173,6 +173,11 @@ PRYING = [
     "VALUES ((SELECT note FROM salary))",
     "SELECT * FROM temp.salary",
     "EXPLAIN SELECT * FROM salary",
+    "SELECT count(*) FROM orders JOIN salary USING (person_id)",
+    "SELECT count(*) FROM person NATURAL JOIN (SELECT 'Paris' AS city)",
+    "SELECT count(*) FROM sqlite_master JOIN (SELECT 'salary' AS name) USING (name)",
+    "EXPLAIN SELECT count(*) FROM orders JOIN salary USING (person_id)",
+    "SELECT 1; SELECT count(*) FROM orders JOIN salary USING (person_id)",
 ]
 HIDDEN = (SECRET, "987-65-4321", "4242", "confidential-note", "other-note", "CREATE TABLE")
 
@@ -195,6 +200,36 @@ def test_a_key_does_not_read_what_it_is_not_granted(restricted: tuple[TestClient
     # Nor does it learn by whether there are rows.
     probe = response.json()
     assert probe["verdict"]["status"] == "error" or "Ada" not in shown or "p.*" in sql or "4242" not in sql, shown
+
+
+@pytest.mark.parametrize("sql", PRYING)
+def test_the_engine_refuses_it_too_where_the_rewriting_fails(
+    restricted: tuple[TestClient, dict[str, str]], sql: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, headers = restricted
+    body = {"database": "people", "sql": sql}
+    monkeypatch.setattr("serve.service.granted_sql", lambda sql, *_: sql)
+    answer = client.post("/v1/query", json=body, headers=headers).json()
+    assert answer["verdict"]["status"] == "error" and answer["rows"] == [], answer
+
+
+def test_what_another_caller_may_read_is_not_kept_for_this_one(
+    client: TestClient, restricted: tuple[TestClient, dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve.service.granted_sql", lambda sql, *_: sql)
+    narrow, headers = restricted
+    body = {"database": "people", "sql": "SELECT ssn FROM person WHERE id = 1"}
+    for _ in range(2):
+        assert client.post("/v1/query", json=body).json()["rows"] == [[SECRET]]
+        refused = narrow.post("/v1/query", json=body, headers=headers).json()
+        assert refused["verdict"]["reason"] == "refused: READ person ssn" and refused["rows"] == []
+    for sql, rows in (
+        ("SELECT name, count(*), max(total) FROM person p JOIN orders o ON person_id = p.id GROUP BY 1", 2),
+        ("WITH a AS (SELECT id, name FROM person) SELECT x.name FROM a x JOIN a y USING (id), json_each('[1]')", 2),
+        ("SELECT rowid, * FROM orders", 3),
+    ):
+        answer = narrow.post("/v1/query", json={"database": "people", "sql": sql}, headers=headers).json()
+        assert len(answer["rows"]) == rows, answer
 
 
 def test_what_is_not_granted_is_not_mentioned(
@@ -334,7 +369,7 @@ def test_a_database_that_is_down_is_named(
     async def down(*_: Any) -> Any:
         raise Fault("could not connect to secret-host")
 
-    monkeypatch.setattr(served[1], "run", down)
+    monkeypatch.setattr(served[1], "contest", down)
     response = client.post("/v1/sql", json={"database": "people", "question": "everybody?"})
     assert response.status_code == 503 and response.headers["retry-after"]
     error = response.json()["error"]

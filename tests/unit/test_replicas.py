@@ -3,6 +3,7 @@
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,7 +49,7 @@ class Recorder:
         self.down: set[str] = set()
         self.asked: list[str] = []
 
-    def execute(self, database: str | Path, statements: Sequence[str], max_rows: int | None = None) -> list[Execution]:
+    def execute(self, database: str | Path, statements: Sequence[str], *rest: Any) -> list[Execution]:
         self.asked.append(str(database))
         if str(database) in self.down:
             raise Fault(f"{database} is down")
@@ -109,9 +110,9 @@ def test_a_replica_that_is_silent_costs_a_tenth_of_the_time_at_most() -> None:
     clock = Clock()
 
     class Silent(Recorder):
-        def execute(self, database: str | Path, statements: Sequence[str], max_rows: int | None = None):  # type: ignore[no-untyped-def]
+        def execute(self, database: str | Path, statements: Sequence[str], *rest: Any):  # type: ignore[no-untyped-def]
             clock.now += 30 if str(database) in self.down else 0.1
-            return super().execute(database, statements, max_rows)
+            return super().execute(database, statements, *rest)
 
     recorder = Silent()
     recorder.down = {SERVERS[0]}
@@ -240,8 +241,8 @@ class Meddler:
 
         self._sandbox, self.changes = Sandbox(config), 1
 
-    def execute(self, database_: str | Path, statements: Sequence[str], max_rows: int | None = None) -> list[Execution]:
-        results = self._sandbox.execute(database_, statements, max_rows)
+    def execute(self, database_: str | Path, statements: Sequence[str], *rest: Any) -> list[Execution]:
+        results = self._sandbox.execute(database_, statements, *rest)
         if self.changes:
             self.changes -= 1
             database(Path(str(database_)), rows=9)

@@ -44,9 +44,9 @@ def executed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
 
     class Watched(Sandbox):
-        def execute(self, database: Any, statements: Sequence[str], max_rows: int | None = None) -> list[Execution]:
+        def execute(self, database: Any, statements: Sequence[str], *rest: Any) -> list[Execution]:
             seen.extend(statements)
-            return super().execute(database, statements, max_rows)
+            return super().execute(database, statements, *rest)
 
     monkeypatch.setattr(threads, "Sandbox", Watched)
     return seen

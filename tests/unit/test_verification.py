@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 from rich.console import Console
@@ -152,7 +152,7 @@ class Counting:
     def __init__(self, config: SandboxConfig) -> None:
         pass
 
-    def execute(self, database: str | Path, statements: Sequence[str], max_rows: int | None = None) -> list[Execution]:
+    def execute(self, database: str | Path, statements: Sequence[str], *rest: Any) -> list[Execution]:
         self.asked.extend(statements)
         reason = "longer than 5 s" if self.status == "timeout" else ""
         return [Execution(self.status, reason, ("a",), [], 5.0, "postgresql 15.18") for _ in statements]

@@ -18,9 +18,10 @@ from spftsql.errors import Fault, UserError
 from spftsql.sandbox.location import Location
 from spftsql.sandbox.postgresql.cells import Reader
 from spftsql.sandbox.postgresql.connection import Connection, Lost, Overdue, one_line
+from spftsql.sandbox.postgresql.grants import ANCESTORS, OWN_FUNCTIONS, SCHEMAS, Reads, explaining, reads_of
 from spftsql.sandbox.postgresql.policy import FUNCTIONS, Refused, check
 from spftsql.sandbox.postgresql.session import ROLE_PROBLEM, connection_string, role_advice
-from spftsql.sandbox.result import Cell, Execution, Limits, RunStatus
+from spftsql.sandbox.result import Cell, Execution, Granted, Limits, RunStatus
 
 GUARDS = {
     "policy": "what is no query, functions that are not listed, names of the system",
@@ -124,6 +125,8 @@ class PostgresRunner:
                 raise Fault(f"{self._location}: {overdue} statements that could not be cancelled still run there")
             listed = "{" + ",".join(FUNCTIONS) + "}"
             self._unlisted = frozenset(name for (name,) in self._connection.ask(_UNLISTED, listed))
+            self._own_functions = frozenset(name for (name,) in self._connection.ask(OWN_FUNCTIONS))
+            self._schemas = frozenset(name for (name,) in self._connection.ask(SCHEMAS))
         except Lost as lost:
             raise Fault(f"{self._location} cannot be opened: {lost}") from None
         except Overdue:
@@ -147,8 +150,8 @@ class PostgresRunner:
         connection.start_clock(self._limits.hard_seconds, 2 * self._limits.hard_seconds)
         return connection
 
-    def execute(self, sql: str, max_rows: int) -> Execution:
-        """Runs one statement. Raises `Fault` when the server or the way to it, not the statement, is at fault."""
+    def execute(self, sql: str, max_rows: int, granted: Granted | None = None) -> Execution:
+        """See `Runner`. What is not granted is refused by what the server's plan of the statement reads."""
         if self._fault:
             raise self._fault
         self._started = time.perf_counter()
@@ -157,8 +160,12 @@ class PostgresRunner:
         columns: tuple[str, ...] = ()
         try:
             if "policy" in self._guards:
-                check(sql, self._unlisted)
-            (status, reason), columns = self._run(sql.encode(), rows, max_rows)
+                check(sql, self._unlisted if granted is None else self._unlisted | self._own_functions)
+            failure = None if granted is None else self._check_granted(sql.encode(), granted)
+            if failure:
+                status, reason = failure
+            else:
+                (status, reason), columns = self._run(sql.encode(), rows, max_rows)
         except Refused as refusal:
             status, reason = "error", f"refused: {refusal}"
         except UnicodeEncodeError:
@@ -178,6 +185,35 @@ class PostgresRunner:
         if not self._connection.is_open:
             self._reconnect()
         return Execution(status, reason, columns, rows, elapsed, self.engine)
+
+    def _check_granted(self, sql: bytes, granted: Granted) -> _Outcome | None:
+        """Raises `Refused` where the plan reads something else; the failure of a statement that has no plan."""
+        self._connection.start_clock(self._limits.soft_seconds, self._limits.hard_seconds)
+        self._connection.send([explaining(sql)])
+        failure, text = None, ""
+        while part := self._connection.next():
+            if part.status in _ROWS:
+                text += "".join((part.get_value(row, 0) or b"").decode() for row in range(part.ntuples))
+            else:
+                failure = failure or self._failure(part)
+        self._connection.skip_groups(1)
+        if failure is None:
+            for reads in reads_of(text):
+                self._check_read(reads, granted)
+        return failure
+
+    def _check_read(self, reads: Reads, granted: Granted) -> None:
+        if reads.schema not in self._schemas:
+            raise Refused(f"table {reads.schema}.{reads.table} is not granted")
+        columns = granted.get(reads.table.lower())
+        if columns is None:  # a partition has the name of its own
+            above = self._connection.ask(ANCESTORS, reads.schema, reads.table)
+            columns = next((granted[name.lower()] for (name,) in above if name.lower() in granted), None)
+        if columns is None:
+            raise Refused(f"table {reads.table} is not granted")
+        for column in sorted(reads.columns) if columns else ():
+            if column.lower() not in columns:
+                raise Refused(f"column {column} of {reads.table} is not granted")
 
     def _reconnect(self) -> None:
         """At once, so that the time that it takes is not that of the next statement."""
