@@ -1,4 +1,4 @@
-"""`python -m benchmarks.serving [--rounds N] [--only chat|sql] [--no-stock]`: the endpoint's own time.
+"""`python -m benchmarks.serving [--rounds N] [--only chat|stock|sql]`: the endpoint's own time.
 
 Chat: the same model (52 million random parameters), prompts and number of tokens, asked of bare `vllm serve`, of
 `ray.serve.llm`'s stock application and of the endpoint, in turns, at concurrency 1, 8 and 32. Only two of the servers
@@ -47,8 +47,9 @@ def main() -> None:
     """Runs what is asked for and prints tables, then the JSON object."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serving")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", choices=("chat", "sql"))
-    parser.add_argument("--no-stock", action="store_true", help="leave ray.serve.llm out")
+    parser.add_argument(
+        "--only", choices=("chat", "stock", "sql"), help="beside bare vllm serve, beside ray.serve.llm, or /v1/sql"
+    )
     options = parser.parse_args()
     chinook = _chinook()
     figures: dict[str, Any] = {}
@@ -63,13 +64,13 @@ def main() -> None:
             ensure_session(config)
             url = start_endpoint(model, "bench", databases, config)
             ours = Side("endpoint", url, "bench")
-            if options.only != "sql":
+            if options.only in ("chat", None):
                 with vllm_serve(model) as bare:
                     figures |= _compared(bare, ours, options.rounds, "vllm_serve")
-                if not options.no_stock:
-                    with ray_serve_llm(model, url) as stock:
-                        figures |= _compared(stock, ours, options.rounds, "ray_serve_llm")
-            if options.only != "chat":
+            if options.only in ("stock", None):
+                with ray_serve_llm(model, url) as stock:
+                    figures |= _compared(stock, ours, options.rounds, "ray_serve_llm")
+            if options.only in ("sql", None):
                 figures |= _samples(url, options.rounds)
                 figures |= _cached(url, list(databases), model, config.prompt)
                 figures |= _sql_overhead(chinook, folder, options.rounds)

@@ -66,8 +66,8 @@ def columns_read(program: Sequence[Sequence[Any]], trees: Trees) -> Iterator[tup
             if tree.is_index or str(fourth).startswith("k("):
                 yield from ((tree.table, column) for column in tree.columns)
     for _, opcode, cursor, second, *_ in program:
-        tree = opened.get(cursor)
-        if tree is not None and opcode == "Column" and not tree.is_index and second < len(tree.columns):
-            yield tree.table, tree.columns[second]
-        elif tree is not None and opcode in _OF_ROWID and tree.rowid is not None:
-            yield tree.table, tree.rowid
+        read = opened.get(cursor)
+        if read is not None and opcode == "Column" and not read.is_index and second < len(read.columns):
+            yield read.table, read.columns[second]
+        elif read is not None and opcode in _OF_ROWID and read.rowid is not None:
+            yield read.table, read.rowid

@@ -85,15 +85,18 @@ def load(
     def one(number: int) -> int:
         name, other = ("north", "south") if number % 2 else ("south", "north")
         question = list(LESSONS)[number % 3 % 2]
-        wrong = number % 10 == 9  # with the other database's key
+        wrong, unknown = number % 10 == 9, number % 10 == 4  # with the other database's key, with none that there is
+        key = keys[other if wrong else name][: -1 if unknown else None]
         response = clients[number % CONCURRENCY].post(
             f"{url}/v1/sql",
             json={"database": name, "question": question, "n": 1 + number % 2},
-            headers={"Authorization": f"Bearer {keys[other if wrong else name]}"},
+            headers={"Authorization": f"Bearer {key}"},
         )
         text = response.text
         assert not any(person in text for person in NAMES[other]), text
-        if wrong:
+        if unknown:
+            assert response.status_code == 401 and not any(person in text for person in NAMES[name]), text
+        elif wrong:
             assert response.status_code == 404 and not any(person in text for person in NAMES[name]), text
         elif response.status_code == 200:
             answer = response.json()
@@ -117,10 +120,11 @@ def load(
     return statuses, killed
 
 
-def check(endpoint: tuple[str, dict[str, str]], count: int, pause_s: float, kills: int) -> None:
+def check(endpoint: tuple[str, dict[str, str]], count: int, pause_s: float, kills: int, least: int) -> None:
     statuses, killed = load(endpoint, count, pause_s, kills)
-    assert sum(statuses.values()) == count and statuses[404] == count // 10
-    assert killed["model"] >= 1 and killed["verifier"] >= 1, killed
+    assert sum(statuses.values()) == count and statuses[404] == statuses[401] == count // 10
+    assert killed["model"] >= least and killed["verifier"] >= least, killed
+    print(f"{dict(statuses)}, killed {dict(killed)}")
     assert statuses[200] > count / 2, statuses
     deadline = time.monotonic() + 120
     url, keys = endpoint
@@ -136,10 +140,10 @@ def check(endpoint: tuple[str, dict[str, str]], count: int, pause_s: float, kill
 
 
 def test_requests_are_answered_while_replicas_die(endpoint: tuple[str, dict[str, str]]) -> None:
-    check(endpoint, 500, 1.0, kills=2)
+    check(endpoint, 500, 1.0, kills=2, least=1)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_ten_thousand_requests_are_answered_while_replicas_die(endpoint: tuple[str, dict[str, str]]) -> None:
-    check(endpoint, 10_000, 10.0, kills=100)
+    check(endpoint, 10_000, 8.0, kills=100, least=3)
