@@ -151,9 +151,7 @@ def _check_shape(config: Config, shape: Shape, report: DryRun) -> None:
 
 def _check_training(config: Config, shape: Shape, report: DryRun) -> None:
     training = config.training
-    pairs = config.selfplay.iterations > 0 and config.selfplay.mode != "sft"
-    sequences = training.micro_batch * (2 if pairs else 1)
-    length, completion = config.model.max_length, config.generation.max_tokens
+    tokens, scored = _largest_pass(config)
     memory = training_memory(
         shape,
         workers=training.min_workers,
@@ -161,9 +159,9 @@ def _check_training(config: Config, shape: Shape, report: DryRun) -> None:
         offload=training.offload,
         lora=training.lora,
         value_bytes=_value_bytes(config),
-        sequences=sequences,
-        length=length,
-        completion=length if training.prompt_loss else completion,
+        tokens=tokens,
+        scored=scored,
+        device="cuda" if training.gpus else "cpu",
         checkpointing=training.gradient_checkpointing,
     )
     kind = f"LoRA of rank {training.lora.rank}" if training.lora else "all weights"
@@ -175,7 +173,7 @@ def _check_training(config: Config, shape: Shape, report: DryRun) -> None:
         + (", optimizer in host memory" if training.offload else ""),
         f"  per {each}: weights {_gib(memory.weights)} + gradients {_gib(memory.gradients)}"
         f" + optimizer {_gib(memory.optimizer)} + activations {_gib(memory.activations)}"
-        f" ({sequences} sequences of {length} tokens) = {_gib(memory.total)}",
+        f" (passes of up to {tokens:,} tokens) = {_gib(memory.total)}",
     ]
     if memory.host:
         report.lines.append(f"  host memory for the optimizer: {_gib(memory.host)} over all workers")
@@ -187,8 +185,23 @@ def _check_training(config: Config, shape: Shape, report: DryRun) -> None:
         if not fits:
             report.problems.append(
                 f"training needs {_gib(memory.total)} per GPU and {_gib(usable)} are usable: use training.lora, a "
-                "higher training.zero_stage, more workers, a smaller micro_batch or gradient_checkpointing"
+                "higher zero_stage, more workers, a smaller micro_tokens or micro_batch, or gradient_checkpointing"
             )
+
+
+def _largest_pass(config: Config) -> tuple[int, int]:
+    """How many tokens a forward pass of a training computes at most, and at how many of them it computes logits.
+
+    A pair is its prompt twice, or once with sharing, and two answers. One row may be longer than `micro_tokens`.
+    """
+    training, length, answer = config.training, config.model.max_length, config.generation.max_tokens
+    modes = {config.selfplay.mode, *config.selfplay.baselines}
+    pairs = config.selfplay.iterations > 0 and modes != {"sft"}
+    row, answers = length, answer
+    if pairs:
+        row, answers = length + (answer if training.sharing == "tree" else length), 2 * answer
+    tokens = min(training.micro_batch * row, max(training.micro_tokens, row))
+    return tokens, tokens if training.prompt_loss else min(training.micro_batch * answers, tokens)
 
 
 def _check_generation(config: Config, shape: Shape, report: DryRun) -> None:
@@ -246,7 +259,10 @@ def _count_disk(config: Config, shape: Shape, report: DryRun) -> None:
 
 def _check_resources(config: Config, report: DryRun) -> None:
     generation, training, cluster = config.generation, config.training, config.cluster
-    needs = {"training": training.min_workers * training.gpus, "generation": generation.actors * generation.gpus}
+    needs = {
+        "training": _training_needs(config, training.gpus, generation.gpus),
+        "generation": generation.actors * generation.gpus,
+    }
     gpus = max(needs.values())
     if gpus:
         report.lines.append(
@@ -274,7 +290,13 @@ def _check_resources(config: Config, report: DryRun) -> None:
 def _cpus(config: Config) -> Iterator[tuple[str, float]]:
     yield "verification", config.verification.workers * config.verification.cpus
     yield "generation", config.generation.actors * config.generation.cpus
-    yield "training", config.training.min_workers * config.training.cpus
+    yield "training", _training_needs(config, config.training.cpus, config.generation.cpus)
+
+
+def _training_needs(config: Config, worker: float, engine: float) -> float:
+    """What workers need of a resource; where models are validated, an engine runs beside as many as may come."""
+    training = config.training
+    return training.min_workers * worker if training.validate_steps is None else training.max_workers * worker + engine
 
 
 def _count(fewest: int, most: int) -> str:

@@ -15,6 +15,7 @@ from spftsql.config import LoraConfig, ScratchConfig
 from spftsql.errors import UserError
 
 GIB = 2**30
+LOGITS_AT_A_TIME = {"cpu": 2**23, "cuda": 2**27}  # in training: 32 MiB in float32, and 512 MiB, which keeps a GPU busy
 HEADROOM = 0.1  # share of a GPU that is left free: CUDA context, fragmentation, communication buffers
 
 # Architectures that both engines serve and that training has the layer sizes for.
@@ -76,9 +77,12 @@ class Shape:
         layer = tokens * value_bytes * (8 * self.hidden + 3 * self.intermediate)
         return tokens * value_bytes * self.hidden * self.layers + layer if checkpointing else layer * self.layers
 
-    def logit_bytes(self, tokens: int) -> int:
-        """Bytes of logits, in bf16, in float32 and their gradient, at `tokens` positions."""
-        return tokens * self.vocabulary * 10
+    def logit_bytes(self, tokens: int, device: str) -> int:
+        """Bytes of the logits at `tokens` positions that exist at a time on a "cuda" or "cpu" device.
+
+        In the model's type and in float32, and of their softmax and its slope in the same.
+        """
+        return min(tokens * self.vocabulary, max(LOGITS_AT_A_TIME[device], self.vocabulary)) * 12
 
 
 # From the models' published config.json. DeepSeek-Coder "7B" of the paper is taken to be v1.5.
@@ -154,14 +158,14 @@ def training_memory(
     offload: bool,
     lora: LoraConfig | None,
     value_bytes: int,
-    sequences: int,
-    length: int,
-    completion: int,
+    tokens: int,
+    scored: int,
+    device: str,
     checkpointing: bool,
 ) -> TrainingMemory:
-    """Memory of a training with `sequences` sequences of `length` tokens at a time on each of `workers` GPUs.
+    """Memory of a training that computes `tokens` tokens at a time on each of `workers` GPUs (or workers on CPUs).
 
-    Logits are computed at `completion` tokens of each sequence. ZeRO shards the optimizer from stage 1, gradients from
+    Logits are computed at `scored` of them, some at a time. ZeRO shards the optimizer from stage 1, gradients from
     stage 2, weights from stage 3; offloading moves the optimizer to the host.
     """
     trained = shape.lora_parameters(lora) if lora else shape.parameters
@@ -169,12 +173,12 @@ def training_memory(
     optimizer = trained * 12 / (workers if zero_stage >= 1 else 1)
     gradients = trained * value_bytes / (workers if zero_stage >= 2 else 1)
     weights = (trained + frozen) * value_bytes / (workers if zero_stage >= 3 else 1)
-    activations = shape.activation_bytes(sequences * length, value_bytes, checkpointing)
+    activations = shape.activation_bytes(tokens, value_bytes, checkpointing)
     return TrainingMemory(
         weights=weights,
         gradients=gradients,
         optimizer=0 if offload else optimizer,
-        activations=activations + shape.logit_bytes(sequences * completion),
+        activations=activations + shape.logit_bytes(scored, device),
         host=optimizer * workers if offload else 0,
     )
 

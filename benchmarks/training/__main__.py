@@ -1,4 +1,4 @@
-"""`python -m benchmarks.training [--repeats N] [--threads N] [--gpu]`: a table, and as its last line one JSON object.
+"""`python -m benchmarks.training [--repeats N] [--only FIGURE …] [--gpu]`: a table, and as its last line one JSON.
 
 Pairs per second of `dpo` beside TRL's `DPOTrainer`, and rows per second of `sft` beside a plain transformers loop,
 each with one and with eight questions per schema; and how much memory each takes above its level with the model loaded.
@@ -36,6 +36,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="threads of each side")
     parser.add_argument("--gpu", action="store_true", help="a 0.5B model on a GPU in bfloat16 instead")
     parser.add_argument("--tiny", action="store_true", help="a few seconds of everything, to see that all runs")
+    names = [name for name, *_ in _COMPARISONS]
+    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="FIGURE", help=", ".join(names))
     given = parser.parse_args()
     data = os.environ.get("SPFTSQL_DATA")
     if not data:
@@ -55,6 +57,8 @@ def main() -> None:
         build(Path(folder), Path(data), SIZES[name])
         told = False
         for figure, one, other, per_schema, target in _COMPARISONS:
+            if figure not in given.only:
+                continue
             runs: dict[str, list[dict[str, Any]]] = {one: [], other: []}
             for _ in range(given.repeats):
                 for side in (one, other):

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from spftsql.errors import UserError
-
-_CHUNK = {"cpu": 2**23, "cuda": 2**27}  # logits at a time: 32 MiB in float32, and 512 MiB, which keeps a GPU busy
+from spftsql.shapes import LOGITS_AT_A_TIME
 
 
 def check_logits(config: Any) -> None:
@@ -84,7 +83,7 @@ class _TargetLogps(torch.autograd.Function):
 
 
 def _chunks(rows: int, weight: Tensor) -> list[slice]:
-    size = max(1, _CHUNK.get(weight.device.type, _CHUNK["cpu"]) // weight.shape[0])
+    size = max(1, LOGITS_AT_A_TIME.get(weight.device.type, LOGITS_AT_A_TIME["cpu"]) // weight.shape[0])
     return [slice(start, start + size) for start in range(0, max(rows, 1), size)]
 
 

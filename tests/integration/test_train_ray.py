@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import psutil
 import pytest
 import torch
@@ -194,6 +197,27 @@ def test_a_killed_worker_changes_no_bit(base: Path, tmp_path: Path, whole: Path)
 @pytest.mark.parametrize("kind", [WORKER, CONTROLLER])
 def test_a_kill_after_any_step_changes_no_bit(base: Path, tmp_path: Path, whole: Path, kind: str, step: int) -> None:
     check_kill(base, tmp_path, whole, kind, step)
+
+
+def run_driver(folder: Path, step: int) -> subprocess.CompletedProcess[str]:
+    """Trains in a driver of its own, which kills itself once it hears of `step`."""
+    command = [sys.executable, "-m", "tests.training_driver", str(folder / "jobs"), str(step)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("step", range(1, STEPS))
+def test_a_driver_killed_after_any_step_changes_no_bit(base: Path, tmp_path: Path, whole: Path, step: int) -> None:
+    """The same command again, at once: workers of the dead session may still be about."""
+    jobs, config = jobs_of(base, tmp_path, **SLOW)[:1], config_of(**SETTINGS)
+    (tmp_path / "jobs").write_bytes(cloudpickle.dumps((jobs, config, tmp_path / "metrics.jsonl")))
+    killed = run_driver(tmp_path, step)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]
+    assert not jobs[0].output.exists()  # it came before the end
+    resumed = run_driver(tmp_path, 0)
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    assert int(resumed.stdout) >= step  # what was told was kept, but for the step in which it was told
+    assert_same_bits(tmp_path, whole)
 
 
 @pytest.mark.long

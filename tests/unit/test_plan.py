@@ -44,9 +44,9 @@ def memory(workers: int = 1, zero: int = 0, offload: bool = False, lora: LoraCon
         offload=offload,
         lora=lora,
         value_bytes=2,
-        sequences=2,
-        length=2048,
-        completion=256,
+        tokens=4096,
+        scored=512,
+        device="cuda",
         checkpointing=True,
     )
 
@@ -71,6 +71,35 @@ def test_adapters_cost_little_beside_the_frozen_weights() -> None:
 
 def test_checkpointing_saves_most_activations() -> None:
     assert SEVEN.activation_bytes(4096, 2, True) < 0.1 * SEVEN.activation_bytes(4096, 2, False)
+
+
+def test_logits_exist_some_at_a_time() -> None:
+    few, many, more = (SEVEN.logit_bytes(tokens, "cuda") for tokens in (100, 10_000, 100_000))
+    assert few == 100 * 152_064 * 12
+    assert many == more == 2**27 * 12
+    assert SEVEN.logit_bytes(1_000, "cpu") == 2**23 * 12
+
+
+def activations(*overrides: str) -> str:
+    """What the dry run says of the largest pass."""
+    lines = dry_run(resolve("spider-qwen2.5-coder-1.5b", ["model.max_length=2048", *overrides])).lines
+    (line,) = (line for line in lines if "activations" in line)
+    return line.partition("passes of up to ")[2].partition(" tokens")[0]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "tokens"),
+    [
+        (["training.micro_batch=4"], 4 * (2048 + 256)),  # a prompt once, two answers
+        (["training.micro_batch=4", "training.sharing=none"], 4 * 2 * 2048),
+        (["training.micro_batch=4", "selfplay.iterations=0"], 4 * 2048),
+        (["training.micro_batch=64"], 16_384),  # micro_tokens
+        (["training.micro_batch=64", "training.micro_tokens=5000"], 5_000),
+        (["training.micro_batch=64", "training.micro_tokens=100"], 2048 + 256),  # one row may be longer
+    ],
+)
+def test_a_pass_is_as_large_as_rows_and_tokens_allow(overrides: list[str], tokens: int) -> None:
+    assert activations("generation.max_tokens=256", *overrides) == f"{tokens:,}"
 
 
 def test_tensor_parallelism_makes_room_for_the_cache() -> None:
@@ -118,6 +147,7 @@ def problems(*overrides: str, recipe: str = "spider-qwen2.5-coder-7b") -> list[s
         (["generation.tensor_parallel_size=8", "generation.gpus=8"], "does not divide the model's 28 heads"),
         (["generation.tensor_parallel_size=2", "cluster.gpus=2"], "set both alike"),
         (["training.workers=2"], "2 GPUs are needed and cluster.gpus says 1"),
+        (["training.validate_steps=50"], "2 GPUs are needed and cluster.gpus says 1"),  # an engine beside the worker
         (["cluster.cpus=4"], "CPUs are needed at a time"),
         (["model.path=/nowhere/model"], "the directory /nowhere/model does not exist"),
         (["model.path=somebody/unheard-of"], "not a model whose size is known"),

@@ -207,7 +207,7 @@ def test_logits_are_made_in_chunks_of_scored_positions(monkeypatch: pytest.Monke
     torch.autograd.backward(whole.sum())
     expected = {name: p.grad.clone() for name, p in module.named_parameters()}
     module.zero_grad()
-    monkeypatch.setitem(scoring._CHUNK, "cpu", 7 * SIZES["vocab_size"])
+    monkeypatch.setitem(scoring.LOGITS_AT_A_TIME, "cpu", 7 * SIZES["vocab_size"])
     seen: list[tuple[int, ...]] = []
     original = nn.functional.linear
 
