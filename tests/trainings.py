@@ -41,9 +41,9 @@ def rows(pairs: bool = False) -> list[TrainRow]:
     ]
 
 
-def base_model(folder: Path) -> Path:
+def base_model(folder: Path, scratch: ScratchConfig = SCRATCH) -> Path:
     texts = [text for row in rows() for text in (row.prompt, row.chosen)]
-    build_scratch_model(SCRATCH, 64, texts, folder / "base", seed=0)
+    build_scratch_model(scratch, 64, texts, folder / "base", seed=0)
     return folder / "base"
 
 

@@ -126,7 +126,7 @@ class WeightsAndBiases:
 
 
 class MLflow:
-    """One run per training, in `mlruns` unless MLFLOW_TRACKING_URI names a server."""
+    """One run per training, in `mlflow.db` unless MLFLOW_TRACKING_URI names a server; MLflow has no files any more."""
 
     def __init__(self, project: str, folder: Path) -> None:
         """Begins nothing yet."""
@@ -153,9 +153,17 @@ class MLflow:
         if self._client is None:
             from mlflow import MlflowClient
 
-            local = f"file:{(self._folder / 'mlruns').resolve()}"
+            local = f"sqlite:///{(self._folder / 'mlflow.db').resolve()}"
             self._client = MlflowClient(tracking_uri=os.environ.get("MLFLOW_TRACKING_URI", local))
         return self._client
+
+    def _experiment(self) -> str:
+        if "MLFLOW_TRACKING_URI" in os.environ:
+            identity: str = self._client.create_experiment(self._project)
+            return identity
+        artifacts = (self._folder / "mlruns").resolve().as_uri()  # its own default is the working directory
+        identity = self._client.create_experiment(self._project, artifact_location=artifacts)
+        return identity
 
     def _run(self, job: str) -> str:
         """The run of a job: the one that it had before, where this is a resume."""
@@ -163,7 +171,7 @@ class MLflow:
         runs: dict[str, str] = json.loads(known.read_text(encoding="utf-8")) if known.is_file() else {}
         if job not in runs:
             experiment = self._client.get_experiment_by_name(self._project)
-            identity = experiment.experiment_id if experiment else self._client.create_experiment(self._project)
+            identity = experiment.experiment_id if experiment else self._experiment()
             runs[job] = self._client.create_run(identity, run_name=job).info.run_id
             known.write_text(json.dumps(runs), encoding="utf-8")
         return runs[job]

@@ -291,6 +291,21 @@ def test_tensorboard_has_every_step(base: Path, tmp_path: Path) -> None:
     assert logged == pytest.approx({line["step"]: line["loss"] for line in trainings.lines(tmp_path / "metrics.jsonl")})
 
 
+def test_mlflow_has_every_step_in_one_run(base: Path, tmp_path: Path) -> None:
+    pytest.importorskip("mlflow", reason="mlflow cannot be installed beside the pinned packages (cachetools < 8)")
+    from mlflow import MlflowClient
+
+    metrics = tmp_path / "metrics.jsonl"
+    for steps in (3, 5):  # another training of the same name in the same folder goes on in its run
+        job = trainings.job_of(base, tmp_path / str(steps), steps)
+        train_local([job], trainings.config_of(loggers=["mlflow"]), metrics, lambda *_: None)
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    (run,) = client.search_runs([client.get_experiment_by_name("t").experiment_id])
+    assert run.info.run_name == "job" and run.info.status == "FINISHED"
+    logged = {metric.step: metric.value for metric in client.get_metric_history(run.info.run_id, "loss")}
+    assert logged == pytest.approx({line["step"]: line["loss"] for line in trainings.lines(metrics)})
+
+
 def test_a_logger_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"training\.loggers has mlflow, which is not installed: pip install mlflow"):
