@@ -21,10 +21,12 @@ from spftsql.config import Config, LoraConfig, ModelConfig, Optimization, Scratc
 from spftsql.errors import Fault, UserError
 from spftsql.records import TrainRow, write_records
 from spftsql.training.artefact import check_tokenizer, read_manifest
+from spftsql.training.checkpoints import latest_checkpoint
 from spftsql.training.job import TrainJob
 from spftsql.training.local import train_local
 from spftsql.training.scratch import build_scratch_model
 from tests import trainings
+from tests.small_disk import small_disk
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_session")]
 
@@ -232,6 +234,30 @@ def test_the_same_jobs_go_on_where_a_failed_run_ended(base: Path, tmp_path: Path
     train_ray(jobs, config, metrics, lambda job, step, steps: began.append(step))
     assert min(began) > 1  # it did not begin again at the beginning
     assert_same_bits(tmp_path, whole)
+
+
+@pytest.mark.long
+def test_a_full_disk_ends_the_training_and_loses_nothing(base: Path, tmp_path: Path, whole: Path) -> None:
+    """There is room for two checkpoints and not for a third."""
+    from spftsql.training.distributed import train_ray
+
+    config, metrics = config_of(**SETTINGS), tmp_path / "metrics.jsonl"
+    size = (base / "model.safetensors").stat().st_size
+    with small_disk(tmp_path / "disk", f"{14 * size}") as disk:
+        job = replace(jobs_of(base, tmp_path, **SLOW)[0], output=disk / "sft")
+        filler = disk / "filler"
+        filler.write_bytes(bytes(13 * size // 2))
+        with pytest.raises(Fault, match="make room, then run again"):
+            train_ray([job], config, metrics, lambda *_: None)
+        kept = latest_checkpoint(job.work)
+        assert kept is not None and not job.output.exists()
+        assert not list(job.work.glob("*.partial"))
+        filler.unlink()
+        train_ray([job], config, metrics, lambda *_: None)
+        expected, found = (load_file(place / "sft" / "model.safetensors") for place in (whole, disk))
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert losses(metrics) == losses(whole / "metrics.jsonl")
 
 
 @pytest.mark.long
