@@ -295,6 +295,30 @@ def test_without_keys_other_names_and_sites_are_refused(client: TestClient) -> N
     )
 
 
+def test_named_sites_may_call_from_a_browser_and_time_is_limited(model: Path, folder: Path) -> None:
+    settings = {"serve.origins": '["https://app.example"]', "serve.request_seconds": 3}
+    service, backend = service_of(model, {"people": str(folder / "people.sqlite")}, answers, settings)
+    site, other = {"Origin": "https://app.example"}, {"Origin": "https://evil.example"}
+    wanted = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,content-type"}
+    tool = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
+    accepted = {"Accept": "application/json, text/event-stream"}
+    with TestClient(api_of(service, owner="key"), base_url="http://localhost") as client:
+        allowed = client.options("/v1/sql", headers={**site, **wanted})  # a browser asks this without the key
+        assert (allowed.status_code, allowed.headers["access-control-allow-origin"]) == (200, site["Origin"])
+        assert "access-control-allow-origin" not in client.options("/v1/sql", headers={**other, **wanted}).headers
+        client.headers["Authorization"] = "Bearer key"
+        body = {"database": "people", "question": "everybody?"}
+        answered = client.post("/v1/sql", json=body, headers=site)
+        assert answered.json()["rows"] == [["Ada"], ["Bob"]]
+        assert "X-Request-Id" in answered.headers["access-control-expose-headers"]
+        assert client.post("/mcp", json=tool, headers={**accepted, **site}).status_code == 200
+        assert client.post("/mcp", json=tool, headers={**accepted, **other}).status_code == 403
+        backend.pause = 60.0
+        late = client.post("/v1/sql", json=body)
+        assert (late.status_code, late.json()["error"]["code"], late.headers["retry-after"]) == (504, "timeout", "5")
+    backend.verifier.close()
+
+
 def test_the_body_has_a_limit_also_when_it_does_not_say_its_length(client: TestClient) -> None:
     large = b'{"database": "people", "question": "' + b"x" * 300_000 + b'"}'
     headers = {"Content-Type": "application/json"}
