@@ -47,10 +47,10 @@ def config_page() -> str:
 
 
 def _commands(name: str, command: Any) -> list[tuple[str, Any]]:
-    children = getattr(command, "commands", None)
-    if children is None:
+    if not hasattr(command, "list_commands"):
         return [(name, command)]
-    return [found for child in sorted(children) for found in _commands(f"{name} {child}", children[child])]
+    children = {child: command.get_command(None, child) for child in sorted(command.list_commands(None))}
+    return [found for child, made in children.items() for found in _commands(f"{name} {child}", made)]
 
 
 def _command(name: str, command: Any) -> str:

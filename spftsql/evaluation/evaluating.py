@@ -279,7 +279,10 @@ def _voted(score: ScoreOptions, test: Questions, samples: AnswerFile, task: Task
             for sql in statements[index]:
                 names.setdefault((question.db_id, sql), str(len(names)))
     requests = [VerificationRequest(name, db_id, sql, None, policy) for (db_id, sql), name in names.items()]
-    with VerifierThreads(sources, score.limits, score.workers, score.cache) as threads, task("vote") as progress:
+    with (
+        VerifierThreads(sources, score.limits, score.workers, score.cache, digests=True) as threads,
+        task("vote") as progress,
+    ):
         verdicts = threads.verify(batches_by_database(requests, _BATCH), progress)
     lost = [name for name in names.values() if name not in verdicts or verdicts[name].fault]
     if lost:

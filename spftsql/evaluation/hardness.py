@@ -1,19 +1,14 @@
-"""How hard a SQL statement is: Spider's four levels (Yu et al. 2018), counted on a sqlglot tree.
+"""How hard a SQL statement is: Spider's levels, counted on a sqlglot tree.
 
-Three counts decide. *Clauses*: WHERE, GROUP BY, ORDER BY, LIMIT, every joined table, every OR and LIKE.
-*Nesting*: sub-queries inside conditions, and set operations. *Extras*: more than one aggregate, selected
-column, condition or grouping column. As in Spider's own evaluator only the outermost SELECT is counted (of a
-set operation, the left one).
+As in Spider's own evaluator only the outermost SELECT is counted (of a set operation, the left one).
 """
 
 from __future__ import annotations
 
-from typing import Literal
-
 import sqlglot
 from sqlglot import exp
 
-Hardness = Literal["easy", "medium", "hard", "extra", "unknown"]
+from spftsql.evaluation.levels import Hardness, level
 
 
 def spider_hardness(sql: str, dialect: str = "sqlite") -> Hardness:
@@ -34,25 +29,12 @@ def spider_hardness(sql: str, dialect: str = "sqlite") -> Hardness:
         return "unknown"
     conditions = _conditions(tree)
     nesting = min(operations, 1) + sum(_subqueries(condition) for condition in conditions)
-    return _level(_clauses(tree, conditions), nesting, _extras(tree))
+    return level(_clauses(tree, conditions), nesting, _extras(tree))
 
 
 def negated(condition: exp.Expr) -> bool:
     """Whether a comparison has a NOT: before it (`NOT a IN …`), or in it (`a NOT LIKE …`)."""
     return isinstance(condition, exp.Not) or bool(condition.args.get("negate"))
-
-
-def _level(clauses: int, nesting: int, extras: int) -> Hardness:
-    if nesting == 0:
-        if clauses <= 1 and extras == 0:
-            return "easy"
-        if (clauses <= 1 and extras <= 2) or (clauses <= 2 and extras < 2):
-            return "medium"
-        if (clauses <= 2 and extras > 2) or (clauses == 3 and extras <= 2):
-            return "hard"
-    elif nesting == 1 and clauses <= 1 and extras == 0:
-        return "hard"
-    return "extra"
 
 
 def _conditions(select: exp.Select) -> list[exp.Expr]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +24,7 @@ from spftsql.evaluation.score_result import NO_DATABASE, Against, ScoredItem, Sc
 from spftsql.evaluation.sources import Question, Questions, read_split
 from spftsql.evaluation.threads import Progress, VerifierThreads
 from spftsql.records import Policy, Verdict, content_hash
+from spftsql.sandbox.execute import Sandbox
 from spftsql.sandbox.location import Location, locate
 
 if TYPE_CHECKING:  # imported where they are used
@@ -57,6 +58,7 @@ _SPIDER_TOKENS = re.compile(
     r"""|\b(?P<distinct>distinct)\b|(?P<sign>[<>!]) =""",
     re.IGNORECASE | re.DOTALL,
 )
+_SPIDER_MARKS = re.compile(r"distinct|[<>!] =", re.IGNORECASE)  # most statements have none
 
 
 @dataclass(frozen=True)
@@ -104,17 +106,41 @@ def score(options: ScoreOptions, task: Task) -> ScoreResult:
     Raises `UserError` for options and files that are wrong or do not fit together.
     """
     check_metrics(options)
-    test = read_split(options.benchmark, options.root, options.split)
-    if not test.rows:
-        raise UserError(f"{options.benchmark}: no questions in {', '.join(map(str, test.files))}")
-    files = [read_predictions(path, test.rows) for path in (options.predictions, options.against) if path]
-    return score_predictions(options, test, files, task)
+    with ExitStack() as stack:
+        sandboxes = [stack.enter_context(sandbox) for sandbox in _started(options)]
+        test = read_split(options.benchmark, options.root, options.split)
+        if not test.rows:
+            raise UserError(f"{options.benchmark}: no questions in {', '.join(map(str, test.files))}")
+        files = [read_predictions(path, test.rows) for path in (options.predictions, options.against) if path]
+        return score_predictions(options, test, files, task, sandboxes)
 
 
-def score_predictions(options: ScoreOptions, test: Questions, files: Sequence[Predictions], task: Task) -> ScoreResult:
+def _started(options: ScoreOptions) -> list[Sandbox]:
+    """Sandboxes whose processes start while the questions are read; none where that cannot be said yet."""
+    try:
+        places = [locate(database.url) for database in _databases(options, options.split).values()]
+    except UserError:
+        return []  # what is wrong is said where it is needed
+    engines = {place.engine for place in places if place.file and place.file.is_file()}
+    if len(engines) != 1:
+        return []
+    sandboxes = [Sandbox(options.limits, [place.address for place in places]) for _ in range(options.workers)]
+    for sandbox in sandboxes:
+        sandbox.start(*engines)
+    return sandboxes
+
+
+def score_predictions(
+    options: ScoreOptions,
+    test: Questions,
+    files: Sequence[Predictions],
+    task: Task,
+    sandboxes: Sequence[Sandbox] = (),
+) -> ScoreResult:
     """`score` for questions and predictions that are read already; the second of `files` is what it is held against.
 
-    `options` names them, and says the rest. Raises `UserError` where `score` does for the options.
+    `options` names them, and says the rest; `sandboxes` are those to use, one for each worker. Raises `UserError` where
+    `score` does for the options.
     """
     wanted = check_metrics(options)
     policy = options.policy or DEFAULT_POLICY[options.benchmark]
@@ -132,7 +158,7 @@ def score_predictions(options: ScoreOptions, test: Questions, files: Sequence[Pr
         for place, path in enumerate(suite.instances):
             sources.setdefault(passes.instance_name(db_id, place), scored_source(locate(path)))
     with (
-        VerifierThreads(sources, options.limits, options.workers, options.cache) as threads,
+        VerifierThreads(sources, options.limits, options.workers, options.cache, sandboxes) as threads,
         ThreadPoolExecutor(1) as beside,
     ):
         hardness = beside.submit(_hardness, prepared)
@@ -194,6 +220,8 @@ def limits(seconds: float, max_rows: int, memory_mb: int) -> SandboxConfig:
 
 def spider_text(sql: str, keep_distinct: bool) -> str:
     """A statement as Spider's evaluator runs it: comparison signs joined and, by default, no DISTINCT."""
+    if not _SPIDER_MARKS.search(sql):
+        return sql
 
     def replace(match: re.Match[str]) -> str:
         if match["sign"]:
@@ -222,8 +250,7 @@ def needed_databases(options: ScoreOptions, test: Questions) -> dict[str, Databa
 
     Raises `UserError` when there is none.
     """
-    found = database_configs(options.benchmark, options.root, test.split)
-    found |= given_databases(options.databases, options.named)
+    found = _databases(options, test.split)
     databases = {question.db_id: found[question.db_id] for question in test.rows if question.db_id in found}
     if not databases:
         raise UserError(
@@ -231,6 +258,11 @@ def needed_databases(options: ScoreOptions, test: Questions) -> dict[str, Databa
             "--databases, or run `spftsql data check`"
         )
     return databases
+
+
+def _databases(options: ScoreOptions, split: str | None) -> dict[str, DatabaseConfig]:
+    found = database_configs(options.benchmark, options.root, split)
+    return found | given_databases(options.databases, options.named)
 
 
 def scored_source(location: Location) -> Source:
@@ -266,6 +298,8 @@ def _shared(progress: Progress, number: int, databases: int) -> Progress:
 
 
 def _hardness(prepared: Prepared) -> list[str]:
+    if all(question.hardness for question in prepared.questions):
+        return [question.hardness for question in prepared.questions]
     from spftsql.evaluation.hardness import spider_hardness  # sqlglot is imported while the first statements run
 
     known: dict[tuple[str, str], str] = {}  # many questions share a gold

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from spftsql.errors import UserError
+from spftsql.evaluation.spider_parse import parsed_hardness
 
 Part = Literal["train", "gate", "test"]
 PUBLISHED = ("geoquery", "spider", "bird", "jsonl")
@@ -205,12 +206,17 @@ def _published(benchmark: str, root: Path, layout: _Layout, sqls: Sequence[str])
     golds = next((root / name for name in layout.golds if (root / name).is_file()), None)
     if golds is None:
         return Questions(tuple(rows), tuple(files))
-    fitted, notes = _with_golds(rows, files[0], golds)
+    fitted, notes = _with_golds(rows, files[0], golds, parsed=benchmark == "spider")
     return Questions(fitted, (*files, golds), notes)
 
 
-def _with_golds(rows: Sequence[Question], file: Path, golds: Path) -> tuple[tuple[Question, ...], tuple[str, ...]]:
-    """The questions with the SQL of the gold file, after a look that the two belong together."""
+def _with_golds(
+    rows: Sequence[Question], file: Path, golds: Path, parsed: bool
+) -> tuple[tuple[Question, ...], tuple[str, ...]]:
+    """The questions with the SQL of the gold file, after a look that the two belong together.
+
+    `parsed`: the hardness was read from the parse of the SQL, and does not hold for another one.
+    """
     lines = [line for line in read_text(golds).split("\n") if line.strip()]
     if len(lines) != len(rows):
         raise UserError(
@@ -224,8 +230,9 @@ def _with_golds(rows: Sequence[Question], file: Path, golds: Path) -> tuple[tupl
                 f"{golds}, line {index + 1} is about {db_id.strip() if tab else 'no database'}, question {index} of "
                 f"{file} about {row.db_id}: the golds are in another order than the questions"
             )
-        other += sql.split() != row.sql.split()
-        fitted.append(replace(row, sql=sql.strip()))
+        same = sql.split() == row.sql.split()
+        other += not same
+        fitted.append(replace(row, sql=sql.strip(), hardness=row.hardness if same or not parsed else ""))
     notes = (f"{other} golds of {golds.name} differ from those of {file.name}; {golds.name} is used",) if other else ()
     return tuple(fitted), notes
 
@@ -252,7 +259,8 @@ def _question(row: Any, file: Path, index: int, texts: Sequence[str], sqls: Sequ
         raise UserError(f"{file}: row {index} needs non-empty text in {keys}")
     db_id, question, sql = map(str, values)
     name = next((str(fields[key]) for key in _IDS if isinstance(fields.get(key), str | int)), "")
-    return Question(db_id, question, sql, str(fields.get("evidence") or ""), str(fields.get("difficulty") or ""), name)
+    hardness = fields.get("difficulty") or parsed_hardness(fields.get("sql")) or ""
+    return Question(db_id, question, sql, str(fields.get("evidence") or ""), str(hardness), name)
 
 
 def _json_rows(file: Path) -> list[Any]:

@@ -24,19 +24,28 @@ Result = TypeVar("Result")
 class VerifierThreads:
     """`workers` threads over databases by name. A context manager; at its end the sandbox processes are gone.
 
-    Results of golds are shared, and with `cache` kept on disk for the next time.
+    Results of golds are shared, and with `cache` kept on disk for the next time. Verdicts have no digests, unless
+    `digests` asks for them.
     """
 
-    def __init__(self, databases: Mapping[str, Source], limits: SandboxConfig, workers: int, cache: bool) -> None:
-        def sandbox(config: SandboxConfig) -> Sandbox:
-            return Sandbox(config, (address for source in databases.values() for address in source.addresses))
-
+    def __init__(
+        self,
+        databases: Mapping[str, Source],
+        limits: SandboxConfig,
+        workers: int,
+        cache: bool,
+        sandboxes: Sequence[Sandbox] = (),
+        digests: bool = False,
+    ) -> None:
+        """`sandboxes` are those to use, one for each worker; by default they are made here."""
+        addresses = [address for source in databases.values() for address in source.addresses]
+        given = iter(sandboxes or [Sandbox(limits, addresses) for _ in range(workers)])
         self._stack = ExitStack()
         results = open_results(VerificationConfig() if cache else VerificationConfig(node_cache=None))
         self._stack.callback(results.close)
         self._free: queue.SimpleQueue[Verifier] = queue.SimpleQueue()
         for _ in range(workers):
-            verifier = Verifier(databases, limits, results=results, sandbox=sandbox)
+            verifier = Verifier(databases, limits, results=results, sandbox=lambda _: next(given), digests=digests)
             self._free.put(self._stack.enter_context(verifier))
         self._threads = self._stack.enter_context(ThreadPoolExecutor(max_workers=workers))
 

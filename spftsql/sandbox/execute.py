@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Iterable, Sequence
@@ -36,6 +37,7 @@ class Sandbox:
         self._folders.expect(file for file in (locate(database).file for database in databases) if file)
         self._latest: ChildProcess | None = None
         self._lock = threading.Lock()
+        self._starters: list[threading.Thread] = []
 
     def __enter__(self) -> Self:
         return self
@@ -47,6 +49,18 @@ class Sandbox:
     def pid(self) -> int | None:
         """The process id of the child that was used last, when it lives."""
         return self._latest.pid if self._latest else None
+
+    def start(self, engine: Engine) -> None:
+        """Begins to start the child for an engine, and returns; whatever goes wrong is said by its first batch."""
+        starter = threading.Thread(target=self._start, args=(engine,), daemon=True)
+        self._starters.append(starter)
+        starter.start()
+
+    def _start(self, engine: Engine) -> None:
+        with self._lock, contextlib.suppress(Fault):
+            if engine not in self._children:
+                readable = None if engine == "postgresql" else self._folders.known
+                self._children[engine] = ChildProcess(engine, self._limits, readable)
 
     def execute(
         self,
@@ -171,6 +185,8 @@ class Sandbox:
 
     def close(self) -> None:
         """Ends the children; a later `execute` starts others."""
+        while self._starters:
+            self._starters.pop().join()
         with self._lock:
             for engine in list(self._children):
                 self._discard(engine)

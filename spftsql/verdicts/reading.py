@@ -14,7 +14,11 @@ DIALECTS: dict[Engine, str] = {"sqlite": "sqlite", "postgresql": "postgres", "du
 
 # Cheap to look for, and found in every text in which something below is.
 _MAY_VARY: dict[Engine, re.Pattern[str]] = {
-    "sqlite": re.compile(r"random|current_|date|time|julianday|unixepoch", re.IGNORECASE),
+    # A call, if perhaps with a quoted name or a comment in between; many columns are called date.
+    "sqlite": re.compile(
+        r"""current_(?:date|time)|(?:random|randomblob|date|time|julianday|unixepoch|timediff)["`\]]?\s*(?:\(|/\*|--)""",
+        re.IGNORECASE,
+    ),
     "postgresql": re.compile(
         r"random|seed|uuid|now|today|tomorrow|yesterday|current|local|time|age\b|val\b|txid_|pg_|inet_|sample",
         re.IGNORECASE,

@@ -243,8 +243,8 @@ class ResultStore:
         self._inode = os.stat(self._path).st_ino
         connection.set_busy_timeout(_BUSY_MS)
         os.chmod(self._path, 0o600)
-        # Without waiting for the disk: a power cut may damage the file, which is then made anew.
-        for pragma in ("journal_mode=wal", "synchronous=off", "temp_store=memory", "journal_size_limit=4194304"):
+        # Without waiting for the disk, from the first one on: a power cut may damage the file, which is then made anew.
+        for pragma in ("synchronous=off", "journal_mode=wal", "temp_store=memory", "journal_size_limit=4194304"):
             connection.execute(f"PRAGMA {pragma}").fetchall()
         connection.execute(f"PRAGMA max_page_count={self._max_pages}").fetchall()
         ((version,),) = connection.execute("PRAGMA user_version")

@@ -20,6 +20,8 @@ def gold_stability(
     `execute` runs the probes, all together and only if there are any. A gold of which a probe failed for our reasons
     has that fault.
     """
+    if not golds:
+        return {}
     from spftsql.verdicts.probes import probes  # it takes sqlglot along, which `spider` and `bird` do without
 
     asked = {

@@ -79,17 +79,19 @@ class Verifier:
         node_cache: NodeCache | None = None,
         index: int = 0,
         sandbox: ExecutorFactory = Sandbox,
+        digests: bool = True,
     ) -> None:
         """`databases` are files or URLs by name, several where a database has replicas. Nothing is opened yet.
 
         `results` and `node_cache` may be shared with other verifiers. Verifiers of different `index` prefer different
-        replicas. `sandbox` makes what executes the statements. Raises `UserError` for an address that cannot be used.
+        replicas. `sandbox` makes what executes the statements. Without `digests` no verdict has one, and large results
+        take a third less. Raises `UserError` for an address that cannot be used.
         """
         self._sources = sources_of(databases)
         self._config, self._index = config, index
         self._results = results or ResultCache(_CACHE_BYTES)
         self._node_cache = node_cache
-        self._sandbox = sandbox(config)
+        self._sandbox, self._digests = sandbox(config), digests
         self._replicas: dict[Source, Replicas] = {}
         self._counts: Counter[str] = Counter()
         self._name, self._calls = uuid.uuid4().hex, itertools.count()
@@ -202,7 +204,7 @@ class Verifier:
             stabilities = self._stabilities(part, asked, results)
         for sql, questions in asked.items():
             result = results[sql]
-            bare = _bare_verdict(db_id, result)
+            bare = _bare_verdict(db_id, result, self._digests)
             for question in questions:
                 gold, policy = question
                 yield sql, question, _with_gold(bare, sql, result, gold, results, stabilities, cast(Policy, policy))
@@ -263,7 +265,7 @@ class Verifier:
         return results
 
 
-def _bare_verdict(db_id: str, result: Execution | Fault) -> Verdict:
+def _bare_verdict(db_id: str, result: Execution | Fault, named: bool) -> Verdict:
     """The verdict on a statement without a gold; the id is not yet set."""
     if isinstance(result, Fault):
         return Verdict("", db_id, "unverifiable", "fault", 0.0, 0, False, "", "", fault=str(result))
@@ -276,7 +278,7 @@ def _bare_verdict(db_id: str, result: Execution | Fault) -> Verdict:
         elapsed_ms=result.elapsed_ms,
         row_count=len(rows),
         constant_null=bool(rows) and all(cell is None for row in rows for cell in row),
-        digest=digest(rows) if result.status == "ran" else "",  # a cut result equals nothing
+        digest=digest(rows) if named and result.status == "ran" else "",  # a cut result equals nothing
         engine=result.engine,
     )
 

@@ -43,13 +43,13 @@ def complaint(line: str) -> str | None:
     if not words or any(word in ("…", "COMMAND") or "|" in word for word in words):
         return None  # said about commands, not one of them
     command, name = _root(), "spftsql"
-    while hasattr(command, "commands"):
+    while hasattr(command, "list_commands"):
         if not words:
             return None  # the name of a group
-        if words[0] not in command.commands:
-            return f"{line}: there is no command {words[0]}"
         name = words.pop(0)
-        command = command.commands[name]
+        command = command.get_command(None, name)
+        if command is None:
+            return f"{line}: there is no command {name}"
     if not words or "--help" in words:
         return None  # the name of a command
     try:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import apsw
+import psutil
 import pytest
 
 from spftsql.config import SandboxConfig
@@ -376,3 +377,21 @@ def test_child_has_no_secrets_and_no_files(database: Path, monkeypatch: pytest.M
         assert limits["Max address space"] == str(128 * 2**20)
         assert limits["Max core file size"] == "0"
         assert int(limits["Max open files"]) <= 64
+
+
+def test_a_child_started_ahead_is_the_one_that_answers(database: Path) -> None:
+    with Sandbox(SLOW, [database]) as sandbox:
+        sandbox.start("sqlite")
+        (first,) = sandbox.execute(database, ["SELECT 1"])
+        pid = sandbox.pid
+        sandbox.start("sqlite")  # there is one already
+        (second,) = sandbox.execute(database, ["SELECT 2"])
+        assert (first.status, second.status, sandbox.pid) == ("ran", "ran", pid)
+
+
+def test_a_child_started_ahead_ends_with_its_sandbox(database: Path) -> None:
+    before = {child.pid for child in psutil.Process().children()}
+    sandbox = Sandbox(SLOW, [database])
+    sandbox.start("sqlite")
+    sandbox.close()
+    assert {child.pid for child in psutil.Process().children()} <= before

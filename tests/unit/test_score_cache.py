@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from spftsql.evaluation import threads
 from spftsql.evaluation.score_result import ScoreResult
 from spftsql.evaluation.scoring import ScoreOptions, score
 from spftsql.sandbox.execute import Sandbox
@@ -43,12 +42,13 @@ def executed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The statements that are executed from now on."""
     seen: list[str] = []
 
-    class Watched(Sandbox):
-        def execute(self, database: Any, statements: Sequence[str], *rest: Any) -> list[Execution]:
-            seen.extend(statements)
-            return super().execute(database, statements, *rest)
+    execute = Sandbox.execute
 
-    monkeypatch.setattr(threads, "Sandbox", Watched)
+    def watched(self: Sandbox, database: Any, statements: Sequence[str], *rest: Any) -> list[Execution]:
+        seen.extend(statements)
+        return execute(self, database, statements, *rest)
+
+    monkeypatch.setattr(Sandbox, "execute", watched)
     return seen
 
 
