@@ -302,13 +302,22 @@ class VbiConfig(Section):
 
 
 class SelfPlayConfig(Section):
-    """Error-driven self-play (SPFT-SQL, section 3.2). `baselines` are further modes, trained for the table only."""
+    """Error-driven self-play (SPFT-SQL, section 3.2). `baselines` are further modes, trained for the table only.
+
+    `opponent` says who writes y′ in the spft modes: the `weakest` candidate, the `previous` one (the main model
+    itself), the first one (`base`), or a `pool` of as many candidates as `pool` says, from the weakest to the
+    strongest. The frozen `reference` is the opponent, or the main model at the start of the iteration; with a pool it
+    is the latter. A synthetic gold is left out when `quarantine` candidates at least, and most of all, agree on another
+    result (`null`: never).
+    """
 
     mode: Mode = "spft-a"
     baselines: tuple[Mode, ...] = ()
     iterations: int = Field(1, ge=0)
-    opponent: Literal["weakest", "previous", "base"] = "weakest"  # of the spft modes
-    samples: int = Field(1, gt=0)
+    opponent: Literal["weakest", "previous", "base", "pool"] = "weakest"
+    pool: int = Field(3, gt=1)
+    reference: Literal["opponent", "main"] = "opponent"
+    samples: int = Field(1, gt=0)  # of each opponent, per question
     temperature: float = Field(1.0, ge=0)
     lambda_: float = Field(0.1, gt=0, alias="lambda")
     nll_weight: float = Field(0.0, ge=0)
@@ -316,16 +325,23 @@ class SelfPlayConfig(Section):
     normalise: Literal["sum", "mean"] = "sum"  # log-probabilities over the tokens of an answer
     weigh: Literal["pair", "question"] = "pair"  # what counts alike: every sample, or all of a question together
     replay: float = Field(0.5, ge=0)  # labelled replay rows per pair
+    quarantine: int | None = Field(3, gt=1)
+    stop_on_collapse: bool = True  # when an iteration makes the model worse on the selection set, `mode` plays no more
     optimization: Optimization = Field(default_factory=lambda: Optimization(learning_rate=1e-6, epochs=1))
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
 
 class GateConfig(Section):
-    """The paired test that promotes a candidate: exact McNemar on the gate set."""
+    """The paired test that promotes a candidate: exact McNemar on the gate set.
+
+    With `folds` the labels decide as well: the whole loop runs once more for each fold of them, without these labels,
+    and its candidates answer them (`data.gate_share: 0` then leaves all to train on). For few labels.
+    """
 
     enabled: bool = True
     alpha: float = Field(0.05, gt=0, lt=1)
+    folds: int | None = Field(None, gt=1)
 
 
 class ServeConfig(Section):
@@ -373,13 +389,19 @@ class ClusterConfig(Section):
 
 
 class Config(Section):
-    """The whole tree of one run."""
+    """The whole tree of one run.
+
+    `retention`: `all` keeps the weights of every model. `needed` removes those that neither serving nor the gate's
+    open questions need, as soon as nothing is left to do with them; a change of settings that needs them trains them
+    again.
+    """
 
     name: str
     seed: int = 0
     run_dir: Path = Path("runs")
     storage: str | None = None  # s3://…, gs://…: finished stages are kept there too, and fetched on another machine
     execution: Literal["ray", "local"] = "ray"
+    retention: Literal["all", "needed"] = "all"
     data: DataConfig
     model: ModelConfig
     prompt: PromptConfig = Field(default_factory=PromptConfig)

@@ -24,7 +24,15 @@ from spftsql.errors import Fault, UserError
 _LEASE_S = 300.0  # a machine that has not renewed its lease for so long is taken to be gone
 _SETTLE_S = 1.0  # between writing a lease and looking whose it is: object stores have no common lock
 _CHUNK = 8 << 20
-_STATE = ("config.yaml", "events.jsonl", "metrics.jsonl", "result.json", "table.md")
+_STATE = (
+    "config.yaml",
+    "events.jsonl",
+    "metrics.jsonl",
+    "result.json",
+    "table.md",
+    "outcomes.json",
+    "quarantine.jsonl",
+)
 
 
 class RunStorage:

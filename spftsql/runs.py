@@ -39,8 +39,11 @@ class Stage:
 class Run:
     """One run directory, held by one process at a time (a file lock)."""
 
-    def __init__(self, config: Config) -> None:
-        """Opens or creates the directory of `config`. Raises `UserError` when another process is at work in it."""
+    def __init__(self, config: Config, shared: Path | None = None) -> None:
+        """Opens or creates the directory of `config`; its stages are in the folder `shared` where one is given.
+
+        Raises `UserError` when another process is at work in it.
+        """
         self.root = (config.run_dir / config.name).resolve()
         try:
             self.root.mkdir(parents=True, exist_ok=True)
@@ -56,6 +59,12 @@ class Run:
         except BaseException:
             self._lock.release()
             raise
+        self._stages = self.root / "stages"
+        if shared is not None:
+            shared.mkdir(parents=True, exist_ok=True)
+            if not self._stages.is_symlink():
+                self._stages.symlink_to(os.path.relpath(shared.resolve(), self.root))
+            self._stages = shared.resolve()
         if self._storage:
             self._storage.fetch_state(self.root)
         tree = config.model_dump(mode="json", by_alias=True)
@@ -84,7 +93,7 @@ class Run:
 
     def _stage(self, name: str, inputs: object, build: Callable[[Path], None], keep_partial: bool) -> Stage:
         key = content_hash(name, inputs)
-        final = self.root / "stages" / f"{name}-{key}"
+        final = self._stages / f"{name}-{key}"
         if final.is_dir() or (self._storage and self._storage.fetch(final)):
             self.event("stage", name=name, key=key, outcome="kept")
             if self._storage:

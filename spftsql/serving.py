@@ -11,7 +11,7 @@ from spftsql.databases.files import database_location
 from spftsql.errors import UserError
 from spftsql.generation.checkpoint import adapter_base
 from spftsql.recipes import apply_overrides, resolve, validate
-from spftsql.selfplay.run import load_result
+from spftsql.selfplay.table import load_result
 
 
 @dataclass(frozen=True)

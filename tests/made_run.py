@@ -22,6 +22,8 @@ from spftsql.records import (
 )
 from spftsql.runs import Run
 from spftsql.selfplay.gate import Decision
+from spftsql.selfplay.quarantine import FILE as QUARANTINE
+from spftsql.selfplay.quarantine import Contradiction, quarantine_lines
 from spftsql.selfplay.table import Result, Row
 
 HOSTILE = "</pre></td><script>document.title = 'owned'</script><img src=x onerror=\"document.title='owned'\">"
@@ -69,12 +71,18 @@ def make_run(folder: Path, questions: int = 60, pairs: int = 40, finished: bool 
     )
     for decision in decisions:
         run.event("gate", **{name: getattr(decision, name) for name in Decision.__dataclass_fields__})
+    run.event("stopped", mode="spft-a", iteration=2, why=f"collapse: accuracy fell {HOSTILE}; vbi-1 is kept")
+    wrong = Contradiction("play", "play-005", "towns", f"Which? {HOSTILE}", "SELECT 1", "SELECT 2", ("sft", "vbi-1"), 3)
+    run.write(QUARANTINE, quarantine_lines([wrong]))
+    run.event("contradicted", exam="play", count=1, of=questions)
     table = tuple(
         Row(f"method {name}", name, questions, int(share * questions), share, share - 0.1, share + 0.1, 0.04, {})
         for name, share in CANDIDATES.items()
     )
     served = next(run.root.glob("stages/train-round-1-*/vbi-1"))
-    run.write("result.json", Result(table, decisions, "vbi-1", str(served), {"towns": str(database)}).to_json())
+    files = {"towns": str(database)}
+    result = Result(table, decisions, "vbi-1", str(served), files, synthetic=decisions[1:], notes=("SPFT-SQL: ended",))
+    run.write("result.json", result.to_json())
     run.event("finished", served="vbi-1")
     run.close()
     return run.root

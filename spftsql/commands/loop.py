@@ -49,8 +49,8 @@ def run(
         if config.execution == "ray":
             end_session()
     terminal.print(rich_table(result, f"{config.name}: execution accuracy on the {result.exam} questions"))
-    for line in filter(None, [result.about, *(decision.sentence() for decision in result.decisions)]):
-        terminal.print(line, soft_wrap=True)
+    for line in result.sentences:
+        terminal.print(line, markup=False, soft_wrap=True)
     terminal.print(f"The run is in {config.run_dir / config.name}; the gate serves {result.served}.", soft_wrap=True)
 
 

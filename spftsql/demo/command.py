@@ -32,8 +32,8 @@ def run_demo(overrides: Sequence[str], out: Console) -> None:
     try:
         result = run(config, reporter, expect=endpoint.warm)
         out.print(rich_table(result, "Execution accuracy on held-out questions"))
-        for decision in result.decisions:
-            out.print(decision.sentence(), soft_wrap=True)
+        for line in result.sentences:
+            out.print(line, markup=False, soft_wrap=True)
         ensure_session(config)
         with reporter.task("endpoint"):
             url = endpoint.serve(Path(result.served_path))

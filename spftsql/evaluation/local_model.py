@@ -135,7 +135,7 @@ def _reply(samples: Sequence[Sample]) -> Reply:
 
 
 def _served(run: Path) -> Path:
-    from spftsql.selfplay.run import load_result
+    from spftsql.selfplay.table import load_result
 
     return Path(load_result(run).served_path)
 

@@ -11,6 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
+# Student's t at .975, by degrees of freedom from 1 on.
+_T_975 = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
+    2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class McNemar:
@@ -65,6 +71,31 @@ def paired_difference(a: Sequence[bool], b: Sequence[bool], confidence: float = 
     margin = _quantile(1 - confidence) * math.sqrt((loss + gain - (gain - loss) ** 2) / (n + 2))
     centre = gain - loss
     return (only_b - only_a) / n, max(-1.0, centre - margin), min(1.0, centre + margin)
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """The mean of independent values with Student's 95 % interval: (mean, low, high).
+
+    Of a single value nothing is known about the spread: the interval is then without bounds. Raises `ValueError` for
+    none.
+    """
+    if not values:
+        raise ValueError("no values")
+    mean = math.fsum(values) / len(values)
+    freedom = len(values) - 1
+    if not freedom:
+        return mean, -math.inf, math.inf
+    t = _T_975[freedom - 1] if freedom <= len(_T_975) else _quantile(0.05)
+    margin = t * math.sqrt(math.fsum((value - mean) ** 2 for value in values) / freedom / len(values))
+    return mean, mean - margin, mean + margin
+
+
+def fewest_to_decide(alpha: float) -> int:
+    """The size of the smallest set on which the McNemar test can reach p < `alpha`: all questions on one side."""
+    n = 1
+    while _binomial_p(n, 0) >= alpha:
+        n += 1
+    return n
 
 
 def questions_to_decide(only_a: int, only_b: int, n: int, alpha: float = 0.05) -> int | None:

@@ -22,6 +22,8 @@ from spftsql.reporting.lineage_report import lineage_rows, made_from, model_card
 from spftsql.reporting.run_record import RunRecord, read_run
 from spftsql.reporting.status import EXAMS, accuracy_text, cost_line, count, where
 from spftsql.reporting.stored import Answers, read_answers, read_curves, read_exams, read_pairs, read_play, spread
+from spftsql.selfplay.quarantine import FILE as QUARANTINE
+from spftsql.selfplay.quarantine import read_contradictions
 
 MOST_CHANGES = 80
 MOST_PAIRS = 400
@@ -72,6 +74,8 @@ def report_page(record: RunRecord) -> str:
         planned=_planned(record),
         decisions=[event for event in record.of("gate")],
         sentences=[decision.sentence() for decision in record.result.decisions] if record.result else [],
+        synthetic=[decision.finding() for decision in record.result.synthetic] if record.result else [],
+        contradicted=read_contradictions(record.root),
         events=list(_told(record)),
         lineage=lineage_rows(record),
         made_from=made_from(record),
@@ -273,6 +277,12 @@ def _told(record: RunRecord) -> Iterable[tuple[str, str]]:
             f"opponent right on {event.get('opponent_accuracy')}; {event.get('rows')} pairs; left out "
             + (_named(event.get("left_out")) or "none"),
         )
+    for kind in ("saturated", "collapse", "stopped"):
+        for event in record.of(kind):
+            yield f"{event.get('mode')}, iteration {event.get('iteration')}: {kind}", str(event.get("why", ""))
+    for event in record.of("contradicted"):
+        count_of = f"{event.get('count')} of {event.get('of')}"
+        yield f"{count_of} {event.get('exam')} golds look wrong", f"most candidates contradict them: {QUARANTINE}"
     for event in record.of("unanswered"):
         yield f"{event.get('stage')}: {event.get('requests')} requests not answered", _named(event.get("reasons"))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +13,10 @@ from typing import TYPE_CHECKING, Any
 from spftsql.evaluation.metrics import wilson
 from spftsql.evaluation.score_report import printable
 from spftsql.reporting.cost import run_cost
+from spftsql.reporting.disk import disk_use
 from spftsql.reporting.run_record import RunRecord, read_run
+from spftsql.selfplay.quarantine import FILE as QUARANTINE
+from spftsql.selfplay.quarantine import read_contradictions
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -83,7 +87,11 @@ def status_tree(record: RunRecord) -> dict[str, Any]:
             | {exam: _accuracy_tree(mixes[exam]) for exam in EXAMS if exam in mixes}
             for name, mixes in record.mixes.items()
         ],
-        "decisions": [{k: v for k, v in event.items() if k != "event"} for event in record.of("gate")],
+        "decisions": _events(record, "gate"),
+        "synthetic_decisions": _events(record, "gate-synthetic"),
+        "stopped": _events(record, "stopped"),
+        "contradicted": [asdict(one) for one in read_contradictions(record.root)],
+        "disk": asdict(disk_use(record.root)),
         "served": None if record.result is None else record.result.served,
         "cost": asdict(run_cost(record)),
     }
@@ -153,8 +161,12 @@ def render(record: RunRecord) -> RenderableType:
             table.add_row(Text(printable(name + mark)), *(accuracy_text(mixes.get(exam)) for exam in EXAMS))
         parts += [Text(""), table]
     if record.result is not None:
-        parts += [Text(""), *(Text(printable(decision.sentence())) for decision in record.result.decisions)]
-    return Group(*parts, Text(""), Text(cost_line(record)))
+        parts += [Text(""), *(Text(printable(sentence)) for sentence in record.result.sentences)]
+    golds = Counter(one.exam for one in read_contradictions(record.root))
+    if golds:
+        named = ", ".join(f"{number} {exam}" for exam, number in golds.items())
+        parts.append(Text(f"golds that most candidates contradict ({QUARANTINE}): {named}"))
+    return Group(*parts, Text(""), Text(cost_line(record)), Text(disk_use(record.root).sentence()))
 
 
 def cost_line(record: RunRecord) -> str:
@@ -188,6 +200,10 @@ def seconds(value: float) -> str:
 def count(value: int) -> str:
     """A number with its thousands apart; empty for 0."""
     return f"{value:,}".replace(",", " ") if value else ""
+
+
+def _events(record: RunRecord, kind: str) -> list[dict[str, Any]]:
+    return [{k: v for k, v in event.items() if k != "event"} for event in record.of(kind)]
 
 
 def _accuracy_tree(mix: Mapping[str, int]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from spftsql.evaluation.metrics import mcnemar, questions_to_decide
+from spftsql.evaluation.metrics import fewest_to_decide, mcnemar, questions_to_decide
 from spftsql.selfplay.stages import Answer
 
 Outcome = Literal["better", "worse", "undecided"]
@@ -27,17 +27,30 @@ class Decision:
     n: int
     p: float
     more: int | None
+    alpha: float = 0.05
+
+    @property
+    def too_small(self) -> bool:
+        """Whether so few questions can decide nothing, whatever the answers."""
+        return self.n < fewest_to_decide(self.alpha)
 
     def sentence(self) -> str:
         """The decision in words."""
-        text = (
-            f"Gate, {self.challenger} against {self.incumbent}: {self.outcome} ({self.only_challenger} questions right "
-            f"that were wrong, {self.only_incumbent} the other way, n = {self.n}, p = {self.p:.3g})"
-        )
+        text = f"Gate, {self.finding()}"
         if self.outcome != "undecided":
             return text + "."
-        hint = f"; about {self.more} more questions would decide" if self.more is not None else ""
+        if self.too_small:
+            hint = f"; fewer than {fewest_to_decide(self.alpha)} questions cannot decide at p < {self.alpha:g}"
+        else:
+            hint = f"; about {self.more} more questions would decide" if self.more is not None else ""
         return f"{text}{hint}. {self.incumbent} stays."
+
+    def finding(self) -> str:
+        """What was found, without what follows from it."""
+        return (
+            f"{self.challenger} against {self.incumbent}: {self.outcome} ({self.only_challenger} questions right "
+            f"that were wrong, {self.only_incumbent} the other way, n = {self.n}, p = {self.p:.3g})"
+        )
 
 
 def decide(challenger: Sequence[Answer], incumbent: Sequence[Answer], alpha: float) -> Decision:
@@ -57,6 +70,7 @@ def decide(challenger: Sequence[Answer], incumbent: Sequence[Answer], alpha: flo
         n=len(pairs),
         p=test.p,
         more=questions_to_decide(test.only_a, test.only_b, len(pairs), alpha) if undecided else None,
+        alpha=alpha,
     )
 
 

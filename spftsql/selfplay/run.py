@@ -6,6 +6,7 @@ is the first candidate.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,15 +23,18 @@ from spftsql.selfplay import vbi
 from spftsql.selfplay.base import base_model
 from spftsql.selfplay.gate import Decision, decide
 from spftsql.selfplay.lineage import write_pairs
-from spftsql.selfplay.play import opponent_of, play_iteration, strongest
-from spftsql.selfplay.splits import SyntheticSets, later_set, split_pairs
-from spftsql.selfplay.stages import Answer, Candidate, Exam, Stages, Training, accuracy
-from spftsql.selfplay.table import Result, TableExam, markdown, method_row
+from spftsql.selfplay.lines import Line, self_play
+from spftsql.selfplay.players import Players, debut, strongest
+from spftsql.selfplay.quarantine import FILE as QUARANTINE
+from spftsql.selfplay.quarantine import contradicted, quarantine_lines
+from spftsql.selfplay.splits import SyntheticSets, label_folds, later_set, split_pairs
+from spftsql.selfplay.stages import Answer, Candidate, Exam, Stages, Training
+from spftsql.selfplay.table import Result, TableExam, markdown, method_row, write_outcomes
 from spftsql.synthesis.composition import with_composed
 from spftsql.synthesis.library import with_library, write_templates
 from spftsql.synthesis.templates import Template, extract_pool
 
-_METHOD = {
+METHODS: dict[Mode, str] = {
     "sft": "continued SFT",
     "spin": "SPIN",
     "dpo": "DPO",
@@ -39,36 +43,49 @@ _METHOD = {
 }
 
 
-@dataclass
-class Players:
-    """The questions that candidates answer, and the candidates so far, oldest first, with their answers.
+@dataclass(frozen=True)
+class Played:
+    """What one way through the loop has made: everybody's answers, and the candidates by what they came from.
 
-    A candidate answers everything once, right after it was trained: `selection` greedily (its accuracy there chooses
-    main model and opponent), `play` by sampling (what it would write as an opponent), `gate` and `test` greedily.
-    Only the gate reads the answers to `gate`, only the table those to `test`.
+    `first` is trained on the labels alone (the base model without any), `control` for as many steps as the last of
+    VBI-FT's `rounds`, and `lines` are those of self-play.
     """
 
-    exams: dict[str, Exam]
-    candidates: list[Candidate]
-    answers: dict[str, dict[str, list[Answer]]]
+    players: Players
+    first: Candidate
+    control: Candidate | None
+    rounds: list[Candidate]
+    lines: dict[Mode, Line]
 
-    @property
-    def scores(self) -> dict[str, float]:
-        """Accuracy on the selection set, by candidate name."""
-        return {name: accuracy(exams["selection"]) for name, exams in self.answers.items() if "selection" in exams}
+    def challengers(self, mode: Mode) -> dict[str, Candidate]:
+        """Whom the gate is asked about, in this order."""
+        found = {"VBI-FT": self.rounds[-1]} if self.rounds else {}
+        return found | ({"self-play": self.lines[mode].kept} if mode in self.lines else {})
 
-    def of(self, exam: str) -> dict[str, list[Answer]]:
-        """Everybody's answers to one exam."""
-        return {name: exams[exam] for name, exams in self.answers.items() if exam in exams}
+    def finals(self, mode: Mode, labelled: bool) -> dict[str, Candidate]:
+        """The rows of the table: each method's last candidate."""
+        found = {"SFT on the labels" if labelled else "base model": self.first}
+        if self.control is not None:
+            found["SFT, as many steps"] = self.control
+        for number, candidate in enumerate(self.rounds, 1):
+            found["+ VBI-FT" if len(self.rounds) == 1 else f"+ VBI-FT, round {number}"] = candidate
+        found |= {f"+ {METHODS[m]}": line.last for m, line in self.lines.items() if m != mode}
+        return found | ({f"+ {METHODS[mode]}": self.lines[mode].last} if mode in self.lines else {})
 
 
-def run(config: Config, report: Reporter, expect: Callable[[Candidate], None] = lambda candidate: None) -> Result:
+def run(
+    config: Config,
+    report: Reporter,
+    expect: Callable[[Candidate], None] = lambda candidate: None,
+    shared: Path | None = None,
+) -> Result:
     """Runs or resumes the loop that `config` describes and returns its table.
 
     `expect` is told the likely winner before the last candidates are examined, so that an endpoint can warm up.
+    `shared` is a folder of stages that several runs have in common, instead of one in the run directory.
     Raises `UserError` for what the user can mend and `Fault` where the machine failed; what was finished is kept.
     """
-    directory = Run(config)
+    directory = Run(config, shared)
     try:
         benchmark = load_benchmark(config.data, config.seed, directory.root)
         for note in benchmark.notes:
@@ -88,25 +105,31 @@ def _loop(stages: Stages, benchmark: Benchmark, expect: Callable[[Candidate], No
     announce(stages, labels, gate_questions, benchmark.test)
     base = base_model(stages, labels)
     stages.use_prompts(base.path)
+    by_fold = []
+    for number, fold in enumerate(label_folds(labels, stages.config.gate, stages.config.seed), 1):
+        stages.report.say(f"  fold {number}: the loop without {len(fold)} of {len(labels)} labels, which then ask it")
+        left = [label for label in labels if label not in fold]
+        by_fold.append(play_through(stages.named(f"-fold-{number}"), base, left, fold, [], lambda candidate: None))
+    played = play_through(stages, base, labels, gate_questions, benchmark.test, expect)
+    return settle(stages, played, gate_answers(played, by_fold, stages.config.selfplay.mode), bool(labels))
 
-    players = Players({"gate": Exam(gate_questions), "test": Exam(benchmark.test)}, [], {})
+
+def play_through(
+    stages: Stages,
+    base: Candidate,
+    labels: Sequence[Example],
+    gate: Sequence[Example],
+    test: Sequence[Example],
+    expect: Callable[[Candidate], None],
+) -> Played:
+    """The loop once: the first models, the rounds of VBI-FT, self-play; everybody answers `gate` and `test`."""
+    players = Players({"gate": Exam(gate), "test": Exam(test)}, [], {})
     first, question_model = first_models(stages, base, labels)
     players.candidates.append(first)
     control = vbi_rounds(stages, base, labels, players, question_model)
     rounds = players.candidates[1:]
     lines = self_play(stages, labels, players, expect)
-
-    finals = {"SFT on the labels" if labels else "base model": first}
-    if control is not None:
-        finals["SFT, as many steps"] = control
-    for number, candidate in enumerate(rounds, 1):
-        finals["+ VBI-FT" if len(rounds) == 1 else f"+ VBI-FT, round {number}"] = candidate
-    mode = stages.config.selfplay.mode
-    finals |= {f"+ {_METHOD[m]}": lines[m] for m in lines if m != mode}
-    if mode in lines:
-        finals[f"+ {_METHOD[mode]}"] = lines[mode]
-    challengers = [c for c in (*rounds[-1:], lines.get(mode)) if c is not None and c != first]
-    return settle(stages, players, finals, first, challengers, control)
+    return Played(players, first, control, rounds, lines)
 
 
 def announce(stages: Stages, labels: Sequence[Example], gate: Sequence[Example], test: Sequence[Example]) -> None:
@@ -257,14 +280,6 @@ def _synthetic_exams(stages: Stages, sets: SyntheticSets) -> dict[str, Exam]:
     return {"selection": Exam(sets.selection), "play": Exam(sets.play, config.samples, config.temperature)}
 
 
-def debut(stages: Stages, players: Players, title: str, candidates: Sequence[Candidate]) -> None:
-    """New candidates answer all exams, in one start of their engines."""
-    players.answers |= stages.answers(title, candidates, players.exams)
-    for candidate in candidates:
-        if candidate.name in players.scores:
-            stages.run.event("selection", candidate=candidate.name, accuracy=round(players.scores[candidate.name], 4))
-
-
 def control_training(stages: Stages, base: Candidate, labels: Sequence[Example], rows: int) -> Training:
     """The control of VBI-FT: the labels alone, for as many steps as the last round's model took from the base."""
     config = stages.config.vbi
@@ -275,86 +290,74 @@ def control_training(stages: Stages, base: Candidate, labels: Sequence[Example],
     return Training("control", base, [stages.sql_row(example) for example in labels], optimization)
 
 
-def self_play(
-    stages: Stages, labels: Sequence[Example], players: Players, expect: Callable[[Candidate], None]
-) -> dict[Mode, Candidate]:
-    """Self-play (algorithm 1): the final candidate of the configured mode and of each baseline mode.
+def gate_answers(played: Played, by_fold: Sequence[Played], mode: Mode) -> dict[str, list[Answer]]:
+    """What the gate decides on, by candidate: the answers to its questions, and each fold's to its own labels.
 
-    The mode's own candidates join `players`; a baseline starts from the same model and plays its own line.
+    A candidate of a fold stands for the one that was made in the same way from all labels.
     """
-    config = stages.config.selfplay
-    if not config.iterations or "play" not in players.exams or not players.exams["play"].questions:
-        return {}
-    begin = strongest(players.candidates, players.scores)
-    lines: dict[Mode, Candidate] = dict.fromkeys([*config.baselines, config.mode], begin)
-    for iteration in range(1, config.iterations + 1):
-        main = strongest(players.candidates, players.scores)
-        mains = {mode: main if mode == config.mode else line for mode, line in lines.items()}
-        opponents = {
-            mode: opponent_of(mode, config.opponent, mains[mode], players.candidates, players.scores) for mode in mains
-        }
-        selection = players.exams["selection"].questions
-        lines = play_iteration(stages, iteration, labels, players.of("play"), mains, opponents, selection)
-        newcomers = [line for line in lines.values() if line.name not in players.answers]
-        if iteration == config.iterations:
-            expect(strongest(players.candidates, players.scores))
-        if newcomers:
-            debut(stages, players, f"play-{iteration}", newcomers)
-        if lines[config.mode] not in players.candidates:
-            players.candidates.append(lines[config.mode])
-    return lines
+    found = dict(played.players.of("gate"))
+    for role, candidate in {"first": played.first, **played.challengers(mode)}.items():
+        for one in by_fold:
+            of_fold = {"first": one.first, **one.challengers(mode)}[role]
+            answers = one.players.of("gate")[of_fold.name]
+            found[candidate.name] = found[candidate.name] + [replace(a, candidate=candidate.name) for a in answers]
+    return found
 
 
-def settle(
-    stages: Stages,
-    players: Players,
-    finals: Mapping[str, Candidate],
-    incumbent: Candidate,
-    challengers: Sequence[Candidate],
-    control: Candidate | None,
-) -> Result:
+def settle(stages: Stages, played: Played, gate: Mapping[str, Sequence[Answer]], labelled: bool) -> Result:
     """The gate, on its own questions, then the table, on the test questions (on the selection set where none are)."""
-    config, gate = stages.config, players.of("gate")
+    config, players, incumbent = stages.config, played.players, played.first
     exam: TableExam = "test" if players.exams["test"].questions else "selection"
-    test = players.of(exam)
+    test, selection = players.of(exam), players.of("selection")
+    challengers = [c for c in played.challengers(config.selfplay.mode).values() if c != incumbent]
     decisions: list[Decision] = []
-    if config.gate.enabled and players.exams["gate"].questions:
-        for challenger in challengers:
+    synthetic: list[Decision] = []
+    if config.gate.enabled and gate.get(incumbent.name):
+        for challenger in dict.fromkeys(challengers):
             decision = decide(gate[challenger.name], gate[incumbent.name], config.gate.alpha)
             decisions.append(decision)
             stages.run.event("gate", **asdict(decision))
+            if {challenger.name, incumbent.name} <= selection.keys():
+                beside = decide(selection[challenger.name], selection[incumbent.name], config.gate.alpha)
+                synthetic.append(beside)
+                stages.run.event("gate-synthetic", **asdict(beside))
             if decision.outcome == "better":
                 incumbent = challenger
     elif challengers:
         incumbent = strongest(players.candidates, players.scores)
         stages.run.event("gate", outcome="no gate set; the best on the selection set is served", served=incumbent.name)
+    list_contradictions(stages, players)
+    finals = played.finals(config.selfplay.mode, labelled)
+    control = played.control
     control_answers = test[control.name] if control else None
     rows = tuple(
-        method_row(
-            method,
-            candidate.name,
-            test[candidate.name],
-            None if candidate == control else control_answers,
-        )
-        for method, candidate in finals.items()
+        method_row(method, one.name, test[one.name], None if one == control else control_answers)
+        for method, one in finals.items()
     )
     files = {
         name: database.location.address if database.location.engine == "sqlite" else database.location.url
         for name, database in stages.catalogue.items()
     }
-    result = Result(rows, tuple(decisions), incumbent.name, incumbent.path, files, exam)
+    notes = tuple(f"{METHODS[m]}: {line.stopped}" for m, line in played.lines.items() if line.stopped)
+    result = Result(
+        rows, tuple(decisions), incumbent.name, incumbent.path, files, exam, synthetic=tuple(synthetic), notes=notes
+    )
+    write_outcomes(stages.run, exam, {one.name: test[one.name] for one in finals.values()})
     stages.run.write("result.json", result.to_json())
     stages.run.write("table.md", markdown(result, f"{config.name} (seed {config.seed})"))
     stages.run.event("finished", served=incumbent.name)
     return result
 
 
-def load_result(run_directory: Path) -> Result:
-    """The result of a finished run. Raises `UserError` where there is none."""
-    path = run_directory / "result.json"
-    if not path.is_file():
-        raise UserError(f"{run_directory} holds no finished run (no result.json)")
-    try:
-        return Result.from_json(path.read_text(encoding="utf-8"))
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path} is damaged or of another version: remove it and run the recipe again") from None
+def list_contradictions(stages: Stages, players: Players) -> None:
+    """Writes down, for a person to look at, the golds of every set that most candidates contradict unanimously.
+
+    Those of the gate and the test set count all the same: a set from which hard questions are taken is another one.
+    """
+    fewest = stages.config.selfplay.quarantine
+    found = [one for exam in players.exams for one in contradicted(exam, players.of(exam), fewest).values()]
+    stages.run.write(QUARANTINE, quarantine_lines(found))
+    for exam, count in Counter(one.exam for one in found).items():
+        stages.run.event("contradicted", exam=exam, count=count, of=len(players.exams[exam].questions))
+    if found:
+        stages.report.say(f"  {len(found)} golds that most candidates contradict unanimously are in {QUARANTINE}")

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from spftsql.config import VbiConfig
+from spftsql.config import GateConfig, VbiConfig
 from spftsql.errors import UserError
 from spftsql.records import Example
 
@@ -69,6 +69,20 @@ def split_pairs(pairs: Sequence[Example], config: VbiConfig, seed: int) -> Synth
 def later_set(pairs: Sequence[Example], config: VbiConfig) -> SyntheticSets:
     """The pairs of a later round, all of them for training: the other sets stay those of the first."""
     return SyntheticSets(tuple(pairs[: config.train_pairs]), (), (), frozenset(), frozenset())
+
+
+def label_folds(labels: Sequence[Example], gate: GateConfig, seed: int) -> list[list[Example]]:
+    """The labels in `gate.folds` parts of equal size (but for one), drawn by `seed`; none without folds.
+
+    Raises `UserError` where there are fewer than two labels for each.
+    """
+    if not gate.enabled or gate.folds is None:
+        return []
+    if len(labels) < 2 * gate.folds:
+        raise UserError(f"gate.folds={gate.folds} needs {2 * gate.folds} labels at least; there are {len(labels)}")
+    order = list(range(len(labels)))
+    random.Random(f"folds-{seed}").shuffle(order)
+    return [[labels[i] for i in sorted(order[part :: gate.folds])] for part in range(gate.folds)]
 
 
 def _held_out(counts: Counter[str], share: float, seed: int) -> frozenset[str]:

@@ -6,6 +6,7 @@ Everything that touches the run directory or the machine on behalf of the loop i
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -104,6 +105,13 @@ class Stages:
             report,
         )
         self.prompts: PromptBuilder
+        self._part = ""
+
+    def named(self, part: str) -> Stages:
+        """The same, with `part` at the end of the names of stages: for what is done more than once in a run."""
+        other = copy.copy(self)
+        other._part = part
+        return other
 
     def use_prompts(self, model: str) -> None:
         """Fixes the prompt builder of the whole run to the base model's tokenizer."""
@@ -190,12 +198,14 @@ class Stages:
             with self.report.task(f"{title}: generate") as progress:
                 self.execution.generate(folder / "requests.parquet", folder / "samples", progress)
 
-        stage = self.run.stage(f"generate-{title}", inputs, build, keep_partial=True)
+        stage = self.run.stage(f"generate-{title}{self._part}", inputs, build, keep_partial=True)
         samples = sorted(read_records(stage.path / "samples", Sample), key=lambda s: (s.id, s.index))
         unanswered = [sample for sample in samples if sample.error is not None]
         if unanswered:
             reasons = Counter(sample.error for sample in unanswered).most_common(3)
-            self.run.event("unanswered", stage=f"generate-{title}", requests=len(unanswered), reasons=dict(reasons))
+            self.run.event(
+                "unanswered", stage=f"generate-{title}{self._part}", requests=len(unanswered), reasons=dict(reasons)
+            )
         return samples
 
     def verify(self, title: str, requests: Sequence[VerificationRequest]) -> dict[str, Verdict]:
@@ -216,7 +226,7 @@ class Stages:
             if missing or len(verdicts) != len(requests):
                 raise Fault(f"{title}: {len(requests)} statements sent, {len(verdicts)} verdicts came back; run again")
 
-        stage = self.run.stage(f"verify-{title}", inputs, build)
+        stage = self.run.stage(f"verify-{title}{self._part}", inputs, build)
         return {verdict.id: verdict for verdict in read_records(stage.path / "verdicts", Verdict)}
 
     def train(self, title: str, trainings: Sequence[Training]) -> list[Candidate]:
@@ -279,7 +289,7 @@ class Stages:
                     dropped=result.dropped_rows,
                 )
 
-        stage = self.run.stage(f"train-{title}", inputs, build, keep_partial=True)
+        stage = self.run.stage(f"train-{title}{self._part}", inputs, build, keep_partial=True)
         return [candidate_of(stage, t.name) for t in trainings]
 
     def _accuracy_on(self, questions: Sequence[Example]) -> Validate:

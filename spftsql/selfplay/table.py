@@ -6,11 +6,14 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Literal
 
 from rich.table import Table as RichTable
 
+from spftsql.errors import UserError
 from spftsql.evaluation.metrics import mcnemar, wilson
+from spftsql.runs import Run
 from spftsql.selfplay.gate import Decision
 from spftsql.selfplay.stages import Answer
 
@@ -35,7 +38,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Result:
-    """What a run ends with. `served` is the candidate that the gate lets through; `exam` what the rows are about."""
+    """What a run ends with. `served` is the candidate that the gate lets through; `exam` what the rows are about.
+
+    `synthetic` are the same comparisons as `decisions` on the selection set, which decide nothing; `notes` say why
+    self-play ended early.
+    """
 
     rows: tuple[Row, ...]
     decisions: tuple[Decision, ...]
@@ -43,11 +50,21 @@ class Result:
     served_path: str
     databases: dict[str, str]
     exam: TableExam = "test"
+    synthetic: tuple[Decision, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def about(self) -> str:
         """What the table must be read with; empty where it is about test questions."""
         return _ABOUT[self.exam]
+
+    @property
+    def sentences(self) -> list[str]:
+        """What belongs below the table: what it is about, what the gate decided, what else there is to know."""
+        found = [self.about] if self.about else []
+        found += [decision.sentence() for decision in self.decisions]
+        found += [f"Synthetic questions, which decide nothing: {beside.finding()}." for beside in self.synthetic]
+        return found + [f"{note[0].upper()}{note[1:]}." for note in self.notes]
 
     def to_json(self) -> str:
         """The result as JSON; `from_json` reads it back."""
@@ -58,8 +75,40 @@ class Result:
         """The result that `to_json` wrote."""
         tree = json.loads(text)
         rows = tuple(Row(**row) for row in tree["rows"])
-        decisions = tuple(Decision(**decision) for decision in tree["decisions"])
-        return Result(rows, decisions, tree["served"], tree["served_path"], tree["databases"], tree["exam"])
+        decisions, synthetic = (
+            tuple(Decision(**decision) for decision in tree.get(name, ())) for name in ("decisions", "synthetic")
+        )
+        named = {name: tree[name] for name in ("served", "served_path", "databases", "exam")}
+        return Result(rows, decisions, **named, synthetic=synthetic, notes=tuple(tree.get("notes", ())))
+
+
+OUTCOMES = "outcomes.json"
+
+
+def write_outcomes(run: Run, exam: TableExam, answers: Mapping[str, Sequence[Answer]]) -> None:
+    """Keeps, of the candidates in the table, which questions they answer right: for paired tests with other runs."""
+    right = {
+        name: {answer.example.id: answer.correct for answer in own if answer.known} for name, own in answers.items()
+    }
+    run.write(OUTCOMES, json.dumps({"exam": exam, "right": right}))
+
+
+def read_outcomes(run_directory: Path) -> dict[str, dict[str, bool]]:
+    """By candidate and question whether the answer was right, as `write_outcomes` wrote it."""
+    tree = json.loads((run_directory / OUTCOMES).read_text(encoding="utf-8"))
+    found: dict[str, dict[str, bool]] = tree["right"]
+    return found
+
+
+def load_result(run_directory: Path) -> Result:
+    """The result of a finished run. Raises `UserError` where there is none."""
+    path = run_directory / "result.json"
+    if not path.is_file():
+        raise UserError(f"{run_directory} holds no finished run (no result.json)")
+    try:
+        return Result.from_json(path.read_text(encoding="utf-8"))
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path} is damaged or of another version: remove it and run the recipe again") from None
 
 
 def method_row(method: str, candidate: str, answers: Sequence[Answer], control: Sequence[Answer] | None) -> Row:
@@ -88,9 +137,7 @@ def markdown(result: Result, title: str) -> str:
         p = "–" if row.p_control is None else f"{row.p_control:.3g}"
         interval = f"{row.low:.3f} – {row.high:.3f}"
         lines.append(f"| {row.method} | {row.accuracy:.3f} | {interval} | {row.correct} / {row.n} | {p} |")
-    notes = [result.about] if result.about else []
-    notes += [decision.sentence() for decision in result.decisions]
-    lines += ["", *(f"{note}\n" for note in notes), f"Served: {result.served}"]
+    lines += ["", *(f"{note}\n" for note in result.sentences), f"Served: {result.served}"]
     return "\n".join(lines) + "\n"
 
 

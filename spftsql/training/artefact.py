@@ -18,7 +18,7 @@ MANIFEST = "spftsql.json"
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model")  # which file holds the vocabulary, in order of preference
 # What splitters disagree about: blanks, line breaks, digits, signs, letters beyond ASCII.
 _PROBE = "### Schema:\nSELECT a.b2, 'Zürich'  FROM t1\n\tWHERE c >= 10.25 -- año 2024"
-_WEIGHTS = (".safetensors", ".bin")
+WEIGHTS = (".safetensors", ".bin")  # endings of the files that hold weights
 _SAMPLES, _SAMPLE_BYTES = 64, 1 << 16
 _COPIED = (
     *_TOKENIZERS,
@@ -102,7 +102,7 @@ def weights_key(folder: Path) -> str:
     Not all bytes: of a large model they would take minutes to read from shared storage.
     """
     digest = hashlib.sha256()
-    for path in sorted(p for p in folder.iterdir() if p.suffix in _WEIGHTS):
+    for path in sorted(p for p in folder.iterdir() if p.suffix in WEIGHTS):
         size = path.stat().st_size
         digest.update(f"{path.name} {size}".encode())
         with path.open("rb") as file:

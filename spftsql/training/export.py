@@ -59,7 +59,7 @@ def _find(target: Path) -> tuple[Path, str, Accuracy | None, dict[str, str]]:
 
         from spftsql.prompts import PromptBuilder
         from spftsql.recipes import validate
-        from spftsql.selfplay.run import load_result
+        from spftsql.selfplay.table import load_result
 
         result = load_result(target)
         tree = yaml.safe_load((target / "config.yaml").read_text(encoding="utf-8"))

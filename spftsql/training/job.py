@@ -241,6 +241,8 @@ def write_model(
         dropout=read_manifest(prepared.model).get("dropout", 0.0),
         steps=progress.step,
         loss=final_loss(progress.losses),
+        loss_start=first_loss(progress.losses),
+        margin_start=progress.margin_start,
         seconds=round(progress.seconds, 3),
         dropped_rows=prepared.dropped,
         training=job_settings(job, config),
@@ -256,6 +258,12 @@ def _counted(rows: Sequence[Encoded]) -> dict[str, int]:
     count = Counter(row.source for row in rows)
     count.update(f"R = {row.reward}" for row in rows if row.reward is not None)
     return dict(sorted(count.items()))
+
+
+def first_loss(losses: Sequence[float]) -> float:
+    """The mean over the first tenth of the steps (at least one)."""
+    head = losses[: max(len(losses) // 10, 1)]
+    return sum(head) / len(head)
 
 
 def final_loss(losses: Sequence[float]) -> float:

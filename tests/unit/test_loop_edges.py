@@ -1,4 +1,4 @@
-"""What the loop does at its edges: leaks, opponents that never or always err, nothing to replay, what is dropped."""
+"""What VBI-FT does at its edges: leaks, what is confirmed, what is dropped."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from spftsql.config import Config
 from spftsql.databases.schema import Column, Schema, Table
 from spftsql.errors import UserError
 from spftsql.recipes import validate
-from spftsql.records import Example, Mode, Sample, Statement, TrainRow, Verdict
+from spftsql.records import Example, Sample, Statement, Verdict
 from spftsql.selfplay import vbi
 from spftsql.selfplay.lineage import Made, pair_files
-from spftsql.selfplay.play import play_iteration
 from spftsql.selfplay.questions import Phrasing, Vote
-from spftsql.selfplay.stages import Answer, Candidate, Stages, Training
+from spftsql.selfplay.stages import Answer, Candidate, Stages
 
 SCHEMA = Schema(
     "shop", "sqlite", (Table("city", (Column("name", "text", "TEXT"), Column("state", "text", "TEXT")), 9),)
@@ -98,59 +97,6 @@ def test_pairs_are_confirmed_by_answers_and_by_votes() -> None:
     assert [pair.id for pair in vbi.confirmed(answers, MADE, 0.5)] == ["synthetic/1/9"]  # nobody voted
     assert [pair.id for pair in vbi.confirmed(answers, voted, 0.5)][1:] == ["synthetic/1/0", "synthetic/1/1"]
     assert [pair.id for pair in vbi.confirmed(answers, voted, 0.9)] == ["synthetic/1/9"]
-
-
-def play(mode: Mode, statuses: list[str], labels: list[Example]) -> tuple[dict[Mode, Candidate], list[Training], Told]:
-    trained: list[Training] = []
-
-    def train(title: str, trainings: list[Training]) -> list[Candidate]:
-        trained.extend(trainings)
-        return [Candidate(training.name, "path", training.name) for training in trainings]
-
-    def sql_row(example: Example) -> TrainRow:
-        return TrainRow(example.id, "shop", example.question, example.sql, None, None, example.source)
-
-    there, told = stages(config(), train=train, sql_row=sql_row)
-    main, weak = Candidate("main", "m", "m"), Candidate("weak", "w", "w")
-    answers = {
-        "weak": [
-            Answer(one.pair, "weak", "x", "x", Verdict("", "shop", status, "", 1.0, 1, False, "d", "sqlite"))
-            for one, status in zip(MADE, statuses, strict=True)
-            if one.pair is not None
-        ]
-    }
-    answers["main"] = answers["weak"]
-    lines = play_iteration(there, 1, labels, answers, {mode: main}, {mode: weak if mode != "dpo" else main})
-    return lines, trained, told
-
-
-def test_an_opponent_that_never_errs_leaves_the_main_model_as_it_is() -> None:
-    for mode in ("dpo", "spft-b"):
-        lines, trained, told = play(mode, ["equal", "equal"], HELD_OUT)  # type: ignore[arg-type]
-        assert lines[mode].name == "main" and not trained  # type: ignore[index]
-        assert "made no usable mistakes (2 right)" in told.lines[0]
-    _, trained, _ = play("spft-a", ["equal", "equal"], HELD_OUT)
-    assert [row.reward for row in trained[0].rows if not row.replay] == [0, 0]  # its gold still counts
-
-
-def test_an_opponent_that_always_errs_is_told() -> None:
-    lines, trained, told = play("spft-a", ["different", "error"], HELD_OUT)
-    assert lines["spft-a"].name == "spft-a-1"
-    assert [row.reward for row in trained[0].rows if not row.replay] == [1, 1]
-    assert "weak got nothing right" in told.lines[0]
-
-
-def test_verdicts_that_say_nothing_train_nothing() -> None:
-    lines, trained, told = play("spft-a", ["timeout", "unverifiable"], HELD_OUT)
-    assert lines["spft-a"].name == "main" and not trained
-    assert "1 timeout, 1 unverifiable" in told.lines[0]
-
-
-def test_without_labels_nothing_is_replayed() -> None:
-    _, with_labels, _ = play("spft-a", ["different", "equal"], HELD_OUT)
-    _, without, _ = play("spft-a", ["different", "equal"], [])
-    assert any(row.replay for row in with_labels[0].rows)
-    assert not any(row.replay for row in without[0].rows)
 
 
 def test_files_of_pairs_come_by_round(tmp_path: Path) -> None:

@@ -1,12 +1,15 @@
 """Who plays whom, which pairs a mode trains on, and what the gate says of the outcome."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from spftsql.config import SelfPlayConfig
 from spftsql.records import Example, Mode, Sample, TrainRow, Verdict
 from spftsql.selfplay.gate import decide
-from spftsql.selfplay.play import opponent_of, play_rows, strongest
+from spftsql.selfplay.play import play_rows
+from spftsql.selfplay.players import opponents_of, strongest
 from spftsql.selfplay.stages import Answer, Candidate, accuracy
 from spftsql.selfplay.table import Result, markdown, method_row
 
@@ -26,14 +29,38 @@ def sql_row(example: Example) -> TrainRow:
 
 def test_main_is_the_best_and_the_opponent_the_weakest() -> None:
     assert strongest([M0, M1, M2], SCORES) == M1
-    assert opponent_of("spft-a", "weakest", M1, [M0, M1, M2], SCORES) == M0
-    assert opponent_of("spft-b", "previous", M1, [M0, M1, M2], SCORES) == M1
-    assert opponent_of("spft-a", "base", M1, [M0, M1, M2], {**SCORES, "m0": 0.9}) == M0
+    assert opponents_of("spft-a", choice("weakest"), M1, [M0, M1, M2], SCORES) == [M0]
+    assert opponents_of("spft-b", choice("previous"), M1, [M0, M1, M2], SCORES) == [M1]
+    assert opponents_of("spft-a", choice("base"), M1, [M0, M1, M2], {**SCORES, "m0": 0.9}) == [M0]
+
+
+def choice(opponent: str, **more: Any) -> SelfPlayConfig:
+    return SelfPlayConfig.model_validate({"opponent": opponent, **more})
+
+
+def test_a_pool_goes_from_the_weakest_to_the_strongest() -> None:
+    many = [Candidate(f"m{i}", f"models/m{i}", f"m{i}") for i in range(5)]
+    scores = {"m0": 0.3, "m1": 0.1, "m2": 0.5, "m3": 0.4, "m4": 0.2}  # m1, m4, m0, m3, m2
+
+    def pool(size: int, of: list[Candidate]) -> list[str]:
+        return [one.name for one in opponents_of("spft-a", choice("pool", pool=size), many[2], of, scores)]
+
+    assert pool(3, many) == ["m1", "m0", "m2"]
+    assert pool(2, many) == ["m1", "m2"]
+    assert pool(9, many) == ["m1", "m4", "m0", "m3", "m2"]
+    assert pool(3, many[:1]) == ["m0"]
+
+
+def test_among_equals_main_is_the_newest_and_the_opponent_the_oldest() -> None:
+    level = dict.fromkeys(SCORES, 0.3)
+    assert strongest([M0, M1, M2], level) == M2
+    assert opponents_of("spft-a", choice("weakest"), M2, [M0, M1, M2], level) == [M0]
+    assert opponents_of("spft-a", choice("weakest"), M0, [M0], level) == [M0]  # alone it plays against itself
 
 
 def test_spin_and_dpo_play_against_the_main_model_whatever_the_choice() -> None:
     for mode in ("spin", "dpo"):
-        assert opponent_of(mode, "weakest", M1, [M0, M1, M2], SCORES) == M1
+        assert opponents_of(mode, choice("weakest"), M1, [M0, M1, M2], SCORES) == [M1]
 
 
 STATUSES = ["equal", "different", "error", "timeout", "truncated", "unverifiable"]
@@ -83,6 +110,8 @@ def test_an_undecided_gate_says_how_many_more_questions_would_decide() -> None:
     decision = decide(outcomes("1111100000", "new"), outcomes("0000000000", "old"), alpha=0.05)
     assert decision.more is not None and 0 < decision.more <= 10
     assert f"about {decision.more} more questions would decide. old stays." in decision.sentence()
+    few = decide(outcomes("11111", "new"), outcomes("00000", "old"), alpha=0.05)
+    assert few.too_small and "fewer than 6 questions cannot decide at p < 0.05. old stays." in few.sentence()
     same = decide(outcomes("1100", "new"), outcomes("1100", "old"), alpha=0.05)
     assert same.more is None and "would decide" not in same.sentence()
 

@@ -64,6 +64,11 @@ def test_a_finished_run(tmp_path: Path) -> None:
         "30 of 40 statements became pairs; dropped: 10 a value is not said",
         "writes one SELECT statement",
         "GPU-hours",
+        "Synthetic questions, which decide nothing: spft-a-1 against vbi-1: undecided",
+        "spft-a, iteration 2: stopped",
+        "1 of 60 play golds look wrong",
+        "Golds to look at",
+        "SELECT 2</pre><small>2 of 3</small>",
     ):
         assert piece in text, piece
     assert "Missing" not in text

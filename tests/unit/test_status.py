@@ -21,6 +21,8 @@ from spftsql.reporting.run_record import read_run
 from spftsql.reporting.status import state_of, status_tree, where
 from spftsql.runs import Run
 from spftsql.selfplay.gate import Decision
+from spftsql.selfplay.quarantine import FILE as QUARANTINE
+from spftsql.selfplay.quarantine import Contradiction, quarantine_lines
 from spftsql.selfplay.table import Result, Row
 
 # A run that has built one stage and is at work in the next, with a step of a training said.
@@ -94,9 +96,15 @@ def test_what_a_finished_run_says(tmp_path: Path, capsys: pytest.CaptureFixture[
     decision = Decision("vbi-1", "sft", "better", 20, 0, 100, 0.001, None)
     table = (Row("VBI", "vbi-1", 100, 50, 0.5, 0.4, 0.6, None, {"equal": 50, "error": 50}),)
     run.write("result.json", Result(table, (decision,), "vbi-1", str(stage.path), {"shop": "shop.sqlite"}).to_json())
+    wrong = Contradiction("gate", "g7", "shop", "which ?", "SELECT 1", "SELECT 2", ("sft", "vbi-1"), 3)
+    run.write(QUARANTINE, quarantine_lines([wrong]))
+    (stage.path / "m").mkdir()
+    (stage.path / "m" / "model.safetensors").write_bytes(b"x" * 2048)
     run.event("finished", served="vbi-1")
     run.close()
     tree = status_tree(read_run(run.root))
+    assert tree["contradicted"][0]["instead"] == "SELECT 2"
+    assert (tree["disk"]["weights"], tree["disk"]["models"]) == (2048, 1) and tree["disk"]["rest"] > 500
     assert (tree["state"], tree["served"]) == ("finished", "vbi-1")
     assert tree["cost"]["tokens"] == 12
     assert tree["cost"]["gpu_hours"] == pytest.approx(2 * tree["stages"][0]["seconds"] / 3600)
@@ -104,7 +112,9 @@ def test_what_a_finished_run_says(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert (first["name"], first["test"]["accuracy"], first["test"]["n"]) == ("sft", 0.3, 100)
     assert first["test"]["interval"] == pytest.approx((0.219, 0.396), abs=1e-3)
 
-    assert command(["status", str(run.root)], capsys)[0] == 0
+    code, out = command(["status", str(run.root)], capsys)
+    assert code == 0 and "golds that most candidates contradict (quarantine.jsonl): 1 gate" in out
+    assert "on disk 2 KiB in the weights of 1 models" in out
     code, out = command(["status", str(run.root), "--watch"], capsys)  # nothing to wait for
     assert (code, "vbi-1 is served" in out) == (0, True)
     code, out = command(["status", str(run.root), "--json"], capsys)

@@ -1,0 +1,143 @@
+"""Self-play, algorithm 1 of SPFT-SQL: the best candidate is trained against the weakest, and becomes one of them.
+
+    C = {M0, M1, …}
+    for each iteration:
+        main     = the candidate that is best on the selection set
+        opponent = the weakest one, or as `selfplay.opponent` says
+        pairs    = (x, y, y′ ~ opponent, R = 1 if execution shows y′ to be wrong)
+        C        = C and main, trained on the pairs
+
+Every mode plays a line of its own: what one does is the same whichever others are played beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from spftsql.records import Example, Mode
+from spftsql.selfplay.guards import collapse, saturation
+from spftsql.selfplay.play import play_rows, replay_rows
+from spftsql.selfplay.players import OWN_OPPONENTS, Players, debut, opponents_of, strongest
+from spftsql.selfplay.quarantine import contradicted
+from spftsql.selfplay.stages import Candidate, Stages, Training, accuracy
+from spftsql.training.artefact import read_manifest
+
+
+@dataclass
+class Line:
+    """One mode's way through self-play: its candidates, oldest first.
+
+    `last` is what it has come to, and what the table shows. `kept` is what may be served of it: the same, unless the
+    last iteration did harm. `stopped` says why it plays no more; it is empty while it goes on.
+    """
+
+    mode: Mode
+    candidates: list[Candidate]
+    last: Candidate
+    kept: Candidate
+    stopped: str = ""
+
+    def main(self, players: Players) -> Candidate:
+        """Whom the next iteration trains: the strongest for the spft modes; the others go on from their last model."""
+        return self.last if self.mode in OWN_OPPONENTS else strongest(self.candidates, players.scores)
+
+
+def self_play(
+    stages: Stages, labels: Sequence[Example], players: Players, expect: Callable[[Candidate], None]
+) -> dict[Mode, Line]:
+    """The lines of the configured mode and of the baseline modes, from the candidate that is strongest now.
+
+    The candidates of the configured mode join `players`.
+    """
+    config = stages.config.selfplay
+    if not config.iterations or "play" not in players.exams or not players.exams["play"].questions:
+        return {}
+    begin = strongest(players.candidates, players.scores)
+    modes = dict.fromkeys([*config.baselines, config.mode])
+    lines = {mode: Line(mode, list(players.candidates), begin, begin) for mode in modes}
+    for iteration in range(1, config.iterations + 1):
+        trainings = {
+            mode: training
+            for mode, line in lines.items()
+            if not line.stopped and (training := training_of(stages, iteration, line, players, labels))
+        }
+        if not trainings:
+            break
+        newcomers = dict(zip(trainings, stages.train(f"play-{iteration}", list(trainings.values())), strict=True))
+        if iteration == config.iterations:
+            expect(strongest(lines[config.mode].candidates, players.scores))
+        debut(stages, players, f"play-{iteration}", list(newcomers.values()))
+        for mode, candidate in newcomers.items():
+            join(stages, iteration, lines[mode], players, trainings[mode].start, candidate)
+    players.candidates = lines[config.mode].candidates
+    return lines
+
+
+def training_of(
+    stages: Stages, iteration: int, line: Line, players: Players, labels: Sequence[Example]
+) -> Training | None:
+    """What an iteration trains, on what the opponents answered when they made their debut.
+
+    None, and the line has stopped, where that gives nothing to train on, as against an opponent that never errs: the
+    next iteration would find the same.
+    """
+    config, mode, scores = stages.config.selfplay, line.mode, players.scores
+    main, answers = line.main(players), players.of("play")
+    opponents = opponents_of(mode, config, main, line.candidates, scores)
+    theirs = [answer for opponent in opponents for answer in answers[opponent.name]]
+    bad = contradicted("play", {one.name: answers[one.name] for one in line.candidates}, config.quarantine)
+    rows, left_out = play_rows(mode, theirs, stages.sql_row, bad)
+    wrong = sum(row.reward == 1 for row in rows)
+    names = ", ".join(opponent.name for opponent in opponents)
+    stages.run.event(
+        "play", mode=mode, iteration=iteration, main=main.name, opponent=names, choice=config.opponent,
+        scores={one.name: round(scores[one.name], 4) for one in (main, *opponents)},
+        opponent_accuracy=round(accuracy(theirs), 4), rows=len(rows), wrong=wrong, left_out=dict(left_out),
+    )  # fmt: skip
+    if not rows:
+        why = ", ".join(f"{count} {reason}" for reason, count in left_out.most_common()) or "no questions"
+        _stop(stages, iteration, line, f"{names} made no usable mistakes ({why}); {main.name} stays as it is")
+        return None
+    if mode.startswith("spft") and wrong == len(rows):
+        stages.report.say(f"  {mode}: {names} got nothing right: every answer counts as wrong, as in SPIN")
+    if mode == "spft-a" and not wrong:
+        stages.report.say(f"  {mode}: {names} got nothing wrong: the gold alone is raised, as in SFT")
+    rows += replay_rows(stages, labels, round(len(rows) * config.replay))
+    one = len(opponents) == 1 and config.reference == "opponent"
+    return Training(
+        name=f"{mode}-{iteration}",
+        start=main,
+        rows=rows,
+        optimization=config.optimization,
+        mode=mode,
+        reference=None if mode == "sft" else opponents[0] if one else main,
+    )
+
+
+def join(stages: Stages, iteration: int, line: Line, players: Players, main: Candidate, candidate: Candidate) -> None:
+    """A trained candidate becomes one of its line, and the guards look at what it became from `main`.
+
+    Only the configured mode is stopped by a collapse: baselines are there to show what happens.
+    """
+    config, selection = stages.config, players.of("selection")
+    manifest = read_manifest(Path(candidate.path))
+    line.candidates.append(candidate)
+    line.last = line.kept = candidate
+    if why := saturation(manifest.get("margin_start"), config.selfplay.loss):
+        stages.run.event("saturated", mode=line.mode, iteration=iteration, candidate=candidate.name, why=why)
+        stages.report.say(f"  {line.mode}, iteration {iteration}: {why}")
+    why = collapse(selection[main.name], selection[candidate.name], manifest, config.gate.alpha)
+    if why is None:
+        return
+    stages.run.event("collapse", mode=line.mode, iteration=iteration, candidate=candidate.name, why=why)
+    if line.mode == config.selfplay.mode and config.selfplay.stop_on_collapse:
+        line.kept = main
+        _stop(stages, iteration, line, f"{why}; {main.name} is kept")
+
+
+def _stop(stages: Stages, iteration: int, line: Line, why: str) -> None:
+    line.stopped = why
+    stages.run.event("stopped", mode=line.mode, iteration=iteration, why=why)
+    stages.report.say(f"  {line.mode}, iteration {iteration}: {why}")
