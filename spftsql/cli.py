@@ -21,6 +21,7 @@ _GARBAGE = 20_000  # new objects between two looks for garbage: imports leave no
 _COMMANDS = {
     "demo": "loop.demo",
     "run": "loop.run",
+    "compare": "loop.compare",
     "plan": "loop.plan",
     "submit": "loop.submit",
     "status": "loop.status",

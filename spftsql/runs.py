@@ -59,12 +59,12 @@ class Run:
         except BaseException:
             self._lock.release()
             raise
-        self._stages = self.root / "stages"
+        self.stages = self.root / "stages"
         if shared is not None:
             shared.mkdir(parents=True, exist_ok=True)
-            if not self._stages.is_symlink():
-                self._stages.symlink_to(os.path.relpath(shared.resolve(), self.root))
-            self._stages = shared.resolve()
+            if not self.stages.is_symlink():
+                self.stages.symlink_to(os.path.relpath(shared.resolve(), self.root))
+            self.stages = shared.resolve()
         if self._storage:
             self._storage.fetch_state(self.root)
         tree = config.model_dump(mode="json", by_alias=True)
@@ -93,7 +93,7 @@ class Run:
 
     def _stage(self, name: str, inputs: object, build: Callable[[Path], None], keep_partial: bool) -> Stage:
         key = content_hash(name, inputs)
-        final = self._stages / f"{name}-{key}"
+        final = self.stages / f"{name}-{key}"
         if final.is_dir() or (self._storage and self._storage.fetch(final)):
             self.event("stage", name=name, key=key, outcome="kept")
             if self._storage:

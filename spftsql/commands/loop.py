@@ -1,4 +1,4 @@
-"""The whole loop and what is known of it: demo, run, plan, submit, status, report, pairs."""
+"""The whole loop and what is known of it: demo, run, compare, plan, submit, status, report, pairs."""
 
 from __future__ import annotations
 
@@ -52,6 +52,33 @@ def run(
     for line in result.sentences:
         terminal.print(line, markup=False, soft_wrap=True)
     terminal.print(f"The run is in {config.run_dir / config.name}; the gate serves {result.served}.", soft_wrap=True)
+
+
+def compare(
+    recipe: Recipe,
+    methods: Annotated[
+        str, typer.Option(help="Modes of self-play, and vbi for VBI-FT alone, with commas.")
+    ] = "sft,vbi,spin,dpo,spft-a,spft-b",
+    seeds: Annotated[int, typer.Option(help="How many, from the recipe's own on.")] = 1,
+    out: Annotated[Path | None, typer.Option("--json", metavar="OUT", help="Also write the table as JSON.")] = None,
+    overrides: Overrides = None,
+    address: Annotated[str | None, typer.Option(help="Address of a running Ray cluster.")] = None,
+) -> None:
+    """Methods side by side on the same questions, common stages done once; running it again resumes."""
+    from spftsql.comparison.command import run_compare
+    from spftsql.comparison.measuring import chosen_methods
+    from spftsql.progress import Reporter
+    from spftsql.recipes import resolve
+    from spftsql.session import end_session
+
+    chosen = chosen_methods(methods)
+    extra = [f"cluster.address={address}"] if address else []
+    config = resolve(recipe, ["serve.port=0", *(overrides or []), *extra])
+    try:
+        run_compare(config, chosen, seeds, out, Reporter(), terminal)
+    finally:
+        if config.execution == "ray":
+            end_session()
 
 
 def plan(

@@ -48,9 +48,13 @@ def adapter_rank(directory: str) -> int:
 
 def check_checkpoint(directory: str) -> None:
     """Raises `UserError` when there is no model in `directory`, or its tokenizer is not the one it was trained with."""
-    from spftsql.training.artefact import check_tokenizer
+    from spftsql.training.artefact import REMOVED, check_tokenizer
 
     folder = Path(directory)
+    if (folder / REMOVED).exists():
+        raise UserError(
+            f"{directory} has no weights any more: run its recipe with retention: all, or take another model"
+        )
     if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise UserError(f"{directory} is not a model directory: it has neither config.json nor adapter_config.json")
     check_tokenizer(folder)

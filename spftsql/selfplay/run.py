@@ -6,9 +6,7 @@ is the first candidate.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from spftsql.config import Config
@@ -17,60 +15,20 @@ from spftsql.errors import UserError
 from spftsql.evaluation.benchmarks import Benchmark, load_benchmark, parses
 from spftsql.execution import open_execution
 from spftsql.progress import Reporter
-from spftsql.records import Example, Mode, VerificationRequest
+from spftsql.records import Example, VerificationRequest
 from spftsql.runs import Run
 from spftsql.selfplay import vbi
 from spftsql.selfplay.base import base_model
-from spftsql.selfplay.gate import Decision, decide
 from spftsql.selfplay.lineage import write_pairs
-from spftsql.selfplay.lines import Line, self_play
-from spftsql.selfplay.players import Players, debut, strongest
-from spftsql.selfplay.quarantine import FILE as QUARANTINE
-from spftsql.selfplay.quarantine import contradicted, quarantine_lines
+from spftsql.selfplay.lines import self_play
+from spftsql.selfplay.players import Players, debut
+from spftsql.selfplay.settling import Played, gate_answers, settle
 from spftsql.selfplay.splits import SyntheticSets, label_folds, later_set, split_pairs
-from spftsql.selfplay.stages import Answer, Candidate, Exam, Stages, Training
-from spftsql.selfplay.table import Result, TableExam, markdown, method_row, write_outcomes
+from spftsql.selfplay.stages import Candidate, Exam, Stages, Training
+from spftsql.selfplay.table import Result
 from spftsql.synthesis.composition import with_composed
 from spftsql.synthesis.library import with_library, write_templates
 from spftsql.synthesis.templates import Template, extract_pool
-
-METHODS: dict[Mode, str] = {
-    "sft": "continued SFT",
-    "spin": "SPIN",
-    "dpo": "DPO",
-    "spft-a": "SPFT-SQL",
-    "spft-b": "SPFT-SQL (b)",
-}
-
-
-@dataclass(frozen=True)
-class Played:
-    """What one way through the loop has made: everybody's answers, and the candidates by what they came from.
-
-    `first` is trained on the labels alone (the base model without any), `control` for as many steps as the last of
-    VBI-FT's `rounds`, and `lines` are those of self-play.
-    """
-
-    players: Players
-    first: Candidate
-    control: Candidate | None
-    rounds: list[Candidate]
-    lines: dict[Mode, Line]
-
-    def challengers(self, mode: Mode) -> dict[str, Candidate]:
-        """Whom the gate is asked about, in this order."""
-        found = {"VBI-FT": self.rounds[-1]} if self.rounds else {}
-        return found | ({"self-play": self.lines[mode].kept} if mode in self.lines else {})
-
-    def finals(self, mode: Mode, labelled: bool) -> dict[str, Candidate]:
-        """The rows of the table: each method's last candidate."""
-        found = {"SFT on the labels" if labelled else "base model": self.first}
-        if self.control is not None:
-            found["SFT, as many steps"] = self.control
-        for number, candidate in enumerate(self.rounds, 1):
-            found["+ VBI-FT" if len(self.rounds) == 1 else f"+ VBI-FT, round {number}"] = candidate
-        found |= {f"+ {METHODS[m]}": line.last for m, line in self.lines.items() if m != mode}
-        return found | ({f"+ {METHODS[mode]}": self.lines[mode].last} if mode in self.lines else {})
 
 
 def run(
@@ -207,6 +165,7 @@ def vbi_rounds(
         voter = players.candidates[-1]
         made = vbi.statements(stages, round_, wanted, pool, weights, [*labels, *synthetic], databases)
         made = vbi.phrased(stages, round_, made, question_model, voter)
+        stages.done_with(question_model)
         made = vbi.without_leaks(stages, round_, made, held_out)
         pairs = [one.pair for one in made if one.pair is not None]
         sets = split_pairs(pairs, config.vbi, config.seed) if round_ == 1 else later_set(pairs, config.vbi)
@@ -233,6 +192,8 @@ def vbi_rounds(
         players.candidates.append(candidate)
         newcomers = [*players.candidates[:1], candidate] if round_ == 1 else [candidate]
         debut(stages, players, f"round-{round_}", [*newcomers, *controls])
+        for one in controls:
+            stages.done_with(one)
 
         if round_ < config.vbi.rounds:
             answers = players.answers[candidate.name]["play"]
@@ -288,76 +249,3 @@ def control_training(stages: Stages, base: Candidate, labels: Sequence[Example],
         steps = steps * config.rounds + stages.config.sft.total_steps(len(labels))
     optimization = config.optimization.model_copy(update={"steps": steps})
     return Training("control", base, [stages.sql_row(example) for example in labels], optimization)
-
-
-def gate_answers(played: Played, by_fold: Sequence[Played], mode: Mode) -> dict[str, list[Answer]]:
-    """What the gate decides on, by candidate: the answers to its questions, and each fold's to its own labels.
-
-    A candidate of a fold stands for the one that was made in the same way from all labels.
-    """
-    found = dict(played.players.of("gate"))
-    for role, candidate in {"first": played.first, **played.challengers(mode)}.items():
-        for one in by_fold:
-            of_fold = {"first": one.first, **one.challengers(mode)}[role]
-            answers = one.players.of("gate")[of_fold.name]
-            found[candidate.name] = found[candidate.name] + [replace(a, candidate=candidate.name) for a in answers]
-    return found
-
-
-def settle(stages: Stages, played: Played, gate: Mapping[str, Sequence[Answer]], labelled: bool) -> Result:
-    """The gate, on its own questions, then the table, on the test questions (on the selection set where none are)."""
-    config, players, incumbent = stages.config, played.players, played.first
-    exam: TableExam = "test" if players.exams["test"].questions else "selection"
-    test, selection = players.of(exam), players.of("selection")
-    challengers = [c for c in played.challengers(config.selfplay.mode).values() if c != incumbent]
-    decisions: list[Decision] = []
-    synthetic: list[Decision] = []
-    if config.gate.enabled and gate.get(incumbent.name):
-        for challenger in dict.fromkeys(challengers):
-            decision = decide(gate[challenger.name], gate[incumbent.name], config.gate.alpha)
-            decisions.append(decision)
-            stages.run.event("gate", **asdict(decision))
-            if {challenger.name, incumbent.name} <= selection.keys():
-                beside = decide(selection[challenger.name], selection[incumbent.name], config.gate.alpha)
-                synthetic.append(beside)
-                stages.run.event("gate-synthetic", **asdict(beside))
-            if decision.outcome == "better":
-                incumbent = challenger
-    elif challengers:
-        incumbent = strongest(players.candidates, players.scores)
-        stages.run.event("gate", outcome="no gate set; the best on the selection set is served", served=incumbent.name)
-    list_contradictions(stages, players)
-    finals = played.finals(config.selfplay.mode, labelled)
-    control = played.control
-    control_answers = test[control.name] if control else None
-    rows = tuple(
-        method_row(method, one.name, test[one.name], None if one == control else control_answers)
-        for method, one in finals.items()
-    )
-    files = {
-        name: database.location.address if database.location.engine == "sqlite" else database.location.url
-        for name, database in stages.catalogue.items()
-    }
-    notes = tuple(f"{METHODS[m]}: {line.stopped}" for m, line in played.lines.items() if line.stopped)
-    result = Result(
-        rows, tuple(decisions), incumbent.name, incumbent.path, files, exam, synthetic=tuple(synthetic), notes=notes
-    )
-    write_outcomes(stages.run, exam, {one.name: test[one.name] for one in finals.values()})
-    stages.run.write("result.json", result.to_json())
-    stages.run.write("table.md", markdown(result, f"{config.name} (seed {config.seed})"))
-    stages.run.event("finished", served=incumbent.name)
-    return result
-
-
-def list_contradictions(stages: Stages, players: Players) -> None:
-    """Writes down, for a person to look at, the golds of every set that most candidates contradict unanimously.
-
-    Those of the gate and the test set count all the same: a set from which hard questions are taken is another one.
-    """
-    fewest = stages.config.selfplay.quarantine
-    found = [one for exam in players.exams for one in contradicted(exam, players.of(exam), fewest).values()]
-    stages.run.write(QUARANTINE, quarantine_lines(found))
-    for exam, count in Counter(one.exam for one in found).items():
-        stages.run.event("contradicted", exam=exam, count=count, of=len(players.exams[exam].questions))
-    if found:
-        stages.report.say(f"  {len(found)} golds that most candidates contradict unanimously are in {QUARANTINE}")

@@ -7,6 +7,7 @@ Everything that touches the run directory or the machine on behalf of the loop i
 from __future__ import annotations
 
 import copy
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -33,6 +34,7 @@ from spftsql.records import (
     write_records,
 )
 from spftsql.runs import Run, Stage
+from spftsql.selfplay.retention import forget_model, forget_weights, has_weights
 
 if TYPE_CHECKING:
     from spftsql.training.validation import Validate
@@ -106,6 +108,7 @@ class Stages:
         )
         self.prompts: PromptBuilder
         self._part = ""
+        self._trained: dict[str, tuple[Stage, Training]] = {}  # by the path of the model
 
     def named(self, part: str) -> Stages:
         """The same, with `part` at the end of the names of stages: for what is done more than once in a run."""
@@ -194,6 +197,7 @@ class Stages:
         ]
 
         def build(folder: Path) -> None:
+            self._ensure_weights(candidates)
             write_records(folder / "requests.parquet", requests, GenerationRequest)
             with self.report.task(f"{title}: generate") as progress:
                 self.execution.generate(folder / "requests.parquet", folder / "samples", progress)
@@ -231,8 +235,6 @@ class Stages:
 
     def train(self, title: str, trainings: Sequence[Training]) -> list[Candidate]:
         """Trains all of them in one worker group and returns the candidates in the same order."""
-        from spftsql.training.job import TrainJob
-
         config, play = self.config, self.config.selfplay
         validates = config.training.validate_steps is not None
         inputs = [
@@ -254,43 +256,74 @@ class Stages:
         ]
 
         def build(folder: Path) -> None:
-            jobs = []
+            self._ensure_weights([model for t in trainings for model in (t.start, t.reference) if model])
             for t in trainings:
-                data = folder / f"{t.name}.parquet"
-                write_records(data, t.rows, TrainRow)
-                jobs.append(
-                    TrainJob(
-                        name=t.name,
-                        model=Path(t.start.path),
-                        data=data,
-                        output=folder / t.name,
-                        mode=t.mode,
-                        optimization=t.optimization,
-                        seed=config.seed,
-                        reference=Path(t.reference.path) if t.reference else None,
-                        lambda_=play.lambda_,
-                        nll_weight=play.nll_weight,
-                        form=play.loss,
-                        normalise=play.normalise,
-                        weigh=play.weigh,
-                        synthetic_share=t.synthetic_share,
-                        details={"prompt_hash": self.prompts.hash, **t.details},
-                        validate=self._accuracy_on(t.selection) if validates and t.selection else None,
-                    )
-                )
-            with self.report.task(f"{title}: train {', '.join(t.name for t in trainings)}") as progress:
-                results = self.execution.train(jobs, self.run.metrics, progress)
-            for result in results:
-                self.run.event(
-                    "trained",
-                    name=result.name,
-                    steps=result.steps,
-                    loss=result.loss,
-                    dropped=result.dropped_rows,
-                )
+                write_records(folder / f"{t.name}.parquet", t.rows, TrainRow)
+            self._run_trainings(title, folder, trainings)
 
         stage = self.run.stage(f"train-{title}{self._part}", inputs, build, keep_partial=True)
-        return [candidate_of(stage, t.name) for t in trainings]
+        candidates = [candidate_of(stage, t.name) for t in trainings]
+        self._trained |= {one.path: (stage, t) for one, t in zip(candidates, trainings, strict=True)}
+        return candidates
+
+    def _run_trainings(self, title: str, folder: Path, trainings: Sequence[Training]) -> None:
+        """Trains on the rows that are in `folder`, and leaves the models there."""
+        from spftsql.training.job import TrainJob
+
+        play, validates = self.config.selfplay, self.config.training.validate_steps is not None
+        jobs = [
+            TrainJob(
+                name=t.name,
+                model=Path(t.start.path),
+                data=folder / f"{t.name}.parquet",
+                output=folder / t.name,
+                mode=t.mode,
+                optimization=t.optimization,
+                seed=self.config.seed,
+                reference=Path(t.reference.path) if t.reference else None,
+                lambda_=play.lambda_,
+                nll_weight=play.nll_weight,
+                form=play.loss,
+                normalise=play.normalise,
+                weigh=play.weigh,
+                synthetic_share=t.synthetic_share,
+                details={"prompt_hash": self.prompts.hash, **t.details},
+                validate=self._accuracy_on(t.selection) if validates and t.selection else None,
+            )
+            for t in trainings
+        ]
+        with self.report.task(f"{title}: train {', '.join(t.name for t in trainings)}") as progress:
+            results = self.execution.train(jobs, self.run.metrics, progress)
+        for result in results:
+            self.run.event(
+                "trained",
+                name=result.name,
+                steps=result.steps,
+                loss=result.loss,
+                dropped=result.dropped_rows,
+            )
+
+    def done_with(self, candidate: Candidate) -> None:
+        """Gives up the weights of a model of this run that is not asked any more, where `retention` says so."""
+        if self.config.retention == "needed" and candidate.path in self._trained:
+            self.run.event("weights-removed", models=candidate.name, bytes=forget_model(Path(candidate.path)))
+
+    def keep_weights_of(self, candidates: Sequence[Candidate]) -> None:
+        """At the end of a run: gives up the weights of all other models, where `retention` says so."""
+        if self.config.retention == "needed":
+            freed = forget_weights(self.run.stages, [Path(candidate.path) for candidate in candidates])
+            names = ", ".join(candidate.name for candidate in candidates)
+            self.run.event("weights-removed", models=f"all but {names}", bytes=freed)
+
+    def _ensure_weights(self, candidates: Sequence[Candidate]) -> None:
+        """Trains again what is asked for once more after its weights were given up."""
+        for candidate in candidates:
+            if candidate.path not in self._trained or has_weights(Path(candidate.path)):
+                continue
+            stage, training = self._trained[candidate.path]
+            self._ensure_weights([model for model in (training.start, training.reference) if model])
+            shutil.rmtree(candidate.path, ignore_errors=True)
+            self._run_trainings(f"{candidate.name} again", stage.path, [training])
 
     def _accuracy_on(self, questions: Sequence[Example]) -> Validate:
         """What a training that stops early is told of its models: their accuracy on `questions`."""

@@ -85,19 +85,32 @@ class Result:
 OUTCOMES = "outcomes.json"
 
 
-def write_outcomes(run: Run, exam: TableExam, answers: Mapping[str, Sequence[Answer]]) -> None:
-    """Keeps, of the candidates in the table, which questions they answer right: for paired tests with other runs."""
-    right = {
-        name: {answer.example.id: answer.correct for answer in own if answer.known} for name, own in answers.items()
-    }
-    run.write(OUTCOMES, json.dumps({"exam": exam, "right": right}))
+@dataclass(frozen=True)
+class Outcomes:
+    """By candidate and question of `exam` whether the answer was right: for paired tests with other runs.
+
+    `start` is the candidate that self-play began with. Answers with a fault are left out.
+    """
+
+    exam: TableExam
+    start: str
+    right: Mapping[str, Mapping[str, bool]]
+
+    @staticmethod
+    def of(exam: TableExam, start: str, answers: Mapping[str, Sequence[Answer]]) -> Outcomes:
+        """Those of everybody's answers."""
+        right = {name: {one.example.id: one.correct for one in own if one.known} for name, own in answers.items()}
+        return Outcomes(exam, start, right)
 
 
-def read_outcomes(run_directory: Path) -> dict[str, dict[str, bool]]:
-    """By candidate and question whether the answer was right, as `write_outcomes` wrote it."""
-    tree = json.loads((run_directory / OUTCOMES).read_text(encoding="utf-8"))
-    found: dict[str, dict[str, bool]] = tree["right"]
-    return found
+def write_outcomes(run: Run, outcomes: Outcomes) -> None:
+    """Keeps them in the run directory."""
+    run.write(OUTCOMES, json.dumps(asdict(outcomes)))
+
+
+def read_outcomes(run_directory: Path) -> Outcomes:
+    """Those that `write_outcomes` wrote."""
+    return Outcomes(**json.loads((run_directory / OUTCOMES).read_text(encoding="utf-8")))
 
 
 def load_result(run_directory: Path) -> Result:

@@ -15,6 +15,7 @@ from typing import Any
 from spftsql.errors import UserError
 
 MANIFEST = "spftsql.json"
+REMOVED = "weights-removed.txt"  # beside the manifest of a model whose weights were given up (`retention`)
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model")  # which file holds the vocabulary, in order of preference
 # What splitters disagree about: blanks, line breaks, digits, signs, letters beyond ASCII.
 _PROBE = "### Schema:\nSELECT a.b2, 'Zürich'  FROM t1\n\tWHERE c >= 10.25 -- año 2024"

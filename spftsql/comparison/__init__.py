@@ -1,0 +1,1 @@
+"""Methods side by side: from the same start, on the same questions, over several seeds."""
