@@ -52,9 +52,7 @@ def check_checkpoint(directory: str) -> None:
 
     folder = Path(directory)
     if (folder / REMOVED).exists():
-        raise UserError(
-            f"{directory} has no weights any more: run its recipe with retention: all, or take another model"
-        )
+        raise UserError(f"{directory} has lost its weights to retention=needed: run its recipe with retention=all")
     if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise UserError(f"{directory} is not a model directory: it has neither config.json nor adapter_config.json")
     check_tokenizer(folder)

@@ -12,6 +12,7 @@ Every mode plays a line of its own: what one does is the same whichever others a
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,6 +114,12 @@ def training_of(
         optimization=config.optimization,
         mode=mode,
         reference=None if mode == "sft" else opponents[0] if one else main,
+        selection=players.exams["selection"].questions,
+        details={
+            "iteration": iteration,
+            "opponent": names,
+            "verdicts": dict(Counter(answer.verdict.status for answer in theirs)),
+        },
     )
 
 

@@ -51,11 +51,6 @@ def play_rows(
     return rows, left_out
 
 
-def _played(opponent: Candidate, answers: Sequence[Answer]) -> dict[str, object]:
-    """For the model card: who played, and what execution said of its answers."""
-    return {"opponent": opponent.name, "verdicts": dict(Counter(answer.verdict.status for answer in answers))}
-
-
 def replay_rows(stages: Stages, labels: Sequence[Example], count: int) -> list[TrainRow]:
     """Labelled pairs to train along, so that the model does not forget how people ask; none where there are none."""
     if not labels:

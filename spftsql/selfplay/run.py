@@ -7,6 +7,7 @@ is the first candidate.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from spftsql.config import Config
