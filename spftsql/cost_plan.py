@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -115,7 +115,8 @@ def plan_costs(config: Config, gpus: int, device: Device | None, price: float | 
     """
     shape = shape_of(config)
     sizes = sizes_of(config)
-    stages = tuple(_priced(stage, config, sizes, shape, gpus, device, price) for stage in stages_of(config, sizes))
+    planned = [*folds_of(config, sizes), *stages_of(config, sizes)]
+    stages = tuple(_priced(stage, config, sizes, shape, gpus, device, price) for stage in planned)
     return CostPlan(
         recipe=config.name,
         stages=stages,
@@ -192,6 +193,16 @@ def _lengths(rows: Sequence[tuple[str, str]]) -> tuple[int, int]:
     return round(question) or UNKNOWN_QUESTION, round(answer) or UNKNOWN_ANSWER
 
 
+def folds_of(config: Config, sizes: Sizes) -> Iterator[StagePlan]:
+    """The stages of the loops that are run once more for each fold of the labels; none without `gate.folds`."""
+    folds = config.gate.folds if config.gate.enabled else None
+    for number in range(1, (folds or 0) + 1):
+        fold = sizes.train // (folds or 1)
+        for stage in stages_of(config, replace(sizes, train=sizes.train - fold, gate=fold, test=0)):
+            if stage.name != "verify-labels":
+                yield replace(stage, name=f"{stage.name}-fold-{number}")
+
+
 def stages_of(config: Config, sizes: Sizes) -> Iterator[StagePlan]:
     """The stages of a run in their order, under the names that the run gives them (up to a number at the end)."""
     vbi, play = config.vbi, config.selfplay
@@ -245,15 +256,18 @@ def stages_of(config: Config, sizes: Sizes) -> Iterator[StagePlan]:
     if not vbi.rounds:
         yield from examined("labels", 1)
         return  # self-play needs the synthetic questions
-    modes = len(dict.fromkeys([*play.baselines, play.mode]))
+    modes = list(dict.fromkeys([*play.baselines, play.mode]))
     for iteration in range(1, play.iterations + 1):
-        rows = round(vbi.play_pairs * play.samples * (1 + play.replay))
-        tokens = trained(rows, play.optimization, pairs=True)
-        referenced = rows * (schema / config.training.questions_per_schema + question + 2 * answer)
-        yield StagePlan(
-            f"train-play-{iteration}", trained=modes * tokens, referenced=modes * referenced, disk=modes * model_bytes
-        )
-        yield from examined(f"play-{iteration}", modes)
+        opponents = min(play.pool, vbi.rounds + iteration) if play.opponent == "pool" else 1
+        tokens = referenced = 0.0
+        for mode in modes:
+            answers = play.samples * (opponents if mode.startswith("spft") else 1)
+            rows = round(vbi.play_pairs * answers * (1 + play.replay))
+            tokens += trained(rows, play.optimization, pairs=True)
+            referenced += rows * (schema / config.training.questions_per_schema + question + 2 * answer)
+        disk = len(modes) * model_bytes
+        yield StagePlan(f"train-play-{iteration}", trained=tokens, referenced=referenced, disk=disk)
+        yield from examined(f"play-{iteration}", len(modes))
 
 
 def _priced(

@@ -254,6 +254,7 @@ def _count_disk(config: Config, shape: Shape, report: DryRun) -> None:
     report.lines.append(
         f"disk: {len(names)} models ({', '.join(names)}) of {_gib(model)} + {_RESUME_CHECKPOINTS} checkpoints to "
         f"resume from of {_gib(resume)} = {_gib(total)}"
+        + ("; those that are served or undecided stay" if config.retention == "needed" else "")
     )
 
 

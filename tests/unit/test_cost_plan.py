@@ -83,6 +83,19 @@ def test_more_work_costs_more() -> None:
     assert "generate-play-1" not in stages("vbi.rounds=0")
 
 
+def test_a_pool_is_trained_on_for_each_opponent_and_folds_are_loops_of_their_own() -> None:
+    one = stages("selfplay.baselines=[]", "selfplay.iterations=2")
+    pool = stages("selfplay.baselines=[]", "selfplay.iterations=2", "selfplay.opponent=pool")
+    assert pool["train-play-1"].trained == pytest.approx(2 * one["train-play-1"].trained, rel=0.05)  # sft and vbi-1
+    assert pool["train-play-2"].trained == pytest.approx(3 * one["train-play-2"].trained, rel=0.05)
+    assert pool["generate-play-1"] == one["generate-play-1"]
+    plan = plan_costs(resolve("demo", ["gate.folds=5"]), 0, None, None)
+    names = [stage.plan.name for stage in plan.stages]
+    assert len(names) == 1 + 6 * 9 and names[0] == "train-labels-fold-1" and names[-1] == "verify-play-1"
+    fold = next(stage.plan for stage in plan.stages if stage.plan.name == "verify-round-1-fold-5")
+    assert fold.executions == 3 * (30 + 150 + 250)
+
+
 def test_times_and_money_follow_from_counts() -> None:
     config = resolve("spider-qwen2.5-coder-7b")
     one = plan_costs(config, 1, DEVICES["H100"], 2.0)
