@@ -25,7 +25,7 @@ class DiskUse:
 def disk_use(root: Path) -> DiskUse:
     """Counts the files below a run directory, those of stages that it shares with other runs too."""
     weights = rest = 0
-    models = set()
+    models = set[str]()
     for top in {root, (root / "stages").resolve()}:
         for folder, _, names in os.walk(top):
             if top == root and (root / "stages") in (Path(folder), *Path(folder).parents):
@@ -37,7 +37,8 @@ def disk_use(root: Path) -> DiskUse:
                 except OSError:  # a run that goes on removes files
                     continue
                 if path.suffix in WEIGHTS:
-                    weights, models = weights + size, models | {folder}
+                    weights += size
+                    models.add(folder)
                 else:
                     rest += size
     return DiskUse(weights, rest, len(models))
