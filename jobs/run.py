@@ -22,7 +22,10 @@ from spftsql.selfplay.table import rich_table
 def work(config: Config, arguments: Namespace) -> None:
     """Runs the loop and prints its table."""
     result = run(config, Reporter())
-    Console().print(rich_table(result, f"{config.name}: execution accuracy on the {result.exam} questions"))
+    console = Console()
+    console.print(rich_table(result, f"{config.name}: execution accuracy on the {result.exam} questions"))
+    for line in result.sentences:
+        console.print(line, markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

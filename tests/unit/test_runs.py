@@ -57,6 +57,16 @@ def test_two_processes_cannot_share_a_run(config: Config) -> None:
     Run(config).close()
 
 
+def test_runs_that_share_stages_build_each_once(config: Config, tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    one, other = Run(config, shared), Run(config.model_copy(update={"name": "other"}), shared)
+    first = one.stage("a", 1, write)
+    assert other.stage("a", 1, lambda folder: pytest.fail("built twice")) == first
+    assert (other.root / "stages" / first.path.name / "data").read_text() == "x"  # for who reads runs
+    other.close()
+    assert Run(config.model_copy(update={"name": "other"}), shared).stage("a", 1, write) == first
+
+
 def test_events_say_what_was_kept_and_built(config: Config) -> None:
     run = Run(config)
     run.stage("a", 1, write)
