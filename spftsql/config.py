@@ -325,7 +325,7 @@ class SelfPlayConfig(Section):
     normalise: Literal["sum", "mean"] = "sum"  # log-probabilities over the tokens of an answer
     weigh: Literal["pair", "question"] = "pair"  # what counts alike: every sample, or all of a question together
     replay: float = Field(0.5, ge=0)  # labelled replay rows per pair
-    quarantine: int | None = Field(3, gt=1)
+    quarantine: int | None = Field(2, gt=1)
     stop_on_collapse: bool = True  # when an iteration makes the model worse on the selection set, `mode` plays no more
     optimization: Optimization = Field(default_factory=lambda: Optimization(learning_rate=1e-6, epochs=1))
 
@@ -421,3 +421,12 @@ class Config(Section):
     def key(self, *sections: str) -> str:
         """A hash over the named sections, for the stages whose result depends on them and on nothing else."""
         return content_hash({name: self.model_dump(mode="json", by_alias=True)[name] for name in sections})
+
+
+def fold_config(config: Config) -> Config:
+    """The configuration of the loops that folds of the labels ask (`gate.folds`): no baselines, no control."""
+    update = {
+        "vbi": config.vbi.model_copy(update={"control": False}),
+        "selfplay": config.selfplay.model_copy(update={"baselines": ()}),
+    }
+    return config.model_copy(update=update)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from spftsql.config import Config, DataConfig, Optimization
+from spftsql.config import Config, DataConfig, Optimization, fold_config
 from spftsql.errors import UserError
 from spftsql.evaluation.benchmarks import PARTS
 from spftsql.roofline import (
@@ -198,7 +198,7 @@ def folds_of(config: Config, sizes: Sizes) -> Iterator[StagePlan]:
     folds = config.gate.folds if config.gate.enabled else None
     for number in range(1, (folds or 0) + 1):
         fold = sizes.train // (folds or 1)
-        for stage in stages_of(config, replace(sizes, train=sizes.train - fold, gate=fold, test=0)):
+        for stage in stages_of(fold_config(config), replace(sizes, train=sizes.train - fold, gate=fold, test=0)):
             if stage.name != "verify-labels":
                 yield replace(stage, name=f"{stage.name}-fold-{number}")
 

@@ -281,8 +281,8 @@ def _told(record: RunRecord) -> Iterable[tuple[str, str]]:
         for event in record.of(kind):
             yield f"{event.get('mode')}, iteration {event.get('iteration')}: {kind}", str(event.get("why", ""))
     for event in record.of("contradicted"):
-        count_of = f"{event.get('count')} of {event.get('of')}"
-        yield f"{count_of} {event.get('exam')} golds look wrong", f"most candidates contradict them: {QUARANTINE}"
+        what = f"{event.get('count')} of {event.get('of')} {event.get('exam')} golds are contradicted"
+        yield what, f"most candidates agree on another result: {QUARANTINE}"
     for event in record.of("unanswered"):
         yield f"{event.get('stage')}: {event.get('requests')} requests not answered", _named(event.get("reasons"))
 

@@ -35,8 +35,9 @@ class Contradiction:
 def contradicted(exam: str, answers: Mapping[str, Sequence[Answer]], fewest: int | None) -> dict[str, Contradiction]:
     """The golds of `exam` that its `answers` (by candidate) contradict, by the id of the question; none for None.
 
-    A candidate has a say when all its samples for a question give one result. A gold is contradicted when nobody's
-    sample equals it, and `fewest` candidates at least, and more than half of all, say the same other result.
+    A candidate has a say when all its samples for a question give one result that has rows: wrong SQL of any kind finds
+    nothing. A gold is contradicted when nobody's sample equals it, and `fewest` candidates at least, and more than half
+    of all, say the same other result.
     """
     if fewest is None:
         return {}
@@ -64,8 +65,9 @@ def contradicted(exam: str, answers: Mapping[str, Sequence[Answer]], fewest: int
 
 
 def _agrees_with_itself(answers: Sequence[Answer]) -> bool:
-    different = all(answer.verdict.status == "different" and answer.verdict.digest for answer in answers)
-    return different and len({answer.verdict.digest for answer in answers}) == 1
+    verdicts = [answer.verdict for answer in answers]
+    telling = all(v.status == "different" and v.digest and v.row_count and not v.constant_null for v in verdicts)
+    return telling and len({v.digest for v in verdicts}) == 1
 
 
 def read_contradictions(run_directory: Path) -> list[Contradiction]:

@@ -68,7 +68,7 @@ def _loop(stages: Stages, benchmark: Benchmark, expect: Callable[[Candidate], No
     for number, fold in enumerate(label_folds(labels, stages.config.gate, stages.config.seed), 1):
         stages.report.say(f"  fold {number}: the loop without {len(fold)} of {len(labels)} labels, which then ask it")
         left = [label for label in labels if label not in fold]
-        by_fold.append(play_through(stages.named(f"-fold-{number}"), base, left, fold, [], lambda candidate: None))
+        by_fold.append(play_through(stages.for_fold(number), base, left, fold, [], lambda candidate: None))
     played = play_through(stages, base, labels, gate_questions, benchmark.test, expect)
     return settle(stages, played, gate_answers(played, by_fold, stages.config.selfplay.mode), bool(labels))
 

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spftsql.config import Config, Optimization
+from spftsql.config import Config, Optimization, fold_config
 from spftsql.databases.catalogue import Catalogue
 from spftsql.errors import Fault, disk_faults
 from spftsql.execution import Execution
@@ -110,10 +110,14 @@ class Stages:
         self._part = ""
         self._trained: dict[str, tuple[Stage, Training]] = {}  # by the path of the model
 
-    def named(self, part: str) -> Stages:
-        """The same, with `part` at the end of the names of stages: for what is done more than once in a run."""
+    def for_fold(self, number: int) -> Stages:
+        """The same for a loop that a fold of the labels asks: without what is there for the table alone.
+
+        The number is at the end of the names of stages.
+        """
         other = copy.copy(self)
-        other._part = part
+        other._part = f"-fold-{number}"
+        other.config = fold_config(self.config)
         return other
 
     def use_prompts(self, model: str) -> None:

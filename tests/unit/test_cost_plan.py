@@ -93,7 +93,7 @@ def test_a_pool_is_trained_on_for_each_opponent_and_folds_are_loops_of_their_own
     names = [stage.plan.name for stage in plan.stages]
     assert len(names) == 1 + 6 * 9 and names[0] == "train-labels-fold-1" and names[-1] == "verify-play-1"
     fold = next(stage.plan for stage in plan.stages if stage.plan.name == "verify-round-1-fold-5")
-    assert fold.executions == 3 * (30 + 150 + 250)
+    assert fold.executions == 2 * (30 + 150 + 250)  # without the control
 
 
 def test_times_and_money_follow_from_counts() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -262,12 +263,15 @@ def test_a_gold_that_most_contradict_unanimously_is_set_aside() -> None:
     assert not contradicted("play", same | others, 3)  # three of six are not most
     torn = {"c": same["c"] + answered("c", PLAY[:1], "x", digest="e")}
     assert not contradicted("play", same | torn, 3)  # c does not agree with itself
+    nothing = {"c": [replace(a, verdict=replace(a.verdict, row_count=0)) for a in same["c"]]}
+    assert not contradicted("play", same | nothing, 3)  # wrong SQL of any kind finds nothing
     failed = {"c": answered("c", PLAY[:1], "e", digest="d")}
     assert not contradicted("play", same | failed, 3)  # an error is no other result
 
 
 def test_a_quarantined_gold_is_never_trained_on(tmp_path: Path) -> None:
-    world = World({"m0": M0, "vbi-1": VBI, "spft-a-1": (12, "==x="), "spft-a-2": (12, "====")}, tmp_path, iterations=2)
+    answers = {"m0": M0, "vbi-1": VBI, "spft-a-1": (12, "==x="), "spft-a-2": (12, "====")}
+    world = World(answers, tmp_path, iterations=2, quarantine=3)
     base = world.answers
 
     def agreeing(title: str, candidates: Sequence[Candidate], exams: Mapping[str, Exam]) -> Any:

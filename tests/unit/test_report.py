@@ -66,7 +66,7 @@ def test_a_finished_run(tmp_path: Path) -> None:
         "GPU-hours",
         "Synthetic questions, which decide nothing: spft-a-1 against vbi-1: undecided",
         "spft-a, iteration 2: stopped",
-        "1 of 60 play golds look wrong",
+        "1 of 60 play golds are contradicted",
         "Golds to look at",
         "SELECT 2</pre><small>2 of 3</small>",
     ):
