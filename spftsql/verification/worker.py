@@ -164,7 +164,7 @@ class Verifier:
         limit = max_rows if len(distinct) == 1 else None
         executions = self._of(known[db_id]).execute(self._sandbox, distinct, limit, granted)
         results = dict(zip(distinct, executions, strict=True))
-        bare = {sql: _bare_verdict(db_id, result) for sql, result in results.items()}
+        bare = {sql: _bare_verdict(db_id, result, named=True) for sql, result in results.items()}
         verdicts = [bare[sql] for sql in candidates]
         shown = results[vote(candidates, verdicts)[0].sql]
         if len(shown.rows) > max_rows:
