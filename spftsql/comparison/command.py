@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -45,9 +46,11 @@ def run_compare(
             forget_weights(root / "stages", [other.served_path for other in measured if other.seed == one.seed])
     if out is not None:
         write_text(out, text)
-    table = Table(*HEADER, title=f"{title} on the {exam} questions", title_justify="left")
+    table = Table(
+        *HEADER, title=f"{title} on the {exam} questions", title_justify="left", box=box.SIMPLE, pad_edge=False
+    )
     for row in method_rows(measured):
-        table.add_row(*cells(row))
+        table.add_row(*cells(row, separator="\n"))
     console.print(table)
     for note in notes_of(measured, exam):
         console.print(note, markup=False, soft_wrap=True)

@@ -10,7 +10,7 @@ from typing import Any
 from spftsql.comparison.measuring import CONTROL, VBI, Measured, Method
 from spftsql.evaluation.metrics import mcnemar, mean_interval, paired_difference, wilson
 
-HEADER = ("method", "EX", "95 % interval", "against the start", "against the control", "the gate", "EX served")
+HEADER = ("method", "EX", "against start", "against control", "gate", "served")
 
 
 @dataclass(frozen=True)
@@ -71,18 +71,17 @@ def method_rows(measured: Sequence[Measured]) -> list[MethodRow]:
     return rows
 
 
-def cells(row: MethodRow) -> tuple[str, ...]:
-    """A row as text."""
+def cells(row: MethodRow, separator: str = " ") -> tuple[str, ...]:
+    """A row as text, with `separator` between figures and their intervals."""
     several = len(row.seeds) > 1
     accuracy = row.accuracy
-    gate = ", ".join(f"{outcome} {count}" if several else outcome for outcome, count in row.gate.items())
-    start = "–" if row.method == VBI and not (row.start.only_method or row.start.only_other) else _gained(row.start)
+    gate = f",{separator}".join(f"{outcome} {count}" if several else outcome for outcome, count in row.gate.items())
+    itself = row.method == VBI and not (row.start.only_method or row.start.only_other)
     return (
         row.method,
-        f"{accuracy.value:.3f}",
-        f"{accuracy.low:.3f} – {accuracy.high:.3f}",
-        start,
-        "–" if row.control is None else _gained(row.control),
+        f"{accuracy.value:.3f}{separator}{accuracy.low:.3f}–{accuracy.high:.3f}",
+        "–" if itself else _gained(row.start, separator),
+        "–" if row.control is None else _gained(row.control, separator),
         gate,
         f"{row.served:.3f}",
     )
@@ -94,7 +93,7 @@ def notes_of(measured: Sequence[Measured], exam: str) -> list[str]:
     n = max(len(one.right) for one in measured)
     found = [
         f"{n} {exam} questions, seeds {', '.join(map(str, seeds))}. EX is that of each method's own last candidate, "
-        "whatever the gate decides; EX served is that of what the gate lets through. The start is the candidate that "
+        "whatever the gate decides; served is that of what the gate lets through. The start is the candidate that "
         "self-play begins with; the control is continued SFT on the same questions for as many steps (sft)."
     ]
     if len(seeds) > 1:
@@ -145,7 +144,8 @@ def _share(right: Mapping[str, bool]) -> float:
 
 def _accuracy(by_seed: Sequence[Mapping[str, bool]]) -> Estimate:
     if len(by_seed) > 1:
-        return Estimate(*mean_interval([_share(right) for right in by_seed]))
+        mean, low, high = mean_interval([_share(right) for right in by_seed])
+        return Estimate(mean, max(low, 0.0), min(high, 1.0))
     (right,) = by_seed
     return Estimate(_share(right), *wilson(sum(right.values()), len(right)))
 
@@ -162,6 +162,6 @@ def _gain(by_seed: Sequence[tuple[Mapping[str, bool], Mapping[str, bool]]]) -> G
     return Gain(Estimate(*values), test.only_a, test.only_b, test.p)
 
 
-def _gained(gain: Gain) -> str:
+def _gained(gain: Gain, separator: str) -> str:
     value = gain.gain
-    return f"{value.value:+.3f} ({value.low:+.3f} to {value.high:+.3f}), p {gain.p:.2g}"
+    return f"{value.value:+.3f}, p {gain.p:.2g}{separator}{value.low:+.3f}…{value.high:+.3f}"

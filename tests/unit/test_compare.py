@@ -56,12 +56,12 @@ def test_methods_are_paired_with_the_start_and_the_control_by_question_and_seed(
 
 
 def test_the_interval_is_over_seeds_and_of_the_questions_where_there_is_one() -> None:
-    low, high = 0.45 - 12.706 * 0.05, 0.45 + 12.706 * 0.05
-    accuracy = method_rows(TABLE)[0].accuracy
-    assert (accuracy.low, accuracy.high) == pytest.approx((low, high))
+    vbi, _, spft = method_rows(TABLE)
+    assert (vbi.accuracy.low, vbi.accuracy.high) == (0.0, 1.0)  # 0.45 and 12.706 · 0.05 to either side
+    assert (spft.accuracy.low, spft.accuracy.high) == pytest.approx((0.75 - 12.706 * 0.05, 1.0))
     (one,) = method_rows(TABLE[:1])
     assert (one.accuracy.low, one.accuracy.high) == pytest.approx((0.237, 0.763), abs=1e-3)  # Wilson, 5 of 10
-    assert cells(one)[3:6] == ("–", "–", "undecided")
+    assert cells(one) == ("vbi", "0.500 0.237–0.763", "–", "–", "undecided", "0.500")
 
 
 def test_answers_with_a_fault_are_in_no_pair() -> None:
@@ -84,7 +84,8 @@ def test_json_and_markdown_hold_the_same_figures() -> None:
     found = json.loads(json.dumps(tree(TABLE, "test")))
     assert [row["method"] for row in found["methods"]] == ["vbi", "sft", "spft-a"]
     assert found["methods"][2]["control"]["gain"]["value"] == pytest.approx(0.2)
-    assert "| spft-a | 0.750 |" in markdown(TABLE, "test", "shop")
+    text = markdown(TABLE, "test", "shop")
+    assert "| spft-a | 0.750 0.115–1.000 | +0.300, p 0.07 +0." in text and "| better 1, undecided 1 | 0.600 |" in text
 
 
 def test_methods_are_read_from_a_list() -> None:
