@@ -22,13 +22,19 @@ from serve.mcp_server import PATH as MCP_PATH
 from serve.mcp_server import McpEndpoint
 from serve.metrics import CONTENT_TYPE
 from serve.openai_api import Completions, begun, named_events, openai_events
+from serve.page_files import add_page
 from serve.schemas import (
+    MAX_CANDIDATES,
+    CallerResponse,
     ChatRequest,
     CompletionRequest,
     FeedbackRequest,
     FeedbackResponse,
+    PlanRequest,
+    PlanResponse,
     QueryRequest,
     QueryResponse,
+    SchemaResponse,
     SqlRequest,
     SqlResponse,
 )
@@ -116,6 +122,7 @@ def create_api(service: Service, keys: KeyRing) -> FastAPI:
     _handle_errors(api)
     _add_routes(api, service)
     api.router.routes.append(Route(MCP_PATH, endpoint=tools))
+    add_page(api)
     _describe_errors(api)
     return api
 
@@ -162,6 +169,13 @@ def _add_routes(api: FastAPI, service: Service) -> None:
         request.state.log["database"] = body.database
         return await service.query(caller, body)
 
+    @api.post("/v1/plan")
+    async def plan(body: PlanRequest, caller: Caller, request: Request) -> PlanResponse:
+        """Explains how the database would execute a statement; needs the scope `query`."""
+        _need(caller, "query")
+        request.state.log["database"] = body.database
+        return await service.plan(caller, body)
+
     @api.post("/v1/chat/completions", response_model=dict[str, Any])
     async def chat_completions(body: ChatRequest, caller: Caller, request: Request) -> Any:
         """OpenAI's chat: `NAME` is the raw model, `NAME@DATABASE` answers the last user message with SQL."""
@@ -196,6 +210,23 @@ def _add_routes(api: FastAPI, service: Service) -> None:
     async def databases(caller: Caller) -> dict[str, Any]:
         """The databases that can be asked, with their tables."""
         return {"object": "list", "data": service.databases(caller)}
+
+    @api.get("/v1/databases/{name}")
+    async def schema(name: str, caller: Caller) -> SchemaResponse:
+        """The schema of one of them: tables, columns with types and sample values, keys."""
+        return service.schema(caller, name)
+
+    @api.get("/v1/me")
+    async def me(caller: Caller) -> CallerResponse:
+        """Who asks, what the key may do, and what this endpoint offers."""
+        return CallerResponse(
+            name=caller.name,
+            scopes=sorted(caller.scopes),
+            model=service.model_name,
+            keeps_feedback=service.config.serve.feedback is not None,
+            max_rows=service.config.serve.max_rows,
+            max_candidates=MAX_CANDIDATES,
+        )
 
     @api.post("/v1/feedback")
     async def feedback(body: FeedbackRequest, caller: Caller, request: Request) -> FeedbackResponse:

@@ -13,7 +13,7 @@ from ray.serve.handle import DeploymentHandle
 from serve.metrics import Metrics
 from serve.models import Ask, Piece
 from spftsql.errors import Fault
-from spftsql.sandbox.result import Granted
+from spftsql.sandbox.result import Execution, Granted
 from spftsql.verification.pool import PoolClient, PoolGone
 from spftsql.voting import Contest
 
@@ -33,6 +33,9 @@ class Backend(Protocol):
         self, db_id: str, candidates: Sequence[str], max_rows: int, granted: Granted | None
     ) -> Awaitable[Contest]:
         """Candidates for one question, executed: a verdict on each, and the rows of the one that wins."""
+
+    def plan(self, db_id: str, sql: str, granted: Granted | None) -> Awaitable[Execution]:
+        """How one statement would be executed (see `spftsql.sandbox.query_plan`)."""
 
 
 class RayBackend:
@@ -70,6 +73,11 @@ class RayBackend:
         """See `Backend`."""
         with self._metrics.executing.at().track_inprogress(), self._failing("verifier"):
             return await _again(lambda: self._verifier.contest(db_id, candidates, max_rows, granted))
+
+    async def plan(self, db_id: str, sql: str, granted: Granted | None) -> Execution:
+        """See `Backend`."""
+        with self._metrics.executing.at().track_inprogress(), self._failing("verifier"):
+            return await _again(lambda: self._verifier.plan(db_id, sql, granted))
 
     @contextlib.contextmanager
     def _failing(self, part: str):  # type: ignore[no-untyped-def]

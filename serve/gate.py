@@ -19,11 +19,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.errors import ApiError
 from serve.metrics import Metrics
+from serve.page_files import FOLDER as PAGE_FOLDER
 from spftsql.errors import UserError
 from spftsql.keys import OWNER, KeyRing, Principal
 
 OPEN = ("/", "/healthz")  # no key is needed for these
-OPEN_FOLDER = "/page/"
+OPEN_FOLDER = PAGE_FOLDER
 _REQUEST_ID = re.compile(rb"[\w.:-]{1,128}")
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 log = logging.getLogger("spftsql.requests")

@@ -177,6 +177,30 @@ class QueryResponse(BaseModel):
     truncated: bool
 
 
+class PlanRequest(Strict):
+    """`POST /v1/plan`: a statement whose execution is to be explained, not done."""
+
+    database: str
+    sql: Text
+
+
+class PlanStep(BaseModel):
+    """One step of a query plan: it takes the rows of its `children`. `rows` is the engine's estimate, if it has one."""
+
+    name: str
+    detail: str
+    rows: float | None
+    children: list[PlanStep]
+
+
+class PlanResponse(BaseModel):
+    """How the database would execute a statement, and whether it may be executed at all."""
+
+    sql: str
+    verdict: VerdictOut
+    plan: list[PlanStep]
+
+
 class FeedbackRequest(Strict):
     """`POST /v1/feedback`: what a person thinks of the SQL of an answer; `corrected` is what it should have been."""
 
@@ -187,6 +211,55 @@ class FeedbackRequest(Strict):
     corrected: Text | None = None
     evidence: str = Field("", max_length=_TEXT)
     comment: str = Field("", max_length=_TEXT)
+
+
+class ColumnOut(BaseModel):
+    """A column as the database declares it; `samples` are a few of its values."""
+
+    name: str
+    type: str
+    primary_key: bool
+    comment: str
+    samples: list[str]
+
+
+class TableOut(BaseModel):
+    """A table with its number of rows."""
+
+    name: str
+    rows: int
+    comment: str
+    columns: list[ColumnOut]
+
+
+class ForeignKeyOut(BaseModel):
+    """`table.column` refers to `target.target_column`."""
+
+    table: str
+    column: str
+    target: str
+    target_column: str
+
+
+class SchemaResponse(BaseModel):
+    """`GET /v1/databases/{name}`: the schema, as far as the key may know it."""
+
+    id: str
+    object: Literal["schema"]
+    dialect: str
+    tables: list[TableOut]
+    foreign_keys: list[ForeignKeyOut]
+
+
+class CallerResponse(BaseModel):
+    """`GET /v1/me`: who asks, what the key may do, and what this endpoint offers."""
+
+    name: str
+    scopes: list[str]
+    model: str
+    keeps_feedback: bool
+    max_rows: int
+    max_candidates: int
 
 
 class FeedbackResponse(BaseModel):

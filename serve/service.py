@@ -15,13 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from serve.backend import Backend
+from serve.descriptions import plan_response, schema_response
 from serve.errors import ApiError
 from serve.metrics import Metrics
 from serve.models import REFUSED, Ask, Piece
 from serve.schemas import (
     CandidateOut,
+    PlanRequest,
+    PlanResponse,
     QueryRequest,
     QueryResponse,
+    SchemaResponse,
     SqlRequest,
     SqlResponse,
     Timings,
@@ -36,7 +40,7 @@ from spftsql.grants import Grant, NotGranted, granted_columns, granted_part, gra
 from spftsql.keys import Principal
 from spftsql.prompts import PromptBuilder
 from spftsql.records import Verdict, content_hash
-from spftsql.sandbox.result import Execution
+from spftsql.sandbox.result import Execution, Granted
 from spftsql.voting import Ballot, vote
 
 _PARTS_KEPT = 256  # granted parts of databases
@@ -139,6 +143,10 @@ class Service:
                 {"name": table.name, "columns": [column.name for column in table.columns]} for table in schema.tables
             ],
         }
+
+    def schema(self, principal: Principal, name: str) -> SchemaResponse:
+        """The schema of one of them, with sample values for who may ask for rows. Raises as `describe`."""
+        return schema_response(self.database(principal, name).schema, samples=bool({"ask", "query"} & principal.scopes))
 
     def database(self, principal: Principal, name: str, param: str = "database") -> Database:
         """The database, or the part of it that is granted. Raises `ApiError` where it is not there."""
@@ -265,6 +273,19 @@ class Service:
         )
         return QueryResponse(sql=request.sql, verdict=verdict, **_rows(shown, cut=shown.status == "truncated"))
 
+    async def plan(self, principal: Principal, request: PlanRequest) -> PlanResponse:
+        """How a statement would be executed, and whether it may be. Raises as `answer`."""
+        database = self.database(principal, request.database)
+        try:
+            statement = self._statement(database, request.sql)
+            plan = await self.backend.plan(database.name, statement, self._granted(database))
+        except NotGranted as reason:
+            plan = Execution("error", f"refused: {reason}", (), [], 0.0, "")
+        except Fault as fault:
+            raise self._unavailable(database, fault) from None
+        # Of a part of a database its indexes are not known either.
+        return plan_response(request.sql, plan, index_names=database is self._catalogue[database.name])
+
     def ask(self, prompt: str, n: int, temperature: float, model: str = "", **options: Any) -> Ask:
         """A prompt for a model (default: the first) with the run's limits. The same one gets the same samples."""
         options = {name: value for name, value in options.items() if value is not None}
@@ -303,13 +324,12 @@ class Service:
 
     async def _execute(self, database: Database, candidates: Sequence[str], limit: int) -> _Outcome:
         """Executes and votes, all in one call; what is not granted votes as a statement that failed."""
-        whole = self._catalogue[database.name]
-        granted = None if database is whole else granted_columns(database.schema, whole.schema)
+        granted = self._granted(database)
         allowed: dict[str, str] = {}
         verdicts: dict[str, Verdict] = {}
         for sql in dict.fromkeys(candidates):
             try:
-                allowed[sql] = sql if granted is None else granted_sql(sql, database.schema, whole.schema)
+                allowed[sql] = self._statement(database, sql)
             except NotGranted as reason:
                 verdicts[sql] = _refusal(database.name, f"refused: {reason}")
         sent = [sql for sql in candidates if sql in allowed]
@@ -321,19 +341,32 @@ class Service:
                 verdicts |= dict(zip(sent, contest.verdicts, strict=True))
                 shown = contest.shown
         except Fault as fault:
-            self.metrics.verdicts.at(database.name, "fault").inc()
-            raise ApiError(
-                503,
-                f"database {database.name} cannot be asked at the moment; try again later",
-                code="database_unavailable",
-                headers=_RETRY,
-                cause=str(fault),
-            ) from None
+            raise self._unavailable(database, fault) from None
         ballots = vote(candidates, [verdicts[sql] for sql in candidates])
         best = ballots[0].verdict
         if shown is None or best.status not in ("ran", "truncated"):
             shown = Execution(best.status, best.reason, (), [], best.elapsed_ms, "")  # type: ignore[arg-type]
         return _Outcome(ballots, shown)
+
+    def _unavailable(self, database: Database, fault: Fault) -> ApiError:
+        self.metrics.verdicts.at(database.name, "fault").inc()
+        return ApiError(
+            503,
+            f"database {database.name} cannot be asked at the moment; try again later",
+            code="database_unavailable",
+            headers=_RETRY,
+            cause=str(fault),
+        )
+
+    def _granted(self, database: Database) -> Granted | None:
+        """What is granted of a part of a database; None for the whole."""
+        whole = self._catalogue[database.name]
+        return None if database is whole else granted_columns(database.schema, whole.schema)
+
+    def _statement(self, database: Database, sql: str) -> str:
+        """What is executed: the statement itself, or one that reads what is granted and nothing else."""
+        whole = self._catalogue[database.name]
+        return sql if database is whole else granted_sql(sql, database.schema, whole.schema)
 
     def _can_repair(self, outcome: _Outcome) -> bool:
         return (

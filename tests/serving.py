@@ -19,7 +19,7 @@ from spftsql.config import Config, DatabaseConfig, PromptConfig, ScratchConfig
 from spftsql.databases.catalogue import open_catalogue
 from spftsql.keys import KeyRing
 from spftsql.recipes import resolve
-from spftsql.sandbox.result import Granted
+from spftsql.sandbox.result import Execution, Granted
 from spftsql.verification.worker import Verifier
 from spftsql.voting import Contest
 
@@ -65,6 +65,9 @@ class ScriptedBackend:
 
     async def contest(self, db_id: str, candidates: Sequence[str], max_rows: int, granted: Granted | None) -> Contest:
         return await asyncio.to_thread(self.verifier.contest, db_id, candidates, max_rows, granted)
+
+    async def plan(self, db_id: str, sql: str, granted: Granted | None) -> Execution:
+        return await asyncio.to_thread(self.verifier.plan, db_id, sql, granted)
 
 
 def people(path: Path) -> Path:

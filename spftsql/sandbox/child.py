@@ -34,10 +34,10 @@ def main() -> None:
     channel.send(layers)
     while True:
         try:
-            address, statements, max_rows, granted = channel.receive()
+            address, statements, max_rows, granted, plan = channel.receive()
         except EOFError:
             return
-        runners.answer(channel, address, statements, max_rows, granted)
+        runners.answer(channel, address, statements, max_rows, granted, plan)
 
 
 class _Runners:
@@ -48,7 +48,13 @@ class _Runners:
         self._open: OrderedDict[str, tuple[tuple[int, ...], Runner]] = OrderedDict()
 
     def answer(
-        self, channel: Channel, address: str, statements: tuple[str, ...], max_rows: int, granted: Granted | None
+        self,
+        channel: Channel,
+        address: str,
+        statements: tuple[str, ...],
+        max_rows: int,
+        granted: Granted | None,
+        plan: bool,
     ) -> None:
         """Sends the engine's name, then the outcome of each statement (without any, the state); a fault ends it."""
         try:
@@ -59,7 +65,7 @@ class _Runners:
                 channel.send(("state", runner.state() if isinstance(runner, ServerRunner) else ""))
             for sql in statements:
                 bound_cpu_time(self._limits)
-                run = runner.execute(sql, max_rows, granted)
+                run = runner.plan(sql, granted) if plan else runner.execute(sql, max_rows, granted)
                 channel.send((run.status, run.reason, run.columns, run.rows, run.elapsed_ms))
         except MemoryError:
             raise  # the end of this process, which the parent counts

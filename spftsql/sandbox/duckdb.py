@@ -53,6 +53,7 @@ GUARDS = {
     "log": "a write-ahead log, which is no part of the file by whose content results are known",
 }
 
+_PLAN = "EXPLAIN (FORMAT JSON) "
 _LEAST_MEMORY_MB = 192
 _OWN_MEMORY_MB = 128  # the library, the catalogue and Python, before there is any data
 _ROWS_AT_ONCE = 256
@@ -169,17 +170,24 @@ class DuckdbRunner:
 
     def execute(self, sql: str, max_rows: int, granted: Granted | None = None) -> Execution:
         """See `Runner`. What is not granted is refused by what the plan of the statement scans."""
+        return self._executed(sql, max_rows, granted)
+
+    def plan(self, sql: str, granted: Granted | None = None) -> Execution:
+        """See `Runner`: the statement by itself is checked, and then explained."""
+        return self._executed(sql, self._limits.max_rows, granted, _PLAN)
+
+    def _executed(self, sql: str, max_rows: int, granted: Granted | None, before: str = "") -> Execution:
         started = time.perf_counter()
         self._columns = ()
         rows: list[tuple[Cell, ...]] = []
-        status, reason = self._run(sql, rows, max_rows, granted)
+        status, reason = self._run(sql, rows, max_rows, granted, before)
         elapsed = (time.perf_counter() - started) * 1000
         if elapsed > _HEAVY_MS:
             _give_memory_back()
         return Execution(status, reason, self._columns, rows, elapsed, ENGINE)
 
     def _run(
-        self, sql: str, rows: list[tuple[Cell, ...]], max_rows: int, granted: Granted | None
+        self, sql: str, rows: list[tuple[Cell, ...]], max_rows: int, granted: Granted | None, before: str
     ) -> tuple[RunStatus, str]:
         cursor = self._open().cursor()  # a connection of its own, so that nothing is left of the statement
         self._watchdog.start(cursor.interrupt)
@@ -188,7 +196,7 @@ class DuckdbRunner:
             if granted is not None:
                 check_granted(cursor, sql, granted)
             for statement in statements:
-                cursor.execute(statement)
+                cursor.execute(before + sql if before else statement)
             if self._fetch(cursor, rows, max_rows):
                 return "truncated", "too many rows or bytes"
             return "ran", ""

@@ -79,6 +79,20 @@ class Sandbox:
             UserError: the URL is of an engine that is not known.
             Fault: the database cannot be read, children cannot be started or are killed from outside again and again.
         """
+        return self._outcomes(database, statements, max_rows, granted)
+
+    def plan(self, database: str | Path, sql: str, granted: Granted | None = None) -> Execution:
+        """How the engine would run the statement (see `query_plan`), under the same policy. Raises as `execute`."""
+        return self._outcomes(database, [sql], None, granted, plan=True)[0]
+
+    def _outcomes(
+        self,
+        database: str | Path,
+        statements: Sequence[str],
+        max_rows: int | None,
+        granted: Granted | None,
+        plan: bool = False,
+    ) -> list[Execution]:
         limit = self._limits.max_rows if max_rows is None else min(max_rows, self._limits.max_rows)
         location = locate(database)
         done: list[Execution] = []
@@ -86,7 +100,7 @@ class Sandbox:
             crashes = losses = 0
             while len(done) < len(statements):
                 before = len(done)
-                ending, engine = self._drive(location, statements[before:], limit, granted, done)
+                ending, engine = self._drive(location, statements[before:], limit, granted, done, plan)
                 if ending is None:
                     break
                 if len(done) > before:
@@ -133,6 +147,7 @@ class Sandbox:
         max_rows: int,
         granted: Granted | None,
         done: list[Execution],
+        plan: bool,
     ) -> tuple[Ending | Literal["late"] | None, str]:
         """Appends outcomes until the batch or the child ends; how the child ended (None when it lives), and what ran.
 
@@ -141,7 +156,7 @@ class Sandbox:
         child = self._child(location)
         engine = ""
         try:
-            child.send(location.address, statements, max_rows, time.monotonic() + _OPEN_SECONDS, granted)
+            child.send(location.address, statements, max_rows, time.monotonic() + _OPEN_SECONDS, granted, plan)
             engine = self._opened(child.receive(time.monotonic() + _OPEN_SECONDS))
             for _ in statements:
                 answer = child.receive(time.monotonic() + self._limits.hard_seconds)

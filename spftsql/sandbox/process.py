@@ -69,11 +69,20 @@ class ChildProcess:
         return self._process.pid
 
     def send(
-        self, address: str, statements: Sequence[str], max_rows: int, deadline: float, granted: Granted | None = None
+        self,
+        address: str,
+        statements: Sequence[str],
+        max_rows: int,
+        deadline: float,
+        granted: Granted | None = None,
+        plan: bool = False,
     ) -> None:
-        """Hands over a batch. Raises `EOFError` when the child is gone, or does not take it by the deadline."""
+        """Hands over a batch, to be executed or (`plan`) to be explained.
+
+        Raises `EOFError` when the child is gone, or does not take it by the deadline.
+        """
         try:
-            self._channel.send((address, list(statements), max_rows, granted), deadline)
+            self._channel.send((address, list(statements), max_rows, granted, plan), deadline)
         except OSError:  # also TimeoutError: an idle child that does not read was stopped by someone
             self._process.kill()
             raise EOFError("the child is gone") from None

@@ -31,6 +31,13 @@ class Runner(Protocol):
         """
         ...
 
+    def plan(self, sql: str, granted: Granted | None = None) -> Execution:
+        """How the engine would run a statement that `execute` would run: its own rows (see `query_plan`). Raises alike.
+
+        What `execute` refuses is refused here in the same words.
+        """
+        ...
+
     def close(self) -> None:
         """Closes it."""
         ...

@@ -79,6 +79,8 @@ _LIMITS = {
     "VDBE_OP": (apsw.SQLITE_LIMIT_VDBE_OP, 250_000),
     "FUNCTION_ARG": (apsw.SQLITE_LIMIT_FUNCTION_ARG, 100),
 }
+_PLAN = "EXPLAIN QUERY PLAN "
+_PROGRAM, _QUERY_PLAN = 1, 2  # what SQLite calls a statement with EXPLAIN, and with that
 _PROGRESS_STEPS = 1_000  # VM steps between two looks at the clock: about 0.1 ms
 _OF_GUARDS = re.compile("^unsafe use of |may not be modified$")  # trusted_schema, DEFENSIVE
 _JOIN_BY_NAME = re.compile(r"\b(?:natural|using)\b", re.IGNORECASE)
@@ -106,9 +108,10 @@ class SqliteRunner:
         self._guards = frozenset(GUARDS) - without
         self._deadline = time.monotonic() + limits.soft_seconds
         self._rest = self._denied = ""
+        self._only_check, self._explained = False, 0
         self._columns: tuple[str, ...] = ()
         self._granted: Granted | None = None
-        self._explaining, self._trees = False, Trees()
+        self._trees = Trees()
         if "journal" in self._guards and _is_unfinished(database):
             raise Fault(f"{database} has an unfinished write-ahead log or journal: close its writers and checkpoint it")
         read_only = "read-only open" in self._guards
@@ -165,19 +168,35 @@ class SqliteRunner:
         """See `Runner`. What is not granted is refused by the authorizer, while SQLite resolves the names."""
         started = time.perf_counter()
         self._deadline = time.monotonic() + self._limits.soft_seconds
-        self._rest, self._denied, self._columns, self._granted = sql, "", (), granted
+        self._granted = granted
         rows: list[tuple[Cell, ...]] = []
         status, reason = self._run(sql, rows, max_rows)
         elapsed = (time.perf_counter() - started) * 1000
         return Execution(status, reason, self._columns, rows, elapsed, ENGINE)
 
+    def plan(self, sql: str, granted: Granted | None = None) -> Execution:
+        """See `Runner`: the statement is prepared and checked by itself, and only then explained."""
+        self._only_check = True
+        try:
+            checked = self.execute(sql, 0, granted)
+        finally:
+            self._only_check = False
+        if checked.status != "ran":
+            return checked
+        self._explained = _QUERY_PLAN
+        try:
+            return self.execute(_PLAN + sql, self._limits.max_rows, granted)
+        finally:
+            self._explained = 0
+
     def _run(self, sql: str, rows: list[tuple[Cell, ...]], max_rows: int) -> tuple[RunStatus, str]:
+        self._rest, self._denied, self._columns = sql, "", ()
         cursor: apsw.Cursor | None = None
         try:
             if "\0" in sql and "NUL" in self._guards:
                 raise _Refused("a NUL character")
             cursor = self._connection.cursor()
-            if self._granted is not None and _JOIN_BY_NAME.search(sql):
+            if self._granted is not None and not self._explained and _JOIN_BY_NAME.search(sql):
                 self._check_program(cursor, sql, self._granted)
             # A statement out of APSW's cache is not authorized again, and may be that of another caller.
             if self._fetch(cursor.execute(sql, can_cache=self._granted is None), rows, max_rows):
@@ -185,6 +204,8 @@ class SqliteRunner:
             if not self._columns and "query" in self._guards:
                 raise _Refused("no statement")
             return "ran", ""
+        except apsw.ExecTraceAbort:
+            return "ran", ""  # checked, and not to be executed
         except _Refused as refusal:
             failure: tuple[RunStatus, str] = "error", f"refused: {refusal}"
         except apsw.InterruptError:
@@ -208,11 +229,11 @@ class SqliteRunner:
     def _check_program(self, cursor: apsw.Cursor, sql: str, granted: Granted) -> None:
         """Refuses what the program reads and is not granted; for joins by name, of which the authorizer is not told."""
         self._trees = self._trees or self._unguarded(trees_of)
-        self._explaining = True
+        self._explained = _PROGRAM
         try:
             program = cursor.execute(f"EXPLAIN {sql}", can_cache=False).fetchall()
         finally:
-            self._explaining, self._rest, self._columns = False, sql, ()
+            self._explained, self._rest, self._columns = 0, sql, ()
         for table, column in columns_read(program, self._trees):
             if table not in granted or (granted[table] and column not in ("", *granted[table])):
                 raise _Refused(f"READ {table} {column}")
@@ -251,13 +272,13 @@ class SqliteRunner:
             return True
         if "stacked" in self._guards and (self._columns or not _is_blank(self._rest)):
             raise _Refused("more than one statement")
-        if "EXPLAIN" in self._guards and cursor.is_explain and not self._explaining:
+        if "EXPLAIN" in self._guards and cursor.is_explain != self._explained:
             raise _Refused("EXPLAIN")
         columns = tuple(column[0] for column in cursor.get_description())
         if "query" in self._guards and (not columns or not cursor.is_readonly):
             raise _Refused("not a query")
         self._columns = columns
-        return True
+        return bool(self._explained) or not self._only_check
 
     def _authorize(self, operation: int, one: str | None, two: str | None, db: str | None, by: str | None) -> int:
         if operation in (apsw.SQLITE_SELECT, apsw.SQLITE_RECURSIVE):

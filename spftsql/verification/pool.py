@@ -22,7 +22,7 @@ from spftsql.databases.places import Databases, Source, sources_of
 from spftsql.errors import Fault, UserError
 from spftsql.records import Verdict, VerificationRequest, content_hash
 from spftsql.sandbox.execute import Sandbox
-from spftsql.sandbox.result import Granted
+from spftsql.sandbox.result import Execution, Granted
 from spftsql.verification.cache import open_results, source_hash
 from spftsql.verification.node_cache import open_node_cache
 from spftsql.verification.replicas import ExecutorFactory
@@ -88,6 +88,11 @@ class PoolWorker:
         place = {"": Source(*source)}
         work = self._verifier(limits).contest
         return cast(Contest, await self._do(work, "", candidates, max_rows, granted, place))
+
+    async def plan(self, limits: str, source: Row, sql: str, granted: Granted | None) -> Execution:
+        """How the engine would execute a statement; see `Verifier.plan`."""
+        place = {"": Source(*source)}
+        return cast(Execution, await self._do(self._verifier(limits).plan, "", sql, granted, place))
 
     async def describe(self) -> str:
         """Its version, so that a pool is used again where it fits."""
@@ -183,11 +188,18 @@ class PoolClient:
 
         Raises `UserError` for an unknown database, `Fault` when they cannot be executed.
         """
-        if db_id not in self._sources:
-            raise UserError(f"no database is named {db_id}; known: {', '.join(sorted(self._sources))}")
-        source = self._sources[db_id]
+        source = self._source(db_id)
         answer = await self._called("contest", self._limits, source, list(candidates), max_rows, granted)
         return cast(Contest, answer)
+
+    async def plan(self, db_id: str, sql: str, granted: Granted | None = None) -> Execution:
+        """How the engine would execute a statement (`Verifier.plan`). Raises as `contest`."""
+        return cast(Execution, await self._called("plan", self._limits, self._source(db_id), sql, granted))
+
+    def _source(self, db_id: str) -> Row:
+        if db_id not in self._sources:
+            raise UserError(f"no database is named {db_id}; known: {', '.join(sorted(self._sources))}")
+        return self._sources[db_id]
 
     async def _called(self, method: str, *arguments: Any) -> Any:
         from ray.exceptions import RayError

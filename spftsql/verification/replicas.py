@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from spftsql.config import SandboxConfig
 from spftsql.databases.places import Place, Source, address_of, content_of
@@ -19,6 +19,8 @@ from spftsql.sandbox.location import Engine, Location, locate
 from spftsql.sandbox.result import Execution, Granted
 from spftsql.sandbox.runner import state_of
 from spftsql.verification.node_cache import NodeCache
+
+T = TypeVar("T")
 
 _FIRST_REST_S = 1.0
 _LONGEST_REST_S = 30.0
@@ -32,6 +34,10 @@ class Executor(Protocol):
         self, database: Place, statements: Sequence[str], max_rows: int | None = None, granted: Granted | None = None
     ) -> list[Execution]:
         """The outcomes in the same order, of statements that may read what is `granted` (None: all); raises `Fault`."""
+        ...
+
+    def plan(self, database: Place, sql: str, granted: Granted | None = None) -> Execution:
+        """How the statement would be executed; raises as `execute`."""
         ...
 
     def close(self) -> None:
@@ -128,17 +134,25 @@ class Replicas:
 
         Raises `Fault` when every replica has failed.
         """
+        return self._first(lambda place: executor.execute(place, statements, max_rows, granted))
+
+    def plan(self, executor: Executor, sql: str, granted: Granted | None = None) -> Execution:
+        """How the statement would be executed, by one of them; raises as `execute`."""
+        return self._first(lambda place: executor.plan(place, sql, granted))
+
+    def _first(self, ask: Callable[[Place], T]) -> T:
+        """What the first replica in turn that does not fail answers."""
         reasons = []
         for replica in self._turn():
             started = self._clock()
             try:
-                results = self._execute(replica, executor, statements, max_rows, granted)
+                answer = self._ask(replica, ask)
             except Fault as fault:
                 self._failed(replica, started)
                 reasons.append(str(fault))
             else:
                 replica.failures, replica.rests_until = 0, 0.0
-                return results
+                return answer
         many = f"all {len(reasons)} replicas failed: " if len(reasons) > 1 else ""
         raise Fault(many + "; ".join(reasons))
 
@@ -163,20 +177,13 @@ class Replicas:
             rest = min(_FIRST_REST_S * 2.0 ** (replica.failures - 1), _LONGEST_REST_S)
             replica.rests_until = now + max(rest, _REST_PER_S * (now - started))
 
-    def _execute(
-        self,
-        replica: Replica,
-        executor: Executor,
-        statements: Sequence[str],
-        max_rows: int | None,
-        granted: Granted | None,
-    ) -> list[Execution]:
+    def _ask(self, replica: Replica, ask: Callable[[Place], T]) -> T:
         location, state = self._ready(replica)
-        results = executor.execute(address_of(location), statements, max_rows, granted)
+        answer = ask(address_of(location))
         if state != state_of(location):
             replica.checked = None
             raise Fault(f"{location} changed while statements were executed on it")
-        return results
+        return answer
 
     def _ready(self, replica: Replica) -> tuple[Location, tuple[int, ...]]:
         """What is opened for this replica, and its state; raises `Fault` when it is not the content it should be."""

@@ -137,11 +137,19 @@ class Verifier:
         self, db_id: str, sql: str, max_rows: int | None = None, sources: Mapping[str, Source] | None = None
     ) -> Execution:
         """Executes one statement for its rows. Raises `UserError` for an unknown database, `Fault` as the replicas."""
-        known = self._sources if sources is None else sources
-        if db_id not in known:
-            raise UserError(f"no database is named {db_id}; known: {', '.join(sorted(known))}")
+        replicas = self._known(db_id, sources)
         self._count(executed=1)
-        return self._of(known[db_id]).execute(self._sandbox, [sql], max_rows)[0]
+        return replicas.execute(self._sandbox, [sql], max_rows)[0]
+
+    def plan(
+        self,
+        db_id: str,
+        sql: str,
+        granted: Granted | None = None,
+        sources: Mapping[str, Source] | None = None,
+    ) -> Execution:
+        """How the engine would execute a statement (see `spftsql.sandbox.query_plan`). Raises as `run`."""
+        return self._known(db_id, sources).plan(self._sandbox, sql, granted)
 
     def contest(
         self,
@@ -156,13 +164,11 @@ class Verifier:
         The rows of the winner are those of this one execution, at most `max_rows`. A lone candidate is cut there by the
         engine; results that are compared are read to the configured limit. Raises as `run`.
         """
-        known = self._sources if sources is None else sources
-        if db_id not in known:
-            raise UserError(f"no database is named {db_id}; known: {', '.join(sorted(known))}")
+        replicas = self._known(db_id, sources)
         distinct = list(dict.fromkeys(candidates))
         self._count(executed=len(distinct))
         limit = max_rows if len(distinct) == 1 else None
-        executions = self._of(known[db_id]).execute(self._sandbox, distinct, limit, granted)
+        executions = replicas.execute(self._sandbox, distinct, limit, granted)
         results = dict(zip(distinct, executions, strict=True))
         bare = {sql: _bare_verdict(db_id, result, named=True) for sql, result in results.items()}
         verdicts = [bare[sql] for sql in candidates]
@@ -185,6 +191,12 @@ class Verifier:
     def _count(self, **counts: int) -> None:
         with self._lock:
             self._counts.update(counts)
+
+    def _known(self, db_id: str, sources: Mapping[str, Source] | None) -> Replicas:
+        known = self._sources if sources is None else sources
+        if db_id not in known:
+            raise UserError(f"no database is named {db_id}; known: {', '.join(sorted(known))}")
+        return self._of(known[db_id])
 
     def _of(self, source: Source) -> Replicas:
         with self._lock:

@@ -40,6 +40,7 @@ GUARDS = {
     "bytes": "results of more bytes than allowed",
 }
 
+_PLAN = b"EXPLAIN (FORMAT JSON) "
 _PART = 64  # rows that libpq collects before it hands them over
 _LEFTOVERS = 4  # statements of this role that may run beyond their limit before no other is sent
 _CHECK_MS = 250  # how often a busy server looks whether its client is still there
@@ -152,6 +153,13 @@ class PostgresRunner:
 
     def execute(self, sql: str, max_rows: int, granted: Granted | None = None) -> Execution:
         """See `Runner`. What is not granted is refused by what the server's plan of the statement reads."""
+        return self._executed(sql, max_rows, granted)
+
+    def plan(self, sql: str, granted: Granted | None = None) -> Execution:
+        """See `Runner`: the statement by itself is checked, and then explained."""
+        return self._executed(sql, self._limits.max_rows, granted, _PLAN)
+
+    def _executed(self, sql: str, max_rows: int, granted: Granted | None, before: bytes = b"") -> Execution:
         if self._fault:
             raise self._fault
         self._started = time.perf_counter()
@@ -165,7 +173,7 @@ class PostgresRunner:
             if failure:
                 status, reason = failure
             else:
-                (status, reason), columns = self._run(sql.encode(), rows, max_rows)
+                (status, reason), columns = self._run(before + sql.encode(), rows, max_rows)
         except Refused as refusal:
             status, reason = "error", f"refused: {refusal}"
         except UnicodeEncodeError:
