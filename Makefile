@@ -17,7 +17,7 @@ PYTEST := $(BIN)/python -m pytest
 
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: setup demo test test-long chaos lint format format-check types reference docs clean
+.PHONY: setup demo test test-long chaos lint format format-check types pictures reference docs clean
 .DELETE_ON_ERROR:
 
 setup: $(INSTALLED)
@@ -74,6 +74,9 @@ format-check: setup
 
 types: setup
 	$(BIN)/mypy
+
+pictures: setup
+	SPFTSQL_PICTURES=$(CURDIR)/docs/images $(PYTEST) tests/integration/test_web_page.py -k pictures
 
 reference: setup
 	$(BIN)/python docs/reference.py

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -112,6 +115,23 @@ def api_of(service: Service, keys: Path | None = None, owner: str | None = None)
     from spftsql.keys import key_hash
 
     return create_api(service, KeyRing(keys, key_hash(owner) if owner else None))
+
+
+@contextlib.contextmanager
+def running(api: FastAPI, port: int = 0) -> Iterator[str]:
+    """The application behind real HTTP in a thread of this process; its address."""
+    import uvicorn
+
+    server = uvicorn.Server(uvicorn.Config(api, port=port, log_level="error", timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 def learnt_model(folder: Path, lessons: Mapping[str, str], prompt: PromptConfig) -> Path:

@@ -68,13 +68,13 @@ function bars(points, width) {
   const x = (amount) => left + ((amount - low) / (high - low || 1)) * (width - left - right);
   const rest = points.length - shown.length;
   const height = shown.length * step + (rest ? 24 : 0);
-  const fits = Math.max(Math.floor((left - 12) / 7.3), 3);
+  const fits = Math.max(Math.floor((left - 10) / 7.3), 3);
   const marks = shown.flatMap(({ label, value }, index) => {
     const y = index * step + step / 2;
     const from = Math.min(x(value), x(0));
     const title = svg("title", {}, `${label}: ${number.format(value)}`);
     return [
-      svg("text", { x: left - 10, y: y + 4, class: "label", "text-anchor": "end" }, shortened(label, fits - 1)),
+      svg("text", { x: left - 10, y: y + 4, class: "label", "text-anchor": "end" }, label.length > fits ? shortened(label, fits - 1) : label),
       svg("rect", { x: from, y: y - 9, width: Math.max(Math.abs(x(value) - x(0)), 1.5), height: 18, rx: 4, class: "bar" }, title),
       svg("text", { x: Math.max(x(value), x(0)) + 8, y: y + 4, class: "value" }, compact.format(value)),
     ];

@@ -4,9 +4,9 @@ import { el } from "./dom.js";
 import { coloured } from "./sql.js";
 
 export class Statement {
-  constructor() {
+  constructor(name = "SQL") {
     this.code = el("code");
-    this.text = el("pre", { class: "sql", tabindex: "0", role: "region", "aria-label": "SQL" }, this.code);
+    this.text = el("pre", { class: "sql", tabindex: "0", role: "region", "aria-label": name }, this.code);
     this.element = el("div", { class: "statement" }, this.text);
     this.field = null;
     this.sql = "";
