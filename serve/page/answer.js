@@ -70,8 +70,10 @@ export class Answer {
 
   // Runs a statement of the reader’s own, in the same sandbox.
   async run(sql, signal, maxRows = null) {
+    const wasEdited = this.statement.isEdited;
     this.leaveEditor();
     this.statement.show(sql);
+    if (wasEdited) this.statement.text.focus(); // the field that had it is gone
     this.wait("Executing");
     const body = { database: this.asked.database, sql };
     const answer = await call("POST", "v1/query", maxRows ? { ...body, max_rows: maxRows } : body, signal);
@@ -168,9 +170,9 @@ export class Answer {
 
   showActions() {
     const copy = this.button("copy", "Copy", async () => {
-      await navigator.clipboard.writeText(this.statement.value);
-      copy.lastChild.textContent = "Copied";
-      say("Copied");
+      const said = (await copied(this.statement.value, this.statement.code)) ? "Copied" : "Selected";
+      copy.lastChild.textContent = said;
+      say(said);
       setTimeout(() => (copy.lastChild.textContent = "Copy"), 1500);
     });
     this.actions.replaceChildren(copy, ...(this.mayRun ? [this.button("edit", "Edit", () => this.edit())] : []));
@@ -210,6 +212,17 @@ export class Answer {
 
   button(name, title, click) {
     return el("button", { type: "button", class: "quiet small", on: { click } }, icon(name), el("span", {}, title));
+  }
+}
+
+// Copies a text. Where the page came over plain HTTP the browser has no clipboard for it, and what is shown is taken.
+async function copied(text, element) {
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch {
+    getSelection().selectAllChildren(element);
+    return document.execCommand("copy");
   }
 }
 

@@ -12,7 +12,7 @@ export class Failure extends Error {
 export async function call(method, path, body = null, signal = null) {
   const response = await request(method, path, body, signal);
   try {
-    return await response.json();
+    return parsed(await response.text());
   } catch {
     throw new Failure("The server’s answer broke off. Try again.");
   }
@@ -30,13 +30,13 @@ export async function* events(path, body, signal) {
       const blocks = (waiting + value).split("\n\n");
       waiting = blocks.pop();
       for (const block of blocks) {
-        const event = parsed(block);
+        const event = eventOf(block);
         if (event) yield event;
       }
     }
   } catch (error) {
     if (error.name === "AbortError" || error instanceof Failure) throw error;
-    throw new Failure("The answer broke off: the server went away. Try again.");
+    throw new Failure("The answer broke off: the server went away. Try again.", { code: "unreachable" });
   } finally {
     reader.cancel().catch(() => {});
   }
@@ -94,7 +94,15 @@ function sentence(text) {
   return trimmed && `${trimmed[0].toUpperCase()}${trimmed.slice(1)}${/[.!?]$/.test(trimmed) ? "" : "."}`;
 }
 
-function parsed(block) {
+// JSON whose integers keep all their digits: those beyond 2^53 become BigInts.
+function parsed(text) {
+  return JSON.parse(text, (_, value, context) => {
+    const isLarge = typeof value === "number" && Number.isInteger(value) && !Number.isSafeInteger(value);
+    return isLarge && /^-?\d+$/.test(context?.source ?? "") ? BigInt(context.source) : value;
+  });
+}
+
+function eventOf(block) {
   let name = "message";
   const data = [];
   for (const line of block.split("\n")) {
@@ -102,7 +110,7 @@ function parsed(block) {
     else if (line.startsWith("data:")) data.push(line.slice(5).trimStart());
   }
   if (!data.length) return null;
-  const value = JSON.parse(data.join("\n"));
+  const value = parsed(data.join("\n"));
   if (name === "error") {
     const error = value.error ?? {};
     throw new Failure(worded(error.type === "server_error" ? 503 : 400, error, 0), { code: error.code });

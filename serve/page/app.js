@@ -129,6 +129,7 @@ async function whileRunning(answer, work) {
     if (error.code === "unreachable") waitForServer();
   } finally {
     state.running = null;
+    if (document.activeElement === byId("stop")) question.focus();
     byId("send").hidden = false;
     byId("stop").hidden = true;
     byId("answer").removeAttribute("aria-busy");

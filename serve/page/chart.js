@@ -48,7 +48,7 @@ export function chart(columns, rows, plan) {
 function drawn(columns, rows, plan, value, width) {
   const points = rows
     .filter((row) => row[value] !== null)
-    .map((row) => ({ label: row[plan.label] === null ? "NULL" : String(row[plan.label]), value: row[value] }));
+    .map((row) => ({ label: row[plan.label] === null ? "NULL" : String(row[plan.label]), value: Number(row[value]) }));
   const picture = plan.kind === "line" ? line(points, width) : bars(points, width);
   const highest = points.reduce((best, point) => (point.value > best.value ? point : best));
   const said = `${plan.kind === "line" ? "Line" : "Bar"} chart of ${columns[value]} by ${columns[plan.label]}, ${points.length} values; the highest is ${number.format(highest.value)} for ${shortened(highest.label, 80)}. The table has all of them.`;

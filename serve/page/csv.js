@@ -19,7 +19,7 @@ export function download(name, text) {
 // A text that a spreadsheet would take for a formula gets an apostrophe before it; numbers stay numbers.
 function field(cell) {
   if (cell === null) return "";
-  if (typeof cell === "number" || typeof cell === "boolean") return String(cell);
+  if (typeof cell !== "string") return String(cell);
   const text = FORMULA.test(cell) ? `'${cell}` : String(cell);
   return /[",\r\n]/.test(text) || text !== text.trim() ? `"${text.replaceAll('"', '""')}"` : text;
 }

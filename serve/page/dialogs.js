@@ -3,7 +3,7 @@
 import { byId } from "./dom.js";
 import { load, loadKey, save, saveKey, saveText } from "./storage.js";
 
-const READABLE = /^[\x21-\x7e]{1,400}$/;
+const READABLE = /^[\x20-\x7e]{1,400}$/;
 
 // Asks for the key; `use` is called when it was changed.
 export function setUpKeyDialog(use) {

@@ -71,8 +71,10 @@ export class Feedback {
   }
 
   thank(text) {
+    const thanks = el("span", { class: "thanks", tabindex: "-1" }, icon("check"), text);
     this.element.hidden = false;
-    this.element.replaceChildren(el("span", { class: "thanks" }, icon("check"), text));
+    this.element.replaceChildren(thanks);
+    thanks.focus(); // the button that had it is gone
     say(text);
   }
 }

@@ -10,7 +10,7 @@ export function isNumeric(rows, column) {
   let some = false;
   for (const row of rows) {
     if (row[column] === null) continue;
-    if (typeof row[column] !== "number") return false;
+    if (!["number", "bigint"].includes(typeof row[column])) return false;
     some = true;
   }
   return some;

@@ -6,7 +6,7 @@ import csv
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,9 @@ import pytest
 from spftsql.feedback import labelled_examples, read_feedback
 from spftsql.keys import create_key
 from tests.browser import axe, chromium, look, picture
-from tests.web_page import CATEGORIES, CELLS, HOSTILE, MONTHS, Page, served_page
+from tests.web_page import CATEGORIES, CELLS, HOSTILE, MONTHS, Page, Reader, served_page
 
 pytestmark = pytest.mark.integration
-
-CHECKOUT = Path(__file__).parents[2]
-SECONDS = 20.0
 
 
 @pytest.fixture(scope="module")
@@ -39,102 +36,6 @@ def browser(folder: Path) -> Iterator[Any]:
     (folder / "downloads").mkdir()
     with chromium(folder / "downloads") as driver:
         yield driver
-
-
-class Reader:
-    """Somebody before the page."""
-
-    def __init__(self, browser: Any, url: str) -> None:
-        self.browser = browser
-        browser.get(url)
-        browser.execute_script("localStorage.clear(); sessionStorage.clear()")
-        browser.get(url)
-
-    def all(self, selector: str) -> list[Any]:
-        from selenium.webdriver.common.by import By
-
-        return list(self.browser.find_elements(By.CSS_SELECTOR, selector))
-
-    def one(self, selector: str) -> Any:
-        self.until(lambda: self.all(selector), selector)
-        return self.all(selector)[0]
-
-    def text(self, selector: str) -> str:
-        """What can be read there, also where it is scrolled out of sight."""
-        texts = self.browser.execute_script(
-            "return [...document.querySelectorAll(arguments[0])].map((e) => e.textContent)", selector
-        )
-        return "\n".join(texts)
-
-    def until(self, ready: Callable[[], Any], what: str = "") -> None:
-        end = time.monotonic() + SECONDS
-        while not ready():
-            assert time.monotonic() < end, f"did not come: {what}\n{self.text('main')}\n{self.log()}"
-            time.sleep(0.02)
-
-    def sees(self, text: str, selector: str = "main") -> None:
-        self.until(lambda: text in self.text(selector), text)
-
-    def keys(self, *keys: str) -> None:
-        from selenium.webdriver.common.action_chains import ActionChains
-
-        ActionChains(self.browser).send_keys(*keys).perform()
-
-    def chord(self, *keys: str) -> None:
-        from selenium.webdriver.common.action_chains import ActionChains
-
-        chain = ActionChains(self.browser)
-        for key in keys[:-1]:
-            chain.key_down(key)
-        chain.send_keys(keys[-1])
-        for key in keys[:-1]:
-            chain.key_up(key)
-        chain.perform()
-
-    def press(self, title: str, selector: str = "button") -> None:
-        """Presses the button that is called so."""
-        self.until(lambda: self._called(title, selector), title)
-        self._called(title, selector)[0].click()
-
-    def _called(self, title: str, selector: str) -> list[Any]:
-        shown = [button for button in self.all(selector) if button.is_displayed()]
-        return [button for button in shown if button.text.split("\n")[0] == title]
-
-    def ask(self, question: str, n: int = 1) -> None:
-        """Asks, and waits for the answer."""
-        self.until(lambda: self.one("#send").is_enabled() and self.one("#send").is_displayed(), "ready")
-        self.one(f"[name=n][value='{n}']").click()
-        self.one("#question").click()
-        self.chord(self.control, "a")
-        self.keys(question, self.enter)
-        self.until(lambda: self.all(".verdict, .problem") and not self.all("[aria-busy]"), question)
-
-    def rows(self) -> list[list[str]]:
-        return self.browser.execute_script(
-            "return [...document.querySelectorAll('.rows tbody tr')].map((r) => [...r.cells].map((c) => c.textContent))"
-        )
-
-    def log(self) -> list[str]:
-        return [entry["message"] for entry in self.browser.get_log("browser")]
-
-    def is_wider_than(self, width: int) -> bool:
-        return bool(self.browser.execute_script("return document.documentElement.scrollWidth") > width)
-
-    @property
-    def enter(self) -> str:
-        return "\ue007"
-
-    @property
-    def escape(self) -> str:
-        return "\ue00c"
-
-    @property
-    def control(self) -> str:
-        return "\ue009"
-
-    @property
-    def focus(self) -> str:
-        return str(self.browser.execute_script("return document.activeElement.id"))
 
 
 @pytest.fixture
@@ -207,6 +108,7 @@ def test_text_of_the_model_and_of_the_database_is_never_markup(reader: Reader) -
     assert reader.text(".asked").endswith(HOSTILE) and HOSTILE in reader.text("pre.sql")
     cells = [row[1] for row in reader.rows()]
     assert cells == [{None: "NULL", "": "empty"}.get(cell, cell) for cell in CELLS]
+    assert {row[3] for row in reader.rows()} == {"9007199254740993"}  # all digits of what no float has
     assert HOSTILE in reader.text(".chart") and HOSTILE in reader.text("#history")
     assert "<b>n</b>" in reader.text("#schema")
     reader.press("Query plan", "[role=tab]")
@@ -285,9 +187,9 @@ def test_the_csv_holds_the_rows_and_no_formula(reader: Reader, folder: Path) -> 
     reader.until(file.exists, "the download")
     with file.open(encoding="utf-8-sig", newline="") as opened:
         head, *rows = csv.reader(opened)
-    assert head == ["id", "cell", "n"]
+    assert head == ["id", "cell", "n", "big"] and {row[3] for row in rows} == {"9007199254740993"}
     assert [row[0] for row in rows] == [str(number) for number in range(len(CELLS))]
-    for cell, (_, text, _) in zip(CELLS, rows, strict=True):
+    for cell, (_, text, *_) in zip(CELLS, rows, strict=True):
         assert text == (cell or "") or (cell and cell[0] in "=+-@" and text == f"'{cell}"), text
         assert not text.startswith(("=", "+", "-", "@"))
 
