@@ -7,14 +7,12 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import date, datetime
-from decimal import Decimal
 from functools import lru_cache, partial
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from serve.backend import Backend
+from serve.cells import rows_of
 from serve.descriptions import plan_response, schema_response
 from serve.errors import ApiError
 from serve.metrics import Metrics
@@ -244,7 +242,7 @@ class Service:
                 ],
             },
         )
-        yield "rows", _rows(shown, cut=not unsure and outcome.shown.status == "truncated")
+        yield "rows", rows_of(shown, cut=not unsure and outcome.shown.status == "truncated")
         yield (
             "done",
             {
@@ -271,7 +269,7 @@ class Service:
         verdict = VerdictOut(
             status=status, reason="" if status == "ran" else shown.reason, elapsed_ms=round(shown.elapsed_ms, 3)
         )
-        return QueryResponse(sql=request.sql, verdict=verdict, **_rows(shown, cut=shown.status == "truncated"))
+        return QueryResponse(sql=request.sql, verdict=verdict, **rows_of(shown, cut=shown.status == "truncated"))
 
     async def plan(self, principal: Principal, request: PlanRequest) -> PlanResponse:
         """How a statement would be executed, and whether it may be. Raises as `answer`."""
@@ -389,28 +387,6 @@ class Service:
         self.metrics.tokens.at("prompt").inc(written.prompt_tokens)
         self.metrics.tokens.at("cached").inc(written.cached_tokens)
         self.metrics.tokens.at("completion").inc(written.completion_tokens)
-
-
-def json_safe(value: Any) -> Any:
-    """A cell as JSON can say it: bytes in hexadecimal; dates, decimals and the non-finite numbers as text."""
-    if isinstance(value, bytes | bytearray | memoryview):
-        return bytes(value).hex()
-    if isinstance(value, float):
-        return value if isfinite(value) else str(value)
-    if isinstance(value, str):
-        return value.encode("utf-8", "backslashreplace").decode()  # lone surrogates have no UTF-8
-    if isinstance(value, date | datetime | Decimal):
-        return str(value)
-    return value if value is None or isinstance(value, bool | int) else str(value)
-
-
-def _rows(shown: Execution, cut: bool) -> dict[str, Any]:
-    ran = shown.status in ("ran", "truncated")
-    return {
-        "columns": [json_safe(name) for name in shown.columns] if ran else [],
-        "rows": [[json_safe(cell) for cell in row] for row in shown.rows],
-        "truncated": cut,
-    }
 
 
 def _refusal(db_id: str, reason: str) -> Verdict:
