@@ -203,7 +203,14 @@ export class Answer {
     this.statement.close();
     this.editing.hidden = true;
     this.editing.replaceChildren();
-    if (this.answer) this.showActions();
+    this.showActions();
+  }
+
+  // Shows a statement of the reader’s own, with its rows where they may be had.
+  async take(sql) {
+    if (this.mayRun) return this.tryRun(sql);
+    this.leaveEditor();
+    this.statement.show(sql);
   }
 
   async tryRun(sql, maxRows = null) {

@@ -10,7 +10,7 @@ import { load, loadKey, save } from "./storage.js";
 
 const AGAIN_MS = 3000;
 
-const state = { me: null, dialect: "", running: null, recalled: -1 };
+const state = { me: null, running: null, waiting: false, recalled: -1 };
 const question = byId("question");
 const history = new History((entry) => recall(entry));
 

@@ -53,7 +53,7 @@ export class Feedback {
 
   async correct(sql) {
     if (!sql.trim() || !(await this.send({ rating: "down", corrected: sql }))) return;
-    if (this.answer.statement.isEdited) await this.answer.tryRun(sql);
+    if (this.answer.statement.isEdited) await this.answer.take(sql);
     this.thank("Thank you. Your SQL is kept as the right answer for the next training.");
   }
 
