@@ -20,9 +20,9 @@ from spftsql.databases.schema_text import fitting_schema_text, sql_name
 from spftsql.errors import UserError
 from spftsql.linking.column_words import column_words
 from spftsql.linking.linker import Linker, fingerprint
-from spftsql.linking.placeholders import HiddenValues, hidden_values
+from spftsql.linking.placeholders import HiddenValues, linked_values
 from spftsql.linking.value_index import ValueIndex, open_index
-from spftsql.linking.value_matching import ValueMatch, matching_values
+from spftsql.linking.value_matching import ValueMatch
 from spftsql.records import content_hash
 from spftsql.synthesis.canonical import spaced, unspaced
 
@@ -164,7 +164,7 @@ class PromptBuilder:
             if len(self._indexes) >= _LINKERS:
                 self._indexes.pop(next(iter(self._indexes))).close()
             self._indexes[key] = open_index(database.content, database.schema, database.location)
-        return hidden_values(question, matching_values(question, self._indexes[key]))
+        return linked_values(question, database.schema, self._indexes[key])
 
     def _schema_and_values(self, database: Database, text: str) -> tuple[str, tuple[ValueMatch, ...]]:
         """The schema as the model reads it with `text`, and the values that `text` mentions; none without linking."""

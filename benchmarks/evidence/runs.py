@@ -93,7 +93,7 @@ def _config(unit: Unit, data: Path, runs: Path, model: Path | None, settings: Ma
         "execution": "local",
         "generation.engine": "transformers",
         "training.workers": 1,
-        "training.threads": 2,
+        "training.threads": 1,  # a second process uses the other core better
         "vbi.rounds": ROUNDS,
         "vbi.pairs": "all",
         "vbi.control": "control" in methods_of(unit),

@@ -15,7 +15,7 @@ from spftsql.linking.value_index import FORMAT, ValueIndex
 from spftsql.linking.value_matching import ValueMatch, matching_values
 from spftsql.records import content_hash
 
-VERSION = 1  # of the method; another number is another prompt
+VERSION = 2  # of the method; another number is another prompt
 
 _VALUES = 8  # shown with a question
 _PER_COLUMN = 2

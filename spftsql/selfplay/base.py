@@ -7,9 +7,8 @@ from contextlib import closing
 from pathlib import Path
 
 from spftsql.databases.values import Values
-from spftsql.linking.placeholders import hidden_values
+from spftsql.linking.placeholders import linked_values
 from spftsql.linking.value_index import open_index
-from spftsql.linking.value_matching import matching_values
 from spftsql.records import Example, content_hash
 from spftsql.selfplay.stages import Candidate, Stages
 from spftsql.synthesis.canonical import spaced
@@ -55,7 +54,7 @@ def _texts(stages: Stages, labels: Sequence[Example]) -> Iterator[str]:
         if stages.config.prompt.placeholders:
             database = stages.catalogue[example.db_id]
             with closing(open_index(database.content, database.schema, database.location)) as index:
-                linked = hidden_values(example.question, matching_values(example.question, index))
+                linked = linked_values(example.question, database.schema, index)
             yield linked.question
             yield spaced(linked.hide(example.sql))
     for database in stages.catalogue.values():
