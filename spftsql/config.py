@@ -271,6 +271,7 @@ class SynthesisConfig(Section):
     column_substitution: float = Field(0.3, ge=0, le=1)  # probability that a template's columns are drawn anew
     library: float = Field(0.0, ge=0, le=1)  # share of statements from the built-in templates; all without labels
     composition: float = Field(0.0, ge=0, le=1)  # share of statements from templates derived from all of these
+    recombination: float = Field(0.0, ge=0, le=1)  # share of pairs made of two labels each, in the labels' words
     per_structure: int = Field(50, ge=0, le=255)  # statements of a template over the same columns; 0: any number
     databases: Literal["all", "labelled"] = "all"  # which ones SQL is written for
     candidates: int = Field(3, gt=0)  # questions per statement

@@ -9,10 +9,10 @@ from typing import Literal
 from spftsql.records import Filter, content_hash
 
 Method = Literal["sft", "control", "vbi-1", "vbi-2"]
-Templates = Literal["values", "columns", "library", "composed"]
+Templates = Literal["values", "columns", "library", "composed", "recombined"]
 
 FILTERS: tuple[Filter, ...] = ("none", "ranked", "confident_disagreement", "round_trip")
-TEMPLATES: tuple[Templates, ...] = ("values", "columns", "library", "composed")
+TEMPLATES: tuple[Templates, ...] = ("values", "recombined", "columns", "library", "composed")
 LABELLED: tuple[Method, ...] = ("sft", "control")  # methods that use no synthetic pair
 ROUNDS: tuple[Method, ...] = ("vbi-1", "vbi-2")
 
@@ -22,7 +22,8 @@ class Unit:
     """One run of the loop. `label_share` is in per cent; `templates` says where new SQL comes from.
 
     `values`: new values in the labels' own statements; `columns`: other columns too; `library`, `composed`: with 30 %
-    of the statements from built-in templates, or from templates derived from those of the labels.
+    of the statements from built-in templates, or from templates derived from those of the labels; `recombined`: half of
+    the pairs, with their questions, made of two labels each.
     """
 
     data: str

@@ -15,7 +15,10 @@ from spftsql.selfplay.stages import Candidate, Stages
 
 @dataclass(frozen=True)
 class Made:
-    """A statement of a round and what became of it: `pair`, or `reason` why there is none (yet)."""
+    """A statement of a round and what became of it: `pair`, or `reason` why there is none (yet).
+
+    `worded` says that its question came with it, and no model was asked for one.
+    """
 
     statement: Statement
     verdict: Verdict
@@ -23,6 +26,7 @@ class Made:
     phrasings: tuple[Phrasing, ...] = ()
     chosen: int | None = None
     pair: Example | None = None
+    worded: bool = False
 
     def dropped(self, reason: str) -> Made:
         """The same without a pair."""
@@ -59,7 +63,7 @@ def _row(
     statement, verdict = made.statement, made.verdict
     chosen = made.phrasings[made.chosen] if made.chosen is not None else None
     part = parts.get(made.pair.id, "") if made.pair is not None else ""
-    asked = bool(made.phrasings)
+    asked = bool(made.phrasings) and not made.worded
     return PairRow(
         id=pair_id(round_, statement),
         round=round_,

@@ -6,8 +6,9 @@ is the first candidate.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from spftsql.config import Config
@@ -23,6 +24,7 @@ from spftsql.selfplay.base import base_model
 from spftsql.selfplay.lineage import write_pairs
 from spftsql.selfplay.lines import self_play
 from spftsql.selfplay.players import Players, debut
+from spftsql.selfplay.recombined import with_recombined
 from spftsql.selfplay.settling import Played, gate_answers, settle
 from spftsql.selfplay.splits import SyntheticSets, label_folds, later_set, split_pairs
 from spftsql.selfplay.stages import Candidate, Exam, Stages, Training
@@ -157,6 +159,7 @@ def vbi_rounds(
     databases = synthesis_databases(stages, labels)
     held_out = [*players.exams["gate"].questions, *players.exams["test"].questions]
     synthetic: list[Example] = []
+    held: Collection[str] = ()
     weights: dict[str, float] | None = None
     control = None
     for round_ in range(1, config.vbi.rounds + 1):
@@ -164,14 +167,17 @@ def vbi_rounds(
         if round_ == 1:
             wanted += config.vbi.play_pairs + config.vbi.selection_pairs
         voter = players.candidates[-1]
-        made = vbi.statements(stages, round_, wanted, pool, weights, [*labels, *synthetic], databases)
+        known = [*labels, *synthetic]
+        filled = partial(vbi.statements, stages, round_, pool=pool, weights=weights, known=known, databases=databases)
+        made = with_recombined(stages, round_, wanted, labels, known, held, filled)
         made = vbi.phrased(stages, round_, made, question_model, voter)
         stages.done_with(question_model)
         made = vbi.without_leaks(stages, round_, made, held_out)
         pairs = [one.pair for one in made if one.pair is not None]
         sets = split_pairs(pairs, config.vbi, config.seed) if round_ == 1 else later_set(pairs, config.vbi)
         if round_ == 1:
-            pool = [template for template in pool if template.id not in sets.templates]
+            held = sets.templates
+            pool = [template for template in pool if template.id not in held]
             databases = [name for name in databases if name not in sets.databases]
             players.exams |= _synthetic_exams(stages, sets)
         write_pairs(stages, round_, made, sets.parts, question_model, voter)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from spftsql.runs import Run
 from spftsql.selfplay import vbi
 from spftsql.selfplay.base import base_model
 from spftsql.selfplay.lineage import Made
+from spftsql.selfplay.recombined import with_recombined
 from spftsql.selfplay.run import announce, first_models, synthesis_databases, template_pool, usable_labels
 from spftsql.selfplay.stages import Stages
 
@@ -70,7 +72,8 @@ def _made(config: Config, count: int, questions: bool) -> list[Made]:
             base = base_model(stages, labels)
             stages.use_prompts(base.path)
             voter, question_model = first_models(stages, base, labels)
-            made = vbi.statements(stages, 1, count, pool, None, labels, databases)
+            filled = partial(vbi.statements, stages, 1, pool=pool, weights=None, known=labels, databases=databases)
+            made = with_recombined(stages, 1, count, labels, labels, (), filled)
             made = vbi.phrased(stages, 1, made, question_model, voter)
             made = vbi.without_leaks(stages, 1, made, [*gate, *benchmark.test])
             return [one for one in made if one.pair is not None][:count]

@@ -65,7 +65,7 @@ def statements(
         seed=stages.seed_of(f"synthesis/{round_}"),
         column_substitution=config.column_substitution,
         weights=weights,
-        exclude={_canonical(stages, example) for example in known},
+        exclude={canonical(stages, example) for example in known},
         per_structure=config.per_structure,
     )
     window = count(1)
@@ -93,7 +93,8 @@ def phrased(stages: Stages, round_: int, made: Sequence[Made], writer: Candidate
     """
     config = stages.config.synthesis
     asked = [one for one in made if not one.reason]
-    candidates, failed = _proposed(stages, round_, asked, writer)
+    candidates, failed = _proposed(stages, round_, [one for one in asked if not one.worded], writer)
+    candidates |= {one.statement.id: list(one.phrasings) for one in asked if one.worded}
     if config.filter != "none":
         candidates = _voted(stages, round_, asked, candidates, voter)
     done = {}
@@ -228,7 +229,7 @@ def without_leaks(stages: Stages, round_: int, made: Sequence[Made], held_out: S
 
     @cache
     def structure(example: Example) -> str:
-        return template_id(_canonical(stages, example))
+        return template_id(canonical(stages, example))
 
     config = stages.config.synthesis
     leaks = {
@@ -281,7 +282,7 @@ def confirmed(answers: Sequence[Answer], made: Sequence[Made], agreement: float)
     return list({pair.id: pair for pair in pairs}.values())
 
 
-def _canonical(stages: Stages, example: Example) -> str:
+def canonical(stages: Stages, example: Example) -> str:
     """The form in which synthesis would write this SQL; as it stands where there is none."""
     try:
         return canonical_sql(example.sql, stages.catalogue[example.db_id].schema)

@@ -169,18 +169,23 @@ def _without_faults(executor: Executor, batch: Sequence[VerificationRequest]) ->
 
 def _dropped(candidate: Candidate, verdict: Verdict, results: Seen) -> str:
     """Why a statement is dropped; empty where it is kept."""
+    if reason := uninformative(verdict):
+        return reason
+    if candidate.limit is not None and verdict.row_count < candidate.limit:
+        return "limit-without-effect"
+    scope = candidate.structure if verdict.row_count >= _LONG else candidate.question
+    return "same-result" if results.add(key_of(str(scope), verdict.digest)) else ""
+
+
+def uninformative(verdict: Verdict) -> str:
+    """Why the result of a statement says nothing about it; empty where it says something."""
     if verdict.fault:
         return "fault"
     if verdict.status != "ran":
         return verdict.status
     if not verdict.row_count:
         return "empty"
-    if verdict.constant_null:
-        return "constant-null"
-    if candidate.limit is not None and verdict.row_count < candidate.limit:
-        return "limit-without-effect"
-    scope = candidate.structure if verdict.row_count >= _LONG else candidate.question
-    return "same-result" if results.add(key_of(str(scope), verdict.digest)) else ""
+    return "constant-null" if verdict.constant_null else ""
 
 
 def counts_of(tally: Tally) -> Mapping[str, int]:

@@ -1,0 +1,76 @@
+"""Pairs of a round that are made of labelled ones, with their questions (see `spftsql.synthesis.recombination`)."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from itertools import islice
+
+from spftsql.records import Example, VerificationRequest
+from spftsql.selfplay.lineage import Made
+from spftsql.selfplay.questions import Phrasing
+from spftsql.selfplay.stages import Stages
+from spftsql.selfplay.vbi import canonical
+from spftsql.synthesis.accepting import uninformative
+from spftsql.synthesis.recombination import recombine
+
+_RESERVE = 2  # statements that are executed, per pair wanted
+
+
+def recombined(
+    stages: Stages,
+    round_: int,
+    wanted: int,
+    labels: Sequence[Example],
+    known: Sequence[Example],
+    without: Collection[str],
+) -> list[Made]:
+    """Up to `wanted` pairs whose SQL gives a result that says something, and what was executed in vain before them.
+
+    None repeats the SQL of `known`, or has a template of `without`.
+    """
+    schemas = {name: database.schema for name, database in stages.catalogue.items()}
+    seed = stages.seed_of(f"recombination/{round_}")
+    exclude = {canonical(stages, example) for example in known}
+    found = (one for one in recombine(labels, schemas, seed, exclude) if one.statement.template not in without)
+    drawn = list(islice(found, wanted * _RESERVE))
+    requests = [VerificationRequest(o.statement.id, o.statement.db_id, o.statement.sql, None, "strict") for o in drawn]
+    verdicts = stages.verify(f"recombined-{round_}", requests) if requests else {}
+    made: list[Made] = []
+    kept = 0
+    for one in drawn:
+        if kept == wanted:
+            break
+        verdict = verdicts[one.statement.id]
+        reason = uninformative(verdict)
+        kept += not reason
+        statement = replace(one.statement, bindings=json.dumps({"parents": one.parents}))
+        made.append(Made(statement, verdict, reason, (Phrasing(one.question),), worded=True))
+    stages.run.event("recombined", round=round_, kept=kept, dropped=dict(Counter(o.reason for o in made if o.reason)))
+    return made
+
+
+def with_recombined(
+    stages: Stages,
+    round_: int,
+    wanted: int,
+    labels: Sequence[Example],
+    known: Sequence[Example],
+    without: Collection[str],
+    filled: Callable[[int], list[Made]],
+) -> list[Made]:
+    """`wanted` statements, of which `synthesis.recombination` says the share; `filled` makes the others.
+
+    Where the labels give fewer, the others are more.
+    """
+    share = stages.config.synthesis.recombination
+    if not share:
+        return filled(wanted)
+    made = recombined(stages, round_, round(share * wanted), labels, known, without)
+    rest = wanted - sum(not one.reason for one in made)
+    together = [*made, *(filled(rest) if rest > 0 else [])]
+    random.Random(f"mixed {stages.config.seed} {round_}").shuffle(together)
+    return together
