@@ -20,6 +20,15 @@ _ASKS = re.compile(
 )
 _WHICH = re.compile(r"(?:what|which)\s+", re.IGNORECASE)
 _HELPS = re.compile(r"(?:do|does|did)\s+", re.IGNORECASE)
+_OPPOSITES = {
+    "largest": "smallest", "biggest": "smallest", "highest": "lowest", "longest": "shortest", "tallest": "shortest",
+    "greatest": "smallest", "oldest": "youngest", "newest": "oldest", "latest": "earliest", "heaviest": "lightest",
+    "most": "fewest", "maximum": "minimum", "best": "worst", "fastest": "slowest", "richest": "poorest",
+}  # fmt: skip
+_OPPOSITES |= {low: high for high, low in reversed(_OPPOSITES.items())} | {
+    "least": "most",
+    "cheapest": "most expensive",
+}
 _NOUN_WORDS = 3  # words between "which" and the end of the noun
 _LONGEST = 16  # words of a phrase
 
@@ -71,6 +80,19 @@ def put_phrase(question: str, place: tuple[int, int], phrase: str, nouns: Collec
     if before.lower() == "the" or before.lower().endswith(" the"):
         before = before[:-3].rstrip()
     return " ".join(part for part in (before, phrase, after) if part)
+
+
+def opposite_extreme(question: str, apart: Collection[str]) -> str | None:
+    """`question` asking for the other extreme: "the largest city", "the smallest city".
+
+    None where it does not name just one extreme, or where that word is of `apart` (stems; a column `highest_point`).
+    """
+    found = [(start, end) for word, start, end in placed_words(question) if word in _OPPOSITES]
+    if len(found) != 1:
+        return None
+    start, end = found[0]
+    word = question[start:end].lower()
+    return None if stem(word) in apart else question[:start] + _OPPOSITES[word] + question[end:]
 
 
 def said_once(question: str, text: str) -> tuple[int, int] | None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from sqlglot import exp, parse_one
 
+_PLACEHOLDER = re.compile(r"\b[^\W\d]\w*\d\b")  # a name that ends in a number
 _COMPARISONS = (exp.EQ, exp.NEQ, exp.GT, exp.GTE, exp.LT, exp.LTE, exp.Like, exp.ILike, exp.In, exp.Between)
 
 
@@ -54,6 +55,8 @@ def hide_in_question(question: str, hidden: Hidden) -> str:
 
 def show_values(question: str, hidden: Hidden) -> str | None:
     """The question with its values back in, or None when a placeholder is missing from it or left over in it."""
+    if not {match[0].lower() for match in _PLACEHOLDER.finditer(question)} <= {name for name, _ in hidden.values}:
+        return None
     for name, value in hidden.values:
         question, found = re.subn(rf"\b{re.escape(name)}\b", lambda _, v=value: v, question)  # type: ignore[misc]
         if not found:

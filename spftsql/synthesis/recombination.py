@@ -1,11 +1,11 @@
 """New pairs from labelled ones, question and SQL changed together; no model phrases them.
 
-Two changes. A value of one pair gives way to what another pair asks for: "what is the capital of texas" and "which
+Three changes. A value of one pair gives way to what another pair asks for: "what is the capital of texas" and "which
 state has the longest river" give "what is the capital of the state that has the longest river", and the SQL of the
 second is nested in that of the first (Jia and Liang 2016, arXiv 1606.03622, whole phrases). A column gives way to
-another of its table and kind where the question says its name: "the state with the largest population", "… area".
-What results may be changed again. So the new pairs have structures and columns that no label has, in words that people
-used.
+another of its table and kind where the question says its name: "the state with the largest population", "… area". And
+an extreme gives way to the other one: "… the smallest population", MIN for MAX. What results may be changed again. So
+the new pairs have structures and columns that no label has, in words that people used.
 """
 
 from __future__ import annotations
@@ -23,12 +23,19 @@ from spftsql.records import Example, Statement, content_hash
 from spftsql.synthesis.canonical import canonicalize, write
 from spftsql.synthesis.dialects import in_dialect
 from spftsql.synthesis.joins import ColumnName, key_graph
-from spftsql.synthesis.phrases import asked_phrase, name_said_once, put_phrase, said_once, schema_stems
+from spftsql.synthesis.phrases import (
+    asked_phrase,
+    name_said_once,
+    opposite_extreme,
+    put_phrase,
+    said_once,
+    schema_stems,
+)
 from spftsql.synthesis.scopes import Resolved
 
 _FRUITLESS = 500  # draws in a row that give nothing new, after which there are no more
 _DEEPER = 0.3  # share of draws in which a recombined pair may be changed again
-_COLUMN = 0.3  # share of draws that change a column
+_COLUMN, _EXTREME = 0.3, 0.1  # shares of draws that change a column, or an extreme
 _PER_STRUCTURE = 3  # pairs whose SQL differs in literals only
 _WORDS = 24  # of a question, at most
 _CHARACTERS = 400  # of a statement, at most
@@ -80,11 +87,13 @@ def recombine(
         fruitless += 1
         first = rng.choice(drawn())
         schema = schemas[first.db_id]
-        changed = (
-            _other_column(first, schema, rng)
-            if rng.random() < _COLUMN
-            else _nested(first, drawn(), nouns[first.db_id], rng)
-        )
+        what = rng.random()
+        if what < _EXTREME:
+            changed = _other_extreme(first, schema)
+        elif what < _EXTREME + _COLUMN:
+            changed = _other_column(first, schema, rng)
+        else:
+            changed = _nested(first, drawn(), nouns[first.db_id], rng)
         if changed is None:
             continue
         question, tree, parents = changed
@@ -253,3 +262,23 @@ def _other_column(pair: _Pair, schema: Schema, rng: random.Random) -> tuple[str,
             node.set("this", exp.to_identifier(new[1]))
     question = pair.question[: place[0]] + " ".join(words_of(new[1])) + pair.question[place[1] :]
     return question, resolved.tree, pair.parents
+
+
+def _other_extreme(pair: _Pair, schema: Schema) -> tuple[str, exp.Query, tuple[str, ...]] | None:
+    """The one extreme of `pair` turned round: MIN for MAX, or the other end of an order."""
+    apart = {word for _, name in _names(canonicalize(pair.sql, schema)).values() for word in stems_of(name)}
+    question = opposite_extreme(pair.question, apart)
+    if question is None:
+        return None
+    tree = pair.tree.copy()
+    extremes = list(tree.find_all(exp.Max, exp.Min))
+    ends = [order for order in tree.find_all(exp.Order) if order.parent is not None and order.parent.args.get("limit")]
+    if extremes and not ends and len({node.sql() for node in extremes}) == 1:
+        for node in extremes:
+            node.replace((exp.Min if isinstance(node, exp.Max) else exp.Max)(this=node.this))
+    elif not extremes and len(ends) == 1 and len(ends[0].expressions) == 1:
+        ordered = ends[0].expressions[0]
+        ordered.set("desc", not ordered.args.get("desc"))
+    else:
+        return None
+    return question, tree, pair.parents

@@ -13,7 +13,7 @@ from spftsql.config import DatabaseConfig
 from spftsql.databases.catalogue import open_catalogue
 from spftsql.databases.schema import Schema
 from spftsql.records import Example
-from spftsql.synthesis.phrases import asked_phrase, name_said_once, put_phrase, said_once
+from spftsql.synthesis.phrases import asked_phrase, name_said_once, opposite_extreme, put_phrase, said_once
 from spftsql.synthesis.recombination import Recombined, recombine
 
 NOUNS = {"state", "river", "citi", "point"}
@@ -86,6 +86,20 @@ def test_a_phrase_in_the_place_of_a_value(question: str, value: str, phrase: str
     assert put_phrase(question, place, phrase, NOUNS) == put
 
 
+@pytest.mark.parametrize(
+    ("question", "turned"),
+    [
+        ("what is the Largest city", "what is the smallest city"),
+        ("which state has the fewest rivers", "which state has the most rivers"),
+        ("the longest river of the largest state", None),
+        ("how high is the highest point", None),  # which is a column's name
+        ("cities", None),
+    ],
+)
+def test_the_other_extreme(question: str, turned: str | None) -> None:
+    assert opposite_extreme(question, {"highest", "point"}) == turned
+
+
 def test_what_is_said_once() -> None:
     assert said_once("Texas or ohio or texas", "texas") is None and said_once("texan", "texas") is None
     assert name_said_once("the highest points of ohio", "highest_point") == (4, 18)
@@ -116,6 +130,7 @@ def test_pairs_are_right(rivers: tuple[Path, Schema]) -> None:
     assert answers["what state has the largest area"] == ["texas"]
     assert answers["what is the country of the state that has the longest river"] == ["usa"]  # changed twice
     assert answers["how many rivers does the state that has the largest area have"] == [1]
+    assert answers["what is the capital of the state that has the shortest river"] == ["ames"]  # the other extreme
     assert "what is the lowest point" not in answers  # its statement would still look for the highest elevation
 
 
