@@ -17,7 +17,7 @@ from spftsql.selfplay.vbi import canonical
 from spftsql.synthesis.accepting import uninformative
 from spftsql.synthesis.recombination import recombine
 
-_RESERVE = 2  # statements that are executed, per pair wanted
+_RESERVE = 1.4  # statements that are executed, per pair wanted
 
 
 def recombined(
@@ -36,7 +36,7 @@ def recombined(
     seed = stages.seed_of(f"recombination/{round_}")
     exclude = {canonical(stages, example) for example in known}
     found = (one for one in recombine(labels, schemas, seed, exclude) if one.statement.template not in without)
-    drawn = list(islice(found, wanted * _RESERVE))
+    drawn = list(islice(found, round(wanted * _RESERVE)))
     requests = [VerificationRequest(o.statement.id, o.statement.db_id, o.statement.sql, None, "strict") for o in drawn]
     verdicts = stages.verify(f"recombined-{round_}", requests) if requests else {}
     made: list[Made] = []
