@@ -22,8 +22,8 @@ class Unit:
     """One run of the loop. `label_share` is in per cent; `templates` says where new SQL comes from.
 
     `values`: new values in the labels' own statements; `columns`: other columns too; `library`, `composed`: with 30 %
-    of the statements from built-in templates, or from templates derived from those of the labels; `recombined`: pairs made
-    of labels, with their questions, as many as there are.
+    of the statements from built-in templates, or from templates derived from those of the labels; `recombined`: pairs
+    made of labels, with their questions, as many as there are.
     """
 
     data: str
