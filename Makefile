@@ -80,6 +80,7 @@ pictures: setup
 
 reference: setup
 	$(BIN)/python docs/reference.py
+	$(BIN)/python docs/plots.py
 
 docs: setup
 	@$(PIP) install --quiet --no-deps -r lock/docs.txt

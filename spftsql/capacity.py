@@ -1,13 +1,18 @@
-"""Whether a cluster can ever run a recipe: found out before anything starts, with the missing resource named."""
+"""Whether a cluster can run a recipe: found out before anything starts, and again while a stage waits for a node."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from spftsql.config import Config
 from spftsql.errors import UserError
 from spftsql.job_server import Resources, beyond
+
+_LOOK_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -52,3 +57,38 @@ def refuse_impossible(wanted: Sequence[Need], offers: Sequence[Resources], fixed
     if lines and fixed:
         raise UserError(f"this cluster can never run it: {'; '.join(lines)}")
     return lines
+
+
+@contextmanager
+def told_when_waiting(
+    config: Config, stage: str, offers: Callable[[], Sequence[Resources]], look_s: float = _LOOK_S
+) -> Iterator[None]:
+    """Says on standard error, while the body runs, that no node is there for a stage, and that one is there again.
+
+    Ray waits for nodes in silence, when one was lost or is yet to come. `offers` tells what the living nodes offer.
+    """
+    over = threading.Event()
+
+    def watch() -> None:
+        told = ""
+        while not over.wait(look_s):
+            try:
+                lacking = "; ".join(shortages(needs(config, [stage]), offers()))
+            except Exception:  # the head is gone: the stage itself ends then, and says why
+                continue
+            if lacking and lacking != told:
+                _say(f"{stage} waits: {lacking}; it goes on when such a node comes")
+            elif told and not lacking:
+                _say(f"{stage} goes on: a node for it is there again")
+            told = lacking
+
+    thread = threading.Thread(target=watch, name="capacity", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def _say(line: str) -> None:
+    print(f"spftsql: {line}", file=sys.stderr, flush=True)

@@ -83,6 +83,7 @@ def start_serve(config: Config) -> str:
     verifier pool) must start it here. Raises `UserError` when another address is wanted than the fixed one.
     """
     from ray import serve
+    from ray.exceptions import RayError
     from ray.serve.config import HTTPOptions
 
     # Nothing public tells where an instance listens, except through the dashboard.
@@ -94,11 +95,15 @@ def start_serve(config: Config) -> str:
     if client is None:
         _refuse_taken_port(config)
         host, port = config.serve.host, config.serve.port or _free_port(config.serve.host)
-        serve.start(
-            proxy_location="HeadOnly",
-            http_options=HTTPOptions(host=host, port=port),
-            logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
-        )
+        try:
+            serve.start(
+                proxy_location="HeadOnly",
+                http_options=HTTPOptions(host=host, port=port),
+                logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
+            )
+        except (RayError, TimeoutError) as error:  # a first proxy that was too slow; its controller starts another
+            if _get_global_client(raise_if_no_controller_running=False) is None:
+                raise Fault(f"Ray Serve could not be started: {' '.join(str(error).split())[-300:]}") from None
     else:
         host, port = client.http_config.host, client.http_config.port
         if config.serve.port not in (0, port) or config.serve.host != host:

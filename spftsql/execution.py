@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Protocol, cast
@@ -72,26 +72,38 @@ class RayExecution:
         self._ensure_session()
         from spftsql.generation.stage import generate_dataset_ray
 
-        generate_dataset_ray(source, target, self._config, progress)
+        with self._telling("generation"):
+            generate_dataset_ray(source, target, self._config, progress)
 
     def verify(self, source: Path, target: Path) -> None:
         """See `Execution`."""
         self._ensure_session()
         from spftsql.verification.stage import verify_dataset_ray
 
-        verify_dataset_ray(source, target, self._databases, self._config)
+        with self._telling("verification"):
+            verify_dataset_ray(source, target, self._databases, self._config)
 
     def train(self, jobs: Sequence[TrainJob], metrics: Path, progress: Advance) -> list[TrainResult]:
         """See `Execution`."""
         self._ensure_session()
         from spftsql.training.distributed import train_ray
 
-        return train_ray(jobs, self._config, metrics, _overall(jobs, progress))
+        with self._telling("training"):
+            return train_ray(jobs, self._config, metrics, _overall(jobs, progress))
 
     def _ensure_session(self) -> None:
         from spftsql.session import ensure_session
 
         ensure_session(self._config)
+
+    def _telling(self, stage: str) -> AbstractContextManager[None]:
+        """Says when a stage waits for a node. A session of our own has no other node than this machine."""
+        if self._config.cluster.address is None:
+            return nullcontext()
+        from spftsql.capacity import told_when_waiting
+        from spftsql.session import offers
+
+        return told_when_waiting(self._config, stage, offers)
 
 
 @contextmanager

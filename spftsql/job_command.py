@@ -118,7 +118,8 @@ def _started(job: JobDetails) -> str:
 def _took(job: JobDetails) -> str:
     if not job.start_time:
         return ""
-    seconds = ((job.end_time or time.time() * 1000) - job.start_time) / 1000
+    # The cluster's clock and this one may differ.
+    seconds = max(0.0, ((job.end_time or time.time() * 1000) - job.start_time) / 1000)
     return f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 3600:.1f} h"
 
 

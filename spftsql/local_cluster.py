@@ -39,7 +39,7 @@ class LocalCluster:
 
     def alive(self) -> list[int]:
         """The processes that still run; a number that another program has by now does not count."""
-        return [pid for pid in self.pids if self.folder in _command_line(pid)]
+        return [pid for pid in self.pids if self.folder in _command_line(pid) or _is_starting(pid)]
 
 
 def start_cluster(nodes: int, cpus: int, resources: Mapping[str, float]) -> LocalCluster:
@@ -164,6 +164,15 @@ def _command_line(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
     except OSError:
         return ""
+
+
+def _is_starting(pid: int) -> bool:
+    """Whether a process is between its start and its command line, which is empty for that moment."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return state != "Z" and not Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
 
 
 def _signal(pid: int, number: int) -> None:

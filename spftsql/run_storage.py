@@ -2,7 +2,8 @@
 
 Work happens on local files. A stage that is finished never changes, so it is copied whole, and a marker that lists its
 files is written last: a stage without its marker is not there. On another machine the run fetches what it lacks. A
-lease, renewed while the run is open, keeps two machines from working on one run.
+lease, renewed while the run is open, keeps two machines from working on one run. Clocks differ and jump: a lease that
+seems to be over is taken only when nobody has renewed it while a machine looked on.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import os
 import shutil
 import socket
+import sys
 import threading
 import time
 import uuid
@@ -22,6 +24,8 @@ from typing import Any
 from spftsql.errors import Fault, UserError
 
 _LEASE_S = 300.0  # a machine that has not renewed its lease for so long is taken to be gone
+_RENEW_S = 60.0
+_WATCH_S = 75.0  # a lease that seems to be over is looked at for so long: whoever holds it would renew it
 _SETTLE_S = 1.0  # between writing a lease and looking whose it is: object stores have no common lock
 _CHUNK = 8 << 20
 _STATE = (
@@ -125,34 +129,49 @@ class RunStorage:
         self._end.set()
         self._renewer.join()
         with self._faults("giving the lease back"):
-            if not self._lost and self._holder() == self._owner:
+            if not self._lost and self._owner_of(self._lease()) == self._owner:
                 self._files.delete_file(f"{self._base}/lease.json")
 
     def _acquire(self) -> None:
         self._files.create_dir(f"{self._base}/stages")
-        holder = self._holder()
-        if holder is not None:
+        lease = self._lease()
+        if lease is not None and (self._is_current(lease) or self._is_renewed(lease)):
             raise UserError(
-                f"run {self.place} is in use by {holder}; wait for it, or {_LEASE_S / 60:.0f} minutes where it is gone"
+                f"run {self.place} is in use by {lease['owner']}; wait for it, or {_LEASE_S / 60:.0f} minutes where it "
+                "is gone"
             )
         self._write_lease()
         self._pause(_SETTLE_S)
-        if self._holder() != self._owner:  # of several that write at once the last is left
-            raise UserError(f"run {self.place} was taken by {self._holder()} at the same moment")
+        if (owner := self._owner_of(self._lease())) != self._owner:  # of several that write at once the last is left
+            raise UserError(f"run {self.place} was taken by {owner} at the same moment")
 
-    def _holder(self) -> str | None:
-        """Who has a lease that is not over."""
+    def _lease(self) -> dict[str, Any] | None:
         text = self._read("lease.json")
-        if text is None:
-            return None
-        lease = json.loads(text)
-        return str(lease["owner"]) if self._clock() < lease["until"] else None
+        return None if text is None else dict(json.loads(text))
+
+    @staticmethod
+    def _owner_of(lease: dict[str, Any] | None) -> str | None:
+        return None if lease is None else str(lease["owner"])
+
+    def _is_current(self, lease: dict[str, Any]) -> bool:
+        """Whether a lease runs, by this machine's clock; one that would run for longer than a lease does, does not."""
+        return 0 < float(lease["until"]) - self._clock() <= _LEASE_S
+
+    def _is_renewed(self, lease: dict[str, Any]) -> bool:
+        """Whether somebody renews a lease that this machine's clock takes to be over."""
+        line = (
+            f"run {self.place} was left by {lease['owner']}, it seems; looking for {_WATCH_S:.0f} s whether it goes on"
+        )
+        print(f"spftsql: {line}", file=sys.stderr, flush=True)
+        self._pause(_WATCH_S)
+        return self._lease() not in (None, lease)
 
     def _write_lease(self) -> None:
-        self._write("lease.json", json.dumps({"owner": self._owner, "until": self._clock() + _LEASE_S}))
+        lease = {"owner": self._owner, "until": self._clock() + _LEASE_S, "renewal": uuid.uuid4().hex}
+        self._write("lease.json", json.dumps(lease))
 
     def _renew(self) -> None:
-        while not self._end.wait(_LEASE_S / 5):
+        while not self._end.wait(_RENEW_S):
             try:
                 self._renew_once()
             except OSError:
@@ -161,8 +180,7 @@ class RunStorage:
                 return
 
     def _renew_once(self) -> None:
-        holder = self._holder()
-        if holder not in (None, self._owner):
+        if self._owner_of(self._lease()) not in (None, self._owner):
             self._lost = True
         else:
             self._write_lease()

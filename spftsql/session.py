@@ -7,8 +7,10 @@ import logging
 import os
 import socket
 import sys
+import threading
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +18,9 @@ from spftsql.config import Config
 from spftsql.errors import UserError
 
 _REACH_S = 5.0
+_LOOK_S = 5.0
+# A head may come back (with Redis), and Ray ends its drivers after a minute without it; a node's own process does not.
+_GONE_S = {"head": 45.0, "node": 10.0}
 _WORKER_ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "VLLM_LOGGING_LEVEL": "ERROR",
@@ -35,6 +40,8 @@ def ensure_session(config: Config) -> None:
     # Ray's C++ writes to this terminal whatever the Python log level is, complaints of no use to a person included.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(config.cluster.cpus))
+    # Serve kills a proxy that is not ready in 5 s, which on a busy machine none is, and `serve.start` fails.
+    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
     import ray
 
     if ray.is_initialized():
@@ -61,6 +68,7 @@ def ensure_session(config: Config) -> None:
         hint = "; if the cluster wants a token, set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH" if address else ""
         raise UserError(f"Ray cannot {where}: {str(error).splitlines()[0]}{hint}") from None
     _quiet_logs()
+    _end_with_the_cluster(address or "this machine")
     if address is not None:
         _check_capacity(config)
 
@@ -75,7 +83,6 @@ def use_token() -> None:
 
 def _check_capacity(config: Config) -> None:
     """Refuses a recipe that the cluster of this session can never run, and says what nodes must come for it."""
-    import ray
     from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
     from ray.experimental.internal_kv import _internal_kv_get
 
@@ -83,9 +90,15 @@ def _check_capacity(config: Config) -> None:
     from spftsql.job_server import has_fixed_size
 
     told = _internal_kv_get(DEBUG_AUTOSCALING_STATUS)
-    offers = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    for line in refuse_impossible(needs(config), offers, has_fixed_size(json.loads(told) if told else {})):
+    for line in refuse_impossible(needs(config), offers(), has_fixed_size(json.loads(told) if told else {})):
         print(f"spftsql: {line}; waiting for nodes that the autoscaler brings", file=sys.stderr, flush=True)
+
+
+def offers() -> list[Mapping[str, float]]:
+    """What each living node of this session's cluster offers."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def end_session() -> None:
@@ -94,6 +107,62 @@ def end_session() -> None:
 
     if ray.is_initialized():
         ray.shutdown()
+
+
+def _end_with_the_cluster(where: str) -> None:
+    """Has this process end with a line when its cluster is gone: Ray would wait for it, and end it in silence."""
+    import ray
+    from ray._private.worker import _global_node as node  # nothing public tells where the two listen
+
+    if node is None:  # a session through Ray's client, whose server ends it
+        return
+    host, _, port = node.gcs_address.rpartition(":")
+    reach = {
+        "head": lambda: socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_S),
+        "node": lambda: _unix_connection(node.raylet_socket_name),
+    }
+    threading.Thread(target=_watch, args=(reach, where, ray.is_initialized), name="cluster", daemon=True).start()
+
+
+def _watch(
+    reach: Mapping[str, Callable[[], socket.socket]],
+    where: str,
+    at_work: Callable[[], bool],
+    end: Callable[[int], object] = os._exit,
+    look_s: float = _LOOK_S,
+) -> None:
+    """Looks every few seconds whether the processes of the cluster listen, while `at_work`.
+
+    Gone is who once listened and now refuses: whoever is slow to answer has much to do.
+    """
+    missed: dict[str, int] = {}  # of those that once listened
+    while at_work():
+        for name, connect in reach.items():
+            try:
+                connect().close()
+                missed[name] = 0
+            except (ConnectionRefusedError, FileNotFoundError):
+                if name in missed:
+                    missed[name] += 1
+            except OSError:
+                continue
+            if missed.get(name, 0) * _LOOK_S >= _GONE_S[name]:
+                line = f"the Ray {name} at {where} is gone; what is finished is kept: run again when it is back"
+                print(f"spftsql: {line}", file=sys.stderr, flush=True)
+                end(4)
+                return
+        time.sleep(look_s)
+
+
+def _unix_connection(path: str) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.settimeout(_REACH_S)
+        connection.connect(path.removeprefix("unix://"))
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def _check_reachable(address: str) -> None:

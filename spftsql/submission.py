@@ -23,6 +23,7 @@ from spftsql.job_following import DRIVER_KEY, follow_job
 from spftsql.job_server import connect, dashboard_url, has_fixed_size, is_this_machine, nodes, settled_status
 from spftsql.recipes import resolve
 from spftsql.records import content_hash
+from spftsql.sandbox.location import locate
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -177,18 +178,36 @@ def _placed(config: Config, local: bool) -> dict[str, Any]:
     places: list[tuple[dict[str, Any], str]] = [
         (tree, "run_dir"),
         (tree["data"], "root"),
+        (tree["data"], "feedback"),
         (tree["model"], "chat_template"),
+        *((database, "descriptions") for database in tree["data"]["databases"]),
     ]
     if tree["model"]["path"] and Path(tree["model"]["path"]).exists():  # else the name of a model on the Hub
         places.append((tree["model"], "path"))
     for section, name in places:
-        value = section[name]
-        if value is None or Path(value).is_absolute():
-            continue
-        if not local:
-            raise UserError(f"{name} is the relative path {value}: name a folder that every node of the cluster sees")
-        section[name] = str(Path(value).resolve())
+        if section[name] is not None:
+            section[name] = _placed_file(name, section[name], local)
+    for database in tree["data"]["databases"]:
+        database["url"] = _placed_database(database["url"], local)
+        database["replicas"] = [_placed_database(url, local) for url in database["replicas"]]
     return tree
+
+
+def _placed_file(name: str, value: str, local: bool) -> str:
+    if Path(value).is_absolute():
+        return value
+    if not local:
+        raise UserError(f"{name} is the relative path {value}: name a place that every node of the cluster sees")
+    return str(Path(value).resolve())
+
+
+def _placed_database(url: str, local: bool) -> str:
+    location = locate(url)
+    if location.file is None:
+        return url
+    scheme, mark, rest = url.partition(":///")
+    file = _placed_file("a database's url", rest if mark else url, local)
+    return f"{scheme}{mark}{file}" if mark else file
 
 
 def _copy_code(folder: Path) -> None:

@@ -128,7 +128,7 @@ class _Part:
     def __init__(self) -> None:
         self.samples: list[Sample] = []
         self.requests = 0
-        self._began = time.time()
+        self._began, self._start = time.time(), time.monotonic()
         self._prompt_tokens = 0
         self._cached: dict[str, int] = {}
 
@@ -140,15 +140,15 @@ class _Part:
         self._cached[request.id] = done.cached_tokens
 
     def age(self) -> float:
-        """Seconds since the part was begun."""
-        return time.time() - self._began
+        """Seconds since the part was begun, whatever the clock on the wall does meanwhile."""
+        return time.monotonic() - self._start
 
     def lineage(self) -> dict[str, Any]:
         """When it was made (seconds since 1970), and what of the prompts was found in the engine's cache."""
         tokens = sum(sample.tokens for sample in self.samples)
         return {
             "began": self._began,
-            "ended": time.time(),
+            "ended": self._began + self.age(),
             "prompt_tokens": self._prompt_tokens,
             "cached_tokens": self._cached,
             "tokens": tokens,

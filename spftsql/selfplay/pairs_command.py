@@ -60,7 +60,8 @@ def query_pairs(
 ) -> tuple[list[str], list[tuple[Any, ...]]]:
     """Column names and rows of `SELECT columns FROM pairs WHERE where` in the order of the rounds.
 
-    Raises `UserError` for a run without pairs, and for a condition that is not one.
+    With an aggregate beside other columns (`reason, count(*)`) there is a row for each of their values. Raises
+    `UserError` for a run without pairs, and for a condition that is not one.
     """
     if not run.is_dir():
         raise UserError(f"{run} is not a directory; name a run as RUN_DIR/NAME")
@@ -69,7 +70,8 @@ def query_pairs(
         raise UserError(f"{run} has no pairs yet: they are written when a round of VBI-FT has its questions")
     # A line comment would hide what follows, so what the user wrote ends with its line.
     condition = f"WHERE (\n{where}\n)" if where is not None and where.strip() else ""
-    sql = f"SELECT {columns or DEFAULT_COLUMNS}\nFROM pairs\n{condition}\nLIMIT {limit}"
+    plain = f"SELECT {columns or DEFAULT_COLUMNS}\nFROM pairs\n{condition}\nLIMIT {limit}"
+    grouped = f"SELECT {columns or DEFAULT_COLUMNS}\nFROM pairs\n{condition}\nGROUP BY ALL ORDER BY ALL LIMIT {limit}"
     with duckdb.connect(":memory:") as connection:
         try:
             connection.read_parquet([str(file) for file in files]).create("pairs")
@@ -78,15 +80,24 @@ def query_pairs(
         for statement in _LOCKED:
             connection.execute(statement)
         try:
-            statements = connection.extract_statements(sql)
-            if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
-                raise UserError("--where takes one condition and --columns names or expressions, not statements")
-            found = connection.execute(statements[0])
+            try:
+                found = _select(connection, plain)
+            except duckdb.BinderException as error:
+                if "GROUP BY" not in str(error):
+                    raise
+                found = _select(connection, grouped)
             names = [str(column[0]) for column in found.description]
             return names, found.fetchall()
         except duckdb.Error as error:
             known = ", ".join(row[0] for row in connection.execute("DESCRIBE pairs").fetchall())
             raise UserError(f"not a condition over pairs: {_first_line(error)}; columns: {known}") from None
+
+
+def _select(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.DuckDBPyConnection:
+    statements = connection.extract_statements(sql)
+    if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
+        raise UserError("--where takes one condition and --columns names or expressions, not statements")
+    return connection.execute(statements[0])
 
 
 def _first_line(error: Exception) -> str:
