@@ -24,6 +24,14 @@ TABLES = f"""
     INSERT INTO salary VALUES (1, 4242, 'confidential-note'), (2, 1717, 'other-note');
     CREATE VIEW rich AS SELECT name, ssn, amount FROM person JOIN salary ON person.id = salary.person_id;
 """
+OF_THE_SERVER = """
+    CREATE TABLE visit (day DATE, who TEXT, secret TEXT) PARTITION BY RANGE (day);
+    CREATE TABLE visit_old PARTITION OF visit FOR VALUES FROM ('2020-01-01') TO ('2021-01-01');
+    CREATE TABLE visit_new PARTITION OF visit FOR VALUES FROM ('2021-01-01') TO ('2022-01-01');
+    INSERT INTO visit VALUES ('2020-05-05', 'Ada', '4242'), ('2021-05-05', 'Bob', '1717');
+    CREATE FUNCTION leak() RETURNS TEXT LANGUAGE plpgsql IMMUTABLE AS
+        $$ BEGIN RETURN (SELECT max(note) FROM salary); END $$;
+"""
 ENGINES = ("lite", "duck", "server")
 PRYING = [
     "SELECT ssn FROM person",
@@ -109,7 +117,7 @@ def own_server() -> Iterator[Server]:
     """One that may be stopped."""
     with start_server() as server:
         server.run("CREATE DATABASE shop")
-        server.run(TABLES + "GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader;", "shop")
+        server.run(TABLES + OF_THE_SERVER + "GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader;", "shop")
         yield server
 
 
@@ -127,6 +135,7 @@ def client(own_server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iter
     }
     service, backend = service_of(tokenizer_folder(folder / "model"), databases, answers)
     grants = [f"{name}.{part}" for name in ENGINES for part in ("person.id", "person.name", "orders")]
+    grants += ["server.visit.day", "server.visit.who"]
     narrow, _ = create_key(folder / "keys.json", "narrow", databases=grants)
     wide, _ = create_key(folder / "keys.json", "wide")
     with TestClient(api_of(service, folder / "keys.json")) as client:
@@ -177,6 +186,37 @@ def test_the_engine_holds_a_narrow_key_where_the_rewriting_fails(
     for sql, rows in READABLE.items():
         answer = post(client, "/v1/query", "narrow", {"database": engine, "sql": sql}).json()
         assert answer["rows"] == rows, (sql, answer)
+
+
+def test_a_server_tells_of_partitions_and_of_functions_that_read(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def query(sql: str, key: str = "narrow") -> dict[str, Any]:
+        answer: dict[str, Any] = post(client, "/v1/query", key, {"database": "server", "sql": sql}).json()
+        return answer
+
+    for sql in ("SELECT who FROM visit ORDER BY day", "SELECT who FROM visit WHERE day > '2020-12-31' OR who = 'Ada'"):
+        assert query(sql)["rows"] == [["Ada"], ["Bob"]]
+    assert query("SELECT leak()", "wide")["rows"] == [["other-note"]]
+    assert query("SELECT leak()")["verdict"]["reason"] == "refused: function leak"
+    monkeypatch.setattr("serve.service.granted_sql", lambda sql, *_: sql)
+    assert query("SELECT who FROM visit ORDER BY day")["rows"] == [["Ada"], ["Bob"]]
+    for sql in (
+        "SELECT secret FROM visit",
+        "SELECT secret FROM visit_old",
+        "SELECT who FROM visit_new WHERE secret > '1'",
+        "SELECT count(*) FROM (SELECT v.* FROM visit v OFFSET 0) AS x WHERE x.secret LIKE '4%'",
+        "SELECT name FROM person UNION ALL SELECT ssn FROM person",
+        "SELECT id, name, city, 'x' FROM person UNION ALL SELECT * FROM person",
+        "SELECT max(ssn) FROM person GROUP BY ssn HAVING count(*) > 0",
+        "SELECT p.ctid FROM person p",
+        "SELECT name FROM person p, LATERAL (SELECT p.ssn AS s) AS x WHERE s > '2'",
+        "SELECT o.id FROM orders o LEFT JOIN person p ON o.person_id = p.id AND p.city = 'Paris' WHERE p.id IS NULL",
+        "SELECT sum(length(p::text)) FROM person p",
+        "SELECT count(*) FROM orders JOIN salary USING (person_id)",
+    ):
+        verdict = query(sql)["verdict"]
+        assert verdict["status"] == "error" and verdict["reason"].startswith("refused: "), (sql, verdict)
 
 
 def test_a_server_that_is_down_is_named_and_the_others_answer(client: TestClient, own_server: Server) -> None:
