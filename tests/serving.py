@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,7 @@ from spftsql.config import Config, DatabaseConfig, PromptConfig, ScratchConfig
 from spftsql.databases.catalogue import open_catalogue
 from spftsql.keys import KeyRing
 from spftsql.recipes import resolve
-from spftsql.sandbox.result import Granted
+from spftsql.sandbox.result import Execution, Granted
 from spftsql.verification.worker import Verifier
 from spftsql.voting import Contest
 
@@ -66,6 +69,9 @@ class ScriptedBackend:
     async def contest(self, db_id: str, candidates: Sequence[str], max_rows: int, granted: Granted | None) -> Contest:
         return await asyncio.to_thread(self.verifier.contest, db_id, candidates, max_rows, granted)
 
+    async def plan(self, db_id: str, sql: str, granted: Granted | None) -> Execution:
+        return await asyncio.to_thread(self.verifier.plan, db_id, sql, granted)
+
 
 def people(path: Path) -> Path:
     """A database with a column and a table that not everybody may read."""
@@ -109,6 +115,23 @@ def api_of(service: Service, keys: Path | None = None, owner: str | None = None)
     from spftsql.keys import key_hash
 
     return create_api(service, KeyRing(keys, key_hash(owner) if owner else None))
+
+
+@contextlib.contextmanager
+def running(api: FastAPI, port: int = 0) -> Iterator[str]:
+    """The application behind real HTTP in a thread of this process; its address."""
+    import uvicorn
+
+    server = uvicorn.Server(uvicorn.Config(api, port=port, log_level="error", timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 def learnt_model(folder: Path, lessons: Mapping[str, str], prompt: PromptConfig) -> Path:

@@ -11,6 +11,8 @@ import pytest
 from benchmarks.evidence.cells import Unit
 from benchmarks.evidence.runs import measure
 from spftsql.config import ScratchConfig
+from spftsql.records import PairRow, read_records
+from spftsql.selfplay.lineage import pair_files
 
 pytestmark = [pytest.mark.integration, pytest.mark.long, pytest.mark.timeout(1800)]
 
@@ -53,6 +55,20 @@ def test_cells_of_geoquery(tmp_path: Path, data_root: Path) -> None:
     assert built.count("base") == built.count("train-labels") == built.count("generate-questions-1") == 1
     assert built.count("generate-votes-1") == 1  # the filter's own; where it changes nothing, training is shared too
     assert not {one.key for one in other} & {one.key for one in first.values()}
+
+
+def test_pairs_made_of_labels(tmp_path: Path, data_root: Path) -> None:
+    unit = Unit("geoquery", "question", 30, True, "recombined", "none", 0)
+    found = measure(unit, data_root, tmp_path, None, {**SMALL, "synthesis.recombination": 0.7})
+    assert [one.name.split("/")[4] for one in found] == ["vbi-1", "vbi-2"]
+    for file in pair_files(tmp_path / unit.folder):
+        rows = read_records(file, PairRow)
+        made = [row for row in rows if "parents" in json.loads(row.bindings)]
+        trained = [row for row in made if row.part == "train"]
+        assert 10 < len(trained) < sum(row.part == "train" for row in rows)  # templates give the others
+        assert all(row.question and row.question_model is None for row in trained)
+        assert all(row.sql_rows > 0 and row.sql_status == "ran" for row in trained)
+        assert all(id_.startswith("geoquery-train-") for row in made for id_ in json.loads(row.bindings)["parents"])
 
 
 def test_cells_without_labels(tmp_path: Path, data_root: Path) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.browser import chromium, look, picture
 from tests.made_run import make_run
 from tests.unit.test_score_report import RESULT
 
@@ -40,19 +39,8 @@ return [...document.querySelectorAll("select,input,svg,.scroll[tabindex]")]
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """A headless Chromium; skips where there is none."""
-    programs = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
-    if not all(programs):
-        pytest.skip("Chromium is not installed (make setup, or Debian: apt-get install -y chromium chromium-driver)")
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(programs[0])
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--hide-scrollbars"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(str(programs[1])))
-    yield driver
-    driver.quit()
+    with chromium() as driver:
+        yield driver
 
 
 @pytest.fixture(scope="module")
@@ -75,11 +63,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def show(browser: Any, page: Path, width: int = 1280, dark: bool = False) -> None:
-    scheme = "dark" if dark else "light"
-    features = [{"name": "prefers-color-scheme", "value": scheme}]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    look(browser, width, dark)
     browser.get(page.as_uri())
 
 
@@ -109,8 +93,7 @@ def test_a_page_looks_right(
     assert browser.execute_script(NAMELESS) == []
     loaded = browser.execute_script("return performance.getEntriesByType('resource').map((entry) => entry.name)")
     assert loaded == []
-    shot = browser.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True})
-    (tmp_path / f"{name}.png").write_bytes(base64.b64decode(shot["data"]))
+    (tmp_path / f"{name}.png").write_bytes(picture(browser, beyond=True))
     assert (tmp_path / f"{name}.png").stat().st_size > 10_000
 
 

@@ -413,3 +413,76 @@ def test_the_dashboard_asks_for_series_that_there_are(client: TestClient) -> Non
     known = {line.split()[2] for line in page.splitlines() if line.startswith("# TYPE spftsql_")}
     for name in {found for text in expressions for found in re.findall(r"spftsql_\w+", text)}:
         assert name in known or name.removesuffix("_bucket") in known, name
+
+
+def test_the_schema_is_told_as_far_as_it_is_granted(
+    client: TestClient, restricted: tuple[TestClient, dict[str, str]]
+) -> None:
+    whole = client.get("/v1/databases/people").json()
+    person = next(table for table in whole["tables"] if table["name"] == "person")
+    assert (whole["dialect"], person["rows"]) == ("sqlite", 2)
+    assert [(c["name"], c["type"], c["primary_key"]) for c in person["columns"]][:2] == [
+        ("id", "INTEGER", True),
+        ("name", "TEXT", False),
+    ]
+    assert sorted(person["columns"][1]["samples"]) == ["Ada", "Bob"]
+    assert {"table": "orders", "column": "person_id", "target": "person", "target_column": "id"} in whole[
+        "foreign_keys"
+    ]
+    part = restricted[0].get("/v1/databases/people", headers=restricted[1])
+    assert sorted(table["name"] for table in part.json()["tables"]) == ["orders", "person"]
+    assert not any(word in part.text for word in ("ssn", "city", "salary", "Paris", "rich"))
+    assert restricted[0].get("/v1/databases/other", headers=restricted[1]).status_code == 404
+
+
+def test_a_plan_tells_how_a_statement_would_be_executed(
+    client: TestClient, restricted: tuple[TestClient, dict[str, str]]
+) -> None:
+    def plan(client: TestClient, sql: str, headers: dict[str, str] | None = None) -> dict[str, Any]:
+        answer: dict[str, Any] = client.post(
+            "/v1/plan", json={"database": "people", "sql": sql}, headers=headers
+        ).json()
+        return answer
+
+    told = plan(client, "SELECT name FROM person JOIN orders ON person_id = person.id")
+    assert told["verdict"]["status"] == "ran"
+    assert [step["name"].split()[0] for step in told["plan"]] == ["SCAN", "SEARCH"]
+    refused = plan(client, "DROP TABLE person")
+    assert refused["plan"] == [] and refused["verdict"]["reason"].startswith("refused")
+    for sql in PRYING:
+        shown = plan(*restricted[:1], sql, restricted[1])
+        assert shown["verdict"]["status"] == "error" or "ssn" not in json.dumps(shown["plan"]), sql
+    assert plan(restricted[0], "SELECT name FROM person", restricted[1])["plan"]
+
+
+def test_a_caller_is_told_what_it_may_do(client: TestClient, restricted: tuple[TestClient, dict[str, str]]) -> None:
+    owner = client.get("/v1/me").json()
+    assert "raw" in owner["scopes"] and owner["keeps_feedback"] is True and owner["model"] == "tiny"
+    assert restricted[0].get("/v1/me", headers=restricted[1]).json()["scopes"] == ["ask", "feedback", "query"]
+    assert restricted[0].get("/v1/me").status_code == 401
+
+
+def test_the_page_is_served_without_a_key_and_loads_nothing_else(
+    restricted: tuple[TestClient, dict[str, str]],
+) -> None:
+    import re
+
+    import serve
+
+    client = restricted[0]
+    page = client.get("/")
+    assert page.status_code == 200 and page.headers["content-type"] == "text/html; charset=utf-8"
+    policy = dict(part.strip().split(" ", 1) for part in page.headers["content-security-policy"].split(";"))
+    assert policy["default-src"] == "'none'" and policy["script-src"] == policy["style-src"] == "'self'"
+    assert not re.search(r"\son\w+=|style=|javascript:|https?://(?!www\.w3\.org)", page.text)
+    names = {path.name for path in (Path(serve.__file__).parent / "page").iterdir()}
+    loaded = set(re.findall(r'(?:src|href)="page/([\w.-]+)"', page.text))
+    for name in names - {"index.html"}:
+        file = client.get(f"/page/{name}")
+        assert file.status_code == 200 and file.headers["x-content-type-options"] == "nosniff"
+        assert client.get(f"/page/{name}", headers={"If-None-Match": file.headers["etag"]}).status_code == 304
+        loaded |= set(re.findall(r'from "\./([\w.-]+)"', file.text)) if name.endswith(".js") else set()
+        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(", file.text), name
+    assert loaded == names - {"index.html"}
+    for path in ("/page/nothing.js", "/page/../api.py", "/page/%2e%2e/api.py", "/page/"):
+        assert client.get(path).status_code in (401, 404), path

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import io
 import json
-import threading
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-import uvicorn
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -19,7 +16,7 @@ from spftsql.client import ask, ask_live, run_chat
 from spftsql.errors import Fault, UserError
 from spftsql.feedback import labelled_examples
 from spftsql.keys import KeyRing, create_key, read_keys
-from tests.serving import ScriptedBackend, api_of, people, service_of, tokenizer_folder
+from tests.serving import ScriptedBackend, api_of, people, running, service_of, tokenizer_folder
 
 
 def answers(prompt: str) -> Sequence[str]:
@@ -40,15 +37,8 @@ def served(feedback: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     service, backend = service_of(
         tokenizer_folder(folder / "model"), {"people": database}, answers, {"serve.feedback": feedback}
     )
-    server = uvicorn.Server(uvicorn.Config(api_of(service), port=0, log_level="error"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    yield f"http://127.0.0.1:{port}", backend
-    server.should_exit = True
-    thread.join()
+    with running(api_of(service)) as url:
+        yield url, backend
     backend.verifier.close()
 
 

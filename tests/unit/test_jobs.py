@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spftsql import job_following
-from spftsql.capacity import needs, refuse_impossible
+from spftsql.capacity import needs, refuse_impossible, told_when_waiting
 from spftsql.errors import Fault, UserError
 from spftsql.job_command import amounts, stage_arguments
 from spftsql.job_following import Follower, demand_line
 from spftsql.job_server import beyond, has_fixed_size, offered, waiting
 from spftsql.recipes import resolve
-from spftsql.submission import chosen_stage
+from spftsql.submission import _placed, chosen_stage
 
 NODES = [{"CPU": 8.0, "GPU": 1.0}, {"CPU": 4.0, "verification": 10.0}]
 
@@ -48,6 +50,30 @@ def test_a_recipe_is_refused_only_where_the_cluster_cannot_grow() -> None:
     with pytest.raises(UserError, match=r"can never run it: training\.workers needs 2 times"):
         refuse_impossible(needs(config), NODES, fixed=True)
     assert refuse_impossible(needs(config, ["verification"]), NODES, fixed=True) == []
+
+
+def test_a_stage_that_waits_for_a_node_says_so_once_and_when_it_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    config = resolve("demo", ["generation.resources={generation: 1}"])
+    with_it, without = [{"CPU": 4.0, "generation": 1.0}], [{"CPU": 4.0}]
+    looks = iter([with_it, without, without, ConnectionError(), without, with_it])
+    done = threading.Event()
+
+    def offers() -> list[dict[str, float]]:
+        look = next(looks, None)
+        if look is None:
+            done.set()
+            return with_it
+        if isinstance(look, Exception):
+            raise look
+        return look
+
+    with told_when_waiting(config, "generation", offers, look_s=0.005):
+        assert done.wait(20)
+    assert capsys.readouterr().err.splitlines() == [
+        "spftsql: generation waits: generation.actors needs 1 generation, and no node has any; "
+        "it goes on when such a node comes",
+        "spftsql: generation goes on: a node for it is there again",
+    ]
 
 
 def test_a_cluster_is_of_fixed_size_when_every_node_is_a_type_of_its_own() -> None:
@@ -160,3 +186,24 @@ def test_options_of_a_stage() -> None:
     assert amounts("--driver", ["CPU=1", "quantum=0.5"]) == {"CPU": 1.0, "quantum": 0.5}
     with pytest.raises(UserError, match="NAME=AMOUNT"):
         amounts("--driver", ["CPU"])
+
+
+def test_paths_of_a_recipe_are_those_of_this_machine_or_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    databases = (
+        "data.databases=[{name: a, url: a.sqlite, replicas: [sqlite:///more/a.sqlite, sqlite:////abs/a.sqlite]}, "
+        "{name: b, url: 'postgresql://reader@db/b'}]"
+    )
+    config = resolve("demo", ["data.benchmark=jsonl", "data.root=labels", databases])
+    tree = _placed(config, local=True)
+    first, second = tree["data"]["databases"]
+    assert tree["data"]["root"] == str(tmp_path / "labels") and tree["run_dir"] == str(tmp_path / "runs")
+    assert first["url"] == str(tmp_path / "a.sqlite")
+    assert first["replicas"] == [f"sqlite:///{tmp_path}/more/a.sqlite", "sqlite:////abs/a.sqlite"]
+    assert second["url"] == "postgresql://reader@db/b"
+    elsewhere = config.model_copy(update={"run_dir": Path("/shared/runs")})
+    elsewhere = elsewhere.model_copy(update={"data": config.data.model_copy(update={"root": Path("/shared/labels")})})
+    with pytest.raises(UserError, match=r"a database's url is the relative path a\.sqlite"):
+        _placed(elsewhere, local=False)

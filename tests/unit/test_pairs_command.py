@@ -71,6 +71,12 @@ def test_conditions_and_columns_are_sql(run: Path) -> None:
     assert query_pairs(run, None, "count(*)", 5)[1] == [(15,)]
 
 
+def test_an_aggregate_beside_columns_counts_by_them(run: Path) -> None:
+    _, rows = query_pairs(run, None, "kept, count(*)", 100)
+    assert rows == [(False, 3), (True, 12)]
+    assert query_pairs(run, "NOT kept", "reason, count(*)", 100)[1] == [("empty", 3)]
+
+
 def test_table_json_and_csv(run: Path) -> None:
     assert "what is [3] in Łódź?" in invoke(run, "--where", "kept AND confidence = 0.3", "--columns", "question")
     lines = invoke(run, "--where", "NOT kept", "--columns", "id, reason", "--json").splitlines()

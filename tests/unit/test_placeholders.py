@@ -31,6 +31,8 @@ def test_a_question_that_lost_a_value_is_refused() -> None:
     hidden = hide_values("SELECT a FROM t WHERE a = 'x' AND b = 'y'", "sqlite")
     assert show_values("what about a0", hidden) is None
     assert show_values("what about a0 and b0", hidden) == "what about x and y"
+    assert show_values("what about a0 and b0 of river_name0", hidden) is None  # it stands for nothing
+    assert show_values("what about a0 and b0 in 1999", hidden) == "what about x and y in 1999"
 
 
 @given(

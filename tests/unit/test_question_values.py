@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -9,10 +11,13 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spftsql.config import DatabaseConfig
+from spftsql.databases.catalogue import open_catalogue
 from spftsql.databases.schema import Column, Schema, Table
 from spftsql.linking.column_words import column_words
 from spftsql.linking.literals import filter_literals, says, unsaid
-from spftsql.linking.placeholders import hidden_values
+from spftsql.linking.placeholders import hidden_values, linked_values
+from spftsql.linking.value_index import open_index
 from spftsql.linking.value_matching import ValueMatch
 
 CASES = yaml.safe_load((Path(__file__).parents[1] / "fixtures" / "questions" / "says.yaml").read_text(encoding="utf-8"))
@@ -59,6 +64,11 @@ def test_what_a_question_leaves_out() -> None:
         filter_literals("SELECT FROM WHERE (", "sqlite")
 
 
+def own(column: tuple[str, str]) -> tuple[str, str]:
+    """Every column is a domain of its own."""
+    return column
+
+
 def match(question: str, value: str, column: str, count: int = 1) -> ValueMatch:
     start = question.lower().index(value)
     return ValueMatch("t", column, value, "folded", 0.99, start, start + len(value), count)
@@ -66,7 +76,7 @@ def match(question: str, value: str, column: str, count: int = 1) -> ValueMatch:
 
 def test_values_of_a_question_hide_in_its_sql_and_come_back() -> None:
     question = "cities in New York with more than 5000 people beside o'hare"
-    hidden = hidden_values(question, [match(question, "new york", "state"), match(question, "o'hare", "airport")])
+    hidden = hidden_values(question, [match(question, "new york", "state"), match(question, "o'hare", "airport")], own)
     assert hidden.question == "cities in state0 with more than number0 people beside airport0"
     sql = "SELECT name FROM city WHERE state = 'new york' AND pop > 5000 AND a LIKE '%o''hare%' LIMIT 3"
     shown = "SELECT name FROM city WHERE state = 'state0' AND pop > 'number0' AND a LIKE '%airport0%' LIMIT 3"
@@ -79,15 +89,46 @@ def test_a_value_of_several_columns_has_one_name_and_the_longer_match_wins() -> 
     found = [match(question, "new york", "state"), match(question, "new york city", "city")]
     late = ValueMatch("t", "state", "new york", "folded", 0.99, 20, 28, 9)
     also = ValueMatch("u", "city", "new york", "folded", 0.99, 20, 28, 2)
-    hidden = hidden_values(question, [*found, late, also])
-    assert hidden.question == "is city0 in city_state0"
+    hidden = hidden_values(question, [*found, late, also], own)
+    assert hidden.question == "is city0 in state0"  # more rows hold it as a state
+    joined = {("u", "city"): ("s", "state"), ("t", "city"): ("t", "state")}
+    assert hidden_values(question, [late, also], lambda column: joined.get(column, column)).question.endswith(
+        "in state0"
+    )
     assert hidden.show("SELECT 1 FROM t WHERE a = 'city0' AND b = 'city1'") == (
         "SELECT 1 FROM t WHERE a = 'new york city' AND b = 'city1'"
     )
 
 
+def test_placeholders_are_few_and_stand_for_what_the_question_means(tmp_path: Path) -> None:
+    path = tmp_path / "rivers.sqlite"
+    with sqlite3.connect(path) as connection:
+        connection.executescript(
+            "CREATE TABLE state (state_name TEXT PRIMARY KEY);"
+            "CREATE TABLE river (river_name TEXT, traverse TEXT REFERENCES state(state_name));"
+            "CREATE TABLE highlow (state_name TEXT REFERENCES state(state_name), lowest_point TEXT);"
+            "CREATE TABLE mountain (mountain_name TEXT);"
+            "INSERT INTO state VALUES ('ohio'), ('kentucky'), ('indiana');"
+            "INSERT INTO river VALUES ('ohio', 'ohio'), ('ohio', 'kentucky'), ('wabash', 'indiana');"
+            "INSERT INTO highlow VALUES ('ohio', 'ohio river'), ('kentucky', 'mississippi river');"
+            "INSERT INTO mountain VALUES ('longs');"
+        )
+    connection.close()
+    (database,) = open_catalogue([DatabaseConfig(name="rivers", url=str(path))]).values()
+    with closing(open_index(database.content, database.schema, database.location)) as index:
+        questions = {
+            "how long is the ohio river": "how long is the state_name0 river",  # no mountain; the river, not the point
+            "where is Mississippi River": "where is lowest_point0",  # no river of that name
+            "does the wabash cross indiana": "does the river_name0 cross state_name0",
+        }
+        for question, asked in questions.items():
+            assert linked_values(question, database.schema, index).question == asked
+        hidden = linked_values("how long is the ohio river", database.schema, index)
+    assert hidden.hide("SELECT 1 WHERE river_name = 'ohio'") == "SELECT 1 WHERE river_name = 'state_name0'"
+
+
 def test_identifiers_that_look_like_placeholders_stay() -> None:
-    hidden = hidden_values("cities of texas", [match("cities of texas", "texas", "city")])
+    hidden = hidden_values("cities of texas", [match("cities of texas", "texas", "city")], own)
     assert hidden.show("SELECT city0.name FROM city AS city0 WHERE city0.name = 'city0'") == (
         "SELECT city0.name FROM city AS city0 WHERE city0.name = 'texas'"
     )
@@ -99,7 +140,7 @@ def test_identifiers_that_look_like_placeholders_stay() -> None:
     )
 )
 def test_any_value_comes_back(value: str) -> None:
-    hidden = hidden_values(value, [ValueMatch("t", "c", value, "verbatim", 1.0, 0, len(value), 1)])
+    hidden = hidden_values(value, [ValueMatch("t", "c", value, "verbatim", 1.0, 0, len(value), 1)], own)
     sql = "SELECT a FROM t WHERE c = '" + value.replace("'", "''") + "'"
     assert hidden.question == "c0"
     assert hidden.show(hidden.hide(sql)) == sql

@@ -141,17 +141,17 @@ def test_of_many_at_the_same_moment_one_gets_the_run(tmp_path: Path) -> None:
 
     # All look before anybody writes: the worst order.
     looked = threading.Barrier(6)
-    holder = RunStorage._holder
+    lease = RunStorage._lease
 
-    def look_together(self: RunStorage) -> str | None:
-        found = holder(self)
+    def look_together(self: RunStorage) -> dict[str, object] | None:
+        found = lease(self)
         if not getattr(self, "_looked", False):
             self._looked = True  # type: ignore[attr-defined]
             looked.wait(20)
         return found
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RunStorage, "_holder", look_together)
+        patch.setattr(RunStorage, "_lease", look_together)
         threads = [threading.Thread(target=take) for _ in range(6)]
         for thread in threads:
             thread.start()
