@@ -22,9 +22,9 @@ def work(config: Config, arguments: Namespace) -> None:
     """Executes every statement in the sandbox and prints the verdicts' counts."""
     with (
         stage_alone(config, arguments.input, arguments.output, databases=True) as execution,
-        Reporter().task("verify"),
+        Reporter().task("verify") as progress,
     ):
-        execution.verify(arguments.input, arguments.output)
+        execution.verify(arguments.input, arguments.output, progress)
     verdicts = read_records(arguments.output, Verdict)
     print(", ".join(f"{count} {status}" for status, count in Counter(v.status for v in verdicts).most_common()))
     faults = sum(bool(verdict.fault) for verdict in verdicts)

@@ -51,10 +51,16 @@ class Sizes:
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage: requests and tokens read and written, tokens trained on, statements executed, bytes kept."""
+    """One stage: requests and tokens read and written, tokens trained on, statements executed, bytes kept.
+
+    `models` is how many models share the requests, or are trained; `steps` are those of all trainings together.
+    """
 
     name: str
     requests: int = 0
+    samples: int = 0
+    models: int = 1
+    steps: int = 0
     read: float = 0.0  # tokens of prompts that the prefix cache does not have
     written: float = 0.0
     trained: float = 0.0
@@ -209,7 +215,7 @@ def stages_of(config: Config, sizes: Sizes) -> Iterator[StagePlan]:
     schema, question = _prompt_tokens(config, sizes)
     answer = min(sizes.answer, config.generation.max_tokens)
     labels = sizes.train
-    model_bytes = _model_bytes(config)
+    model_bytes = model_bytes_of(config)
 
     def trained(rows: int, optimization: Optimization, pairs: bool = False) -> float:
         """Tokens of a training: with shared prompts a schema is computed once for the rows that meet in a batch."""
@@ -219,21 +225,23 @@ def stages_of(config: Config, sizes: Sizes) -> Iterator[StagePlan]:
         texts = question + answer * (2 if pairs else 1)
         return seen * (per_row + texts)
 
-    def asked(name: str, requests: int, samples: int, tokens: float) -> StagePlan:
+    def asked(name: str, requests: int, samples: int, tokens: float, models: int = 1) -> StagePlan:
         read = requests * (schema * (1 - PREFIX_HITS) + question)
-        return StagePlan(name, requests, read, samples * tokens, disk=samples * _ROW_BYTES)
+        disk = samples * _ROW_BYTES
+        return StagePlan(name, requests, samples, models, read=read, written=samples * tokens, disk=disk)
 
     def examined(title: str, candidates: int) -> Iterator[StagePlan]:
         questions = sizes.gate + sizes.test + vbi.selection_pairs * bool(vbi.rounds)
         sampled = vbi.play_pairs * bool(vbi.rounds)
         statements = candidates * (questions + sampled * play.samples)
-        yield asked(f"generate-{title}", candidates * (questions + sampled), statements, answer)
+        yield asked(f"generate-{title}", candidates * (questions + sampled), statements, answer, candidates)
         yield StagePlan(f"verify-{title}", executions=statements)
 
     yield StagePlan("verify-labels", executions=labels + sizes.gate)
     if labels:
         tokens = trained(labels, config.sft) + trained(labels, config.question_model)
-        yield StagePlan("train-labels", trained=tokens, disk=2 * model_bytes)
+        steps = config.sft.total_steps(labels) + config.question_model.total_steps(labels)
+        yield StagePlan("train-labels", models=2, steps=steps, trained=tokens, disk=2 * model_bytes)
     synthetic = 0
     for round_ in range(1, vbi.rounds + 1):
         wanted = vbi.train_pairs + (vbi.play_pairs + vbi.selection_pairs if round_ == 1 else 0)
@@ -248,25 +256,35 @@ def stages_of(config: Config, sizes: Sizes) -> Iterator[StagePlan]:
         last = round_ == vbi.rounds
         models = 2 if last and vbi.control and labels else 1
         tokens = trained(labels + synthetic, vbi.optimization) * models
-        yield StagePlan(f"train-round-{round_}", trained=tokens, disk=models * model_bytes)
+        steps = vbi.optimization.total_steps(labels + synthetic) * models
+        yield StagePlan(f"train-round-{round_}", models=models, steps=steps, trained=tokens, disk=models * model_bytes)
         yield from examined(f"round-{round_}", models + (round_ == 1))
         if not last:
-            tokens = trained(labels + vbi.play_pairs // 2, config.question_model)
-            yield StagePlan(f"train-questions-{round_}", trained=tokens, disk=model_bytes)
+            rows = labels + vbi.play_pairs // 2
+            tokens, steps = trained(rows, config.question_model), config.question_model.total_steps(rows)
+            yield StagePlan(f"train-questions-{round_}", steps=steps, trained=tokens, disk=model_bytes)
     if not vbi.rounds:
         yield from examined("labels", 1)
         return  # self-play needs the synthetic questions
     modes = list(dict.fromkeys([*play.baselines, play.mode]))
     for iteration in range(1, play.iterations + 1):
         opponents = min(play.pool, vbi.rounds + iteration) if play.opponent == "pool" else 1
-        tokens = referenced = 0.0
+        tokens, referenced, steps = 0.0, 0.0, 0
         for mode in modes:
             answers = play.samples * (opponents if mode.startswith("spft") else 1)
             rows = round(vbi.play_pairs * answers * (1 + play.replay))
+            steps += play.optimization.total_steps(rows)
             tokens += trained(rows, play.optimization, pairs=True)
             referenced += rows * (schema / config.training.questions_per_schema + question + 2 * answer)
         disk = len(modes) * model_bytes
-        yield StagePlan(f"train-play-{iteration}", trained=tokens, referenced=referenced, disk=disk)
+        yield StagePlan(
+            f"train-play-{iteration}",
+            models=len(modes),
+            steps=steps,
+            trained=tokens,
+            referenced=referenced,
+            disk=disk,
+        )
         yield from examined(f"play-{iteration}", len(modes))
 
 
@@ -315,7 +333,8 @@ def _prompt_tokens(config: Config, sizes: Sizes) -> tuple[int, int]:
     return min(config.prompt.max_schema_tokens, config.model.max_length), sizes.question + TASK_TOKENS
 
 
-def _model_bytes(config: Config) -> float:
+def model_bytes_of(config: Config) -> float:
+    """Bytes of the model's weights."""
     value = 4 if config.model.dtype == "float32" else 2
     return shape_of(config).parameters * value
 

@@ -7,6 +7,7 @@ stage functions in this process. The Ray session is started by the first stage t
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -19,15 +20,22 @@ from spftsql.progress import Advance
 
 if TYPE_CHECKING:
     from spftsql.training.job import TrainJob, TrainResult
+    from spftsql.usage import Use
+    from spftsql.verification.samples import Checks
 
 
 class Execution(Protocol):
-    """What a run needs of its machine. Paths are Parquet datasets; rows in equal rows out."""
+    """What a run needs of its machine. Paths are Parquet datasets; rows in equal rows out.
 
-    def generate(self, source: Path, target: Path, progress: Advance) -> None:
-        """`GenerationRequest` rows to `Sample` rows."""
+    `starts` says how many seconds what runs beside the stages took to start, by its name.
+    """
 
-    def verify(self, source: Path, target: Path) -> None:
+    starts: dict[str, float]
+
+    def generate(self, source: Path, target: Path, progress: Advance, checks: Checks | None = None) -> list[Use]:
+        """`GenerationRequest` rows to `Sample` rows; with `checks` they are verified while others are written."""
+
+    def verify(self, source: Path, target: Path, progress: Advance) -> Use:
         """`VerificationRequest` rows to `Verdict` rows."""
 
     def train(self, jobs: Sequence[TrainJob], metrics: Path, progress: Advance) -> list[TrainResult]:
@@ -40,18 +48,19 @@ class LocalExecution:
     def __init__(self, config: Config, databases: Databases) -> None:
         """Takes the places behind the database names that rows carry."""
         self._config, self._databases = config, databases
+        self.starts: dict[str, float] = {}
 
-    def generate(self, source: Path, target: Path, progress: Advance) -> None:
+    def generate(self, source: Path, target: Path, progress: Advance, checks: Checks | None = None) -> list[Use]:
         """See `Execution`."""
         from spftsql.generation.local import generate_dataset
 
-        generate_dataset(source, target, self._config, progress)
+        return generate_dataset(source, target, self._config, progress, checks)
 
-    def verify(self, source: Path, target: Path) -> None:
+    def verify(self, source: Path, target: Path, progress: Advance) -> Use:
         """See `Execution`."""
         from spftsql.verification.local import verify_dataset
 
-        verify_dataset(source, target, self._databases, self._config)
+        return verify_dataset(source, target, self._databases, self._config, progress)
 
     def train(self, jobs: Sequence[TrainJob], metrics: Path, progress: Advance) -> list[TrainResult]:
         """See `Execution`."""
@@ -66,22 +75,23 @@ class RayExecution:
     def __init__(self, config: Config, databases: Databases) -> None:
         """Takes the places behind the database names that rows carry. Starts nothing yet."""
         self._config, self._databases = config, databases
+        self.starts: dict[str, float] = {}
 
-    def generate(self, source: Path, target: Path, progress: Advance) -> None:
+    def generate(self, source: Path, target: Path, progress: Advance, checks: Checks | None = None) -> list[Use]:
         """See `Execution`."""
         self._ensure_session()
         from spftsql.generation.stage import generate_dataset_ray
 
         with self._telling("generation"):
-            generate_dataset_ray(source, target, self._config, progress)
+            return generate_dataset_ray(source, target, self._config, progress, checks=checks)
 
-    def verify(self, source: Path, target: Path) -> None:
+    def verify(self, source: Path, target: Path, progress: Advance) -> Use:
         """See `Execution`."""
         self._ensure_session()
         from spftsql.verification.stage import verify_dataset_ray
 
         with self._telling("verification"):
-            verify_dataset_ray(source, target, self._databases, self._config)
+            return verify_dataset_ray(source, target, self._databases, self._config, progress)
 
     def train(self, jobs: Sequence[TrainJob], metrics: Path, progress: Advance) -> list[TrainResult]:
         """See `Execution`."""
@@ -92,9 +102,11 @@ class RayExecution:
             return train_ray(jobs, self._config, metrics, _overall(jobs, progress))
 
     def _ensure_session(self) -> None:
+        begin = time.monotonic()
         from spftsql.session import ensure_session
 
         ensure_session(self._config)
+        self.starts.setdefault("session", round(time.monotonic() - begin, 3))
 
     def _telling(self, stage: str) -> AbstractContextManager[None]:
         """Says when a stage waits for a node. A session of our own has no other node than this machine."""

@@ -37,14 +37,22 @@ def run_plan(
     actual: Path | None,
     as_json: bool,
     console: Console,
+    simulate: bool = False,
+    calibrate: Path | None = None,
 ) -> None:
     """Prints the plan of a recipe, or of a run's own settings, beside the costs of the run where one is named.
 
-    Raises `UserError` for settings that are wrong, and when there is neither recipe nor run.
+    With `simulate` what it would take with other numbers of GPUs; rates are those of the run `calibrate`, else those of
+    the roofline. Raises `UserError` for settings that are wrong, and when there is neither recipe nor run.
     """
     record = read_run(actual) if actual is not None else None
     config = _config(recipe, overrides, record)
     number, device = parse_gpus(gpus) if gpus else (0, None)
+    if simulate or calibrate is not None:
+        from spftsql.simulation.report import run_simulation
+
+        run_simulation(config, device, read_run(calibrate) if calibrate is not None else None, as_json, console)
+        return
     if price is not None and (device is None or price <= 0):
         raise UserError("--price is what one GPU costs an hour: it goes with --gpus, and is above 0")
     plan = plan_costs(config, number, device, price)

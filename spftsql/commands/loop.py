@@ -87,12 +87,16 @@ def plan(
     gpus: Annotated[str | None, typer.Option(help="What it would run on, as 8xH100; without it: counts only.")] = None,
     price: Annotated[float | None, typer.Option(help="What one GPU costs an hour.")] = None,
     actual: Annotated[Path | None, typer.Option(metavar="RUN", help="A run: planned beside what it took.")] = None,
+    simulate: Annotated[bool, typer.Option(help="Wall clock and idle shares with 1, 8, 64 and 512 GPUs.")] = False,
+    calibrate: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="A finished run whose rates the simulation takes.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
     """Tokens, statements, GPU-hours, disk and money of every stage, before anything is started."""
     from spftsql.plan_report import run_plan
 
-    run_plan(recipe, overrides or [], gpus, price, actual, as_json, terminal)
+    run_plan(recipe, overrides or [], gpus, price, actual, as_json, terminal, simulate, calibrate)
 
 
 def submit(

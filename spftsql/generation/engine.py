@@ -48,7 +48,13 @@ class Completed:
 
 
 class Engine(Protocol):
-    """Something that answers prompts. Rows choose their model by directory."""
+    """Something that answers prompts. Rows choose their model by directory.
+
+    So far it has loaded models for `loading_s` seconds, and run forward passes in `steps`, one token for each sequence.
+    """
+
+    loading_s: float
+    steps: int
 
     def stream(self, requests: Iterable[GenerationRequest]) -> Iterator[Finished]:
         """Every request as it is finished: `n` samples, or one row with `error` for one that is unservable.
@@ -108,11 +114,15 @@ class Recent(Generic[T]):
 class CheckpointEngine(ABC):
     """An engine over checkpoint directories; the subclasses say how token ids become completions."""
 
+    loading_s: float
+    steps: int
+
     def __init__(self, config: Config) -> None:
         """Loads nothing."""
         self._config = config
         self._checkpoints: Recent[Checkpoint] = Recent(_TOKENIZERS_KEPT)
         self._lock = threading.Lock()
+        self.loading_s, self.steps = 0.0, 0
 
     @abstractmethod
     def _complete(self, checkpoint: Checkpoint, prompts: Iterator[tuple[int, Prompt]]) -> Iterator[Completed]:

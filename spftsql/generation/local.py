@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,26 +10,48 @@ from spftsql.config import Config
 from spftsql.errors import disk_faults
 from spftsql.generation.engine import open_engine
 from spftsql.generation.unit_run import UnitRun
-from spftsql.generation.work import open_work
+from spftsql.generation.work import open_work, read_lineage
+from spftsql.usage import Use, engine_use
+from spftsql.verification.local import PartVerifying
+from spftsql.verification.samples import Checks
 
 
-def generate_dataset(source: Path, target: Path, config: Config, progress: Callable[[int, int], None]) -> None:
+def generate_dataset(
+    source: Path,
+    target: Path,
+    config: Config,
+    progress: Callable[[int, int], None],
+    checks: Checks | None = None,
+) -> list[Use]:
     """`GenerationRequest` rows of `source` to `Sample` rows in the directory `target`, which appears when complete.
 
-    Goes on from what an interrupted call with the same requests has left. `progress` gets (requests done, requests).
-    Raises `UserError` for a model that cannot be used, `Fault` when the engine fails or the disk is full.
+    With `checks` the samples are verified as they are stored, by threads beside the engine; see
+    `verification.samples`. Goes on from what an interrupted call with the same requests has left. `progress` gets
+    (requests done, requests). Returns how busy engine and verifiers were. Raises `UserError` for a model that cannot be
+    used, `Fault` when the engine fails or the disk is full.
     """
+    begin, started = time.monotonic(), time.time()
     with disk_faults(target):
         opened = open_work(source, target, config, engines=1)
-        engine = open_engine(config)
         done, total = opened.stored, len(opened.wanted)
         progress(done, total)
-        try:
-            for unit in opened.units:
-                attempt = UnitRun(opened.work, unit, engine, config.generation.batch_size, {"engine": "local"})
-                for stored in attempt.run(on_death=lambda _: engine.close()):
-                    done += stored
-                    progress(done, total)
-        finally:
-            engine.close()
+        with PartVerifying(checks, opened.work.parts, config) as verifying:
+            for file in sorted(opened.work.parts.glob("part-*.parquet")):
+                verifying.hand_over(file.name)
+            engine = open_engine(config)
+            try:
+                for unit in opened.units:
+                    attempt = UnitRun(opened.work, unit, engine, config.generation.batch_size, {"engine": "local"})
+                    for stored in attempt.run(on_death=lambda _: engine.close()):
+                        verifying.hand_over(stored.part)
+                        done += stored.requests
+                        progress(done, total)
+            finally:
+                engine.close()
         opened.work.finish(opened.wanted, target)
+    wall = time.monotonic() - begin
+    notes = [note for note in map(read_lineage, target.glob("*.parquet")) if note.get("began", 0.0) >= started]
+    uses = [engine_use(notes, 1, wall)]
+    if checks is not None:
+        uses.append(verifying.use(wall))
+    return uses

@@ -1,5 +1,7 @@
 """Generation as a Ray Data stage: a pool of engine actors, and units of whole databases that go to them in turn.
 
+Behind the engines, in the same stream, the samples are verified as they are stored (`verification.stage`).
+
 What travels through Ray is where a unit's requests lie and whether they are done. An actor reads the requests itself,
 as its engine has room for them, and writes the samples as they are finished: so neither is held in memory, however
 many there are, and nothing that is finished is lost with an actor or with the driver. All machines must see the folder.
@@ -12,6 +14,7 @@ import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -28,7 +31,11 @@ from spftsql.errors import Fault, UserError, disk_faults
 from spftsql.generation.engine import Engine, EngineDied, open_engine
 from spftsql.generation.unit_run import UnitRun
 from spftsql.generation.vllm_options import environment
-from spftsql.generation.work import Opened, Unit, Work, open_work
+from spftsql.generation.work import Opened, Unit, Work, open_work, read_lineage
+from spftsql.usage import Use, engine_use
+from spftsql.verification.pool import start_pool
+from spftsql.verification.samples import Checks
+from spftsql.verification.stage import TABLES, PartVerifier
 
 _LOOK_S = 0.5
 
@@ -47,23 +54,29 @@ class EngineActor:
         """The engine of this actor."""
         return open_engine(config)
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        """Answers the unit in the one row of `batch`; the row that comes back says what went wrong, if anything did.
+    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        """Answers the unit in the one row of `batch`. Yields each part as it is stored, and what went wrong if it did.
 
-        An error is a row and no exception, which would leave Ray Data wrapped up in text.
+        An error is a row and no exception, which would leave Ray Data wrapped up in text. When this is called again for
+        a unit whose first actor died, Ray takes what it yields for the same rows in the same order, and passes over
+        those that it had: so parts that are there come first.
         """
         unit = Unit(**json.loads(batch.column("unit")[0].as_py()))
-        kind = reason = ""
+        for part in self._work.parts_of(unit.id):
+            yield _row(part)
         try:
             with disk_faults(self._work.folder):
                 rows, lineage = self._config.generation.batch_size, {**self._lineage, "unit": unit.id}
                 attempt = UnitRun(self._work, unit, self._engine, rows, lineage)
-                for _ in attempt.run(on_death=_end_process):
-                    pass
+                for stored in attempt.run(on_death=_end_process):
+                    yield _row(stored.part)
         except (UserError, Fault) as error:
             kind = (UserError if isinstance(error, UserError) else Fault).__name__
-            reason = " ".join(str(error).split())
-        return pa.table({"unit": [unit.id], "kind": [kind], "reason": [reason]})
+            yield _row("", kind, " ".join(str(error).split()))
+
+
+def _row(part: str, kind: str = "", reason: str = "") -> pa.Table:
+    return pa.table({"part": [part], "kind": [kind], "reason": [reason]})
 
 
 def _end_process(error: EngineDied) -> None:
@@ -77,54 +90,100 @@ def generate_dataset_ray(
     config: Config,
     progress: Callable[[int, int], None],
     actor: type[EngineActor] = EngineActor,
-) -> None:
+    checks: Checks | None = None,
+) -> list[Use]:
     """`GenerationRequest` rows of `source` to `Sample` rows in the directory `target`, which appears when complete.
 
+    With `checks` the samples are verified as they are stored, while engines write others; see `verification.samples`.
     Ray must be initialised. Rows whose actor dies are generated again, and what an interrupted call with the same
-    requests has left is used. `progress` gets (requests done, requests). Raises `UserError` for a model that cannot be
-    used, `Fault` when the actors fail or rows are missing at the end.
+    requests has left is used. `progress` gets (requests done, requests). Returns how busy engines and verifiers were.
+    Raises `UserError` for a model that cannot be used, `Fault` when the actors fail or rows are missing at the end.
     """
+    begin, started, verified, busy = time.monotonic(), time.time(), 0, 0.0
     with disk_faults(target):
         opened = open_work(source.resolve(), target.resolve(), config, config.generation.actors)
         try:
             with _watched(opened, progress):
-                if opened.units:
-                    _run(opened, config, actor)
+                if opened.units or (checks is not None and _unverified(opened, checks)):
+                    verified, busy = _run(opened, config, actor, checks)
         except RayError as error:
             raise Fault(f"the generation stage failed: {str(error).strip().splitlines()[-1]}") from error
         opened.work.finish(opened.wanted, target)
+    wall = time.monotonic() - begin
+    notes = [note for note in map(read_lineage, target.glob("*.parquet")) if note.get("began", 0.0) >= started]
+    uses = [engine_use(notes, min(config.generation.actors, max(len(opened.units), 1)), wall)]
+    if checks is not None:
+        uses.append(Use("verifiers", config.verification.workers, round(busy, 3), round(wall, 3), rows=verified))
+    return uses
 
 
-def _run(opened: Opened, config: Config, actor: type[EngineActor]) -> None:
-    """Runs the stage to its end. Raises what an actor reports."""
+def _unverified(opened: Opened, checks: Checks) -> list[str]:
+    """The parts that an interrupted call has left without verdicts."""
+    return [file.name for file in sorted(opened.work.parts.glob("part-*.parquet")) if not checks.has(file.name)]
+
+
+def _run(opened: Opened, config: Config, actor: type[EngineActor], checks: Checks | None) -> tuple[int, float]:
+    """Runs the stage to its end; returns statements verified and seconds of verifiers. Raises what an actor reports."""
+    verified, busy = 0, 0.0
     table: Any
-    for table in _stage(opened, config, actor).iter_batches(batch_size=None, batch_format="pyarrow"):
+    for table in _stage(opened, config, actor, checks).iter_batches(batch_size=None, batch_format="pyarrow"):
         for row in table.to_pylist():
             if row["kind"]:
                 raise (UserError if row["kind"] == UserError.__name__ else Fault)(row["reason"])
+            verified, busy = verified + row.get("verified", 0), max(busy, row.get("busy_s", 0.0))
+    return verified, busy
 
 
-def _stage(opened: Opened, config: Config, actor: type[EngineActor]) -> Dataset:
-    """The stage, not yet executed: one block per unit, which go to actors in this order."""
+def _stage(opened: Opened, config: Config, actor: type[EngineActor], checks: Checks | None) -> Dataset:
+    """The stage, not yet executed: one block per unit, which go to actors in this order; parts go on to be verified.
+
+    What flows is the names of parts, one a block. Their rows are on disk, so an engine waits for no verifier, however
+    far behind that is, and what is in memory is bounded: `TABLES` parts at a time, and the pool's few calls.
+    """
     settings, units = config.generation, opened.units
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    dataset = ray.data.from_arrow([pa.table({"unit": [json.dumps(asdict(unit))]}) for unit in units])
+    streams = []
+    if units:
+        dataset = ray.data.from_arrow([pa.table({"unit": [json.dumps(asdict(unit))]}) for unit in units])
+        _quiet(dataset)
+        # A second unit waits at the actor, so that it has no pause; but not where it could go to one that has none.
+        waiting = 2 if len(units) > 4 * settings.actors else 1
+        streams.append(
+            dataset.map_batches(
+                actor,
+                fn_constructor_args=(config, opened.work),
+                compute=ActorPoolStrategy(size=min(settings.actors, len(units)), max_tasks_in_flight_per_actor=waiting),
+                batch_size=None,
+                batch_format="pyarrow",
+                num_cpus=settings.cpus,
+                num_gpus=settings.gpus,
+                resources=settings.resources or None,
+                runtime_env={"env_vars": environment(cpu=settings.gpus == 0)},
+            )
+        )
+    if checks is None:
+        return streams[0]
+    start_pool(config)
+    if left := _unverified(opened, checks):
+        dataset = ray.data.from_arrow([_row(part) for part in left])
+        _quiet(dataset)
+        streams.append(dataset)
+    parts = streams[0].union(streams[1]) if len(streams) > 1 else streams[0]
+    return parts.map_batches(
+        PartVerifier,
+        fn_constructor_args=(checks, opened.work.parts, config),
+        compute=ActorPoolStrategy(size=1, max_concurrent_calls_per_actor=TABLES),
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=0,  # beside engines and pool there need not be any left
+    )
+
+
+def _quiet(dataset: Dataset) -> None:
     dataset.context.enable_progress_bars = False
     dataset.context.print_on_execution_start = False
     dataset.context.execution_options.preserve_order = False
-    # A second unit waits at the actor, so that it has no pause; but not where it could go to an actor that has none.
-    waiting = 2 if len(units) > 4 * settings.actors else 1
-    return dataset.map_batches(
-        actor,
-        fn_constructor_args=(config, opened.work),
-        compute=ActorPoolStrategy(size=min(settings.actors, len(units)), max_tasks_in_flight_per_actor=waiting),
-        batch_size=None,
-        batch_format="pyarrow",
-        num_cpus=settings.cpus,
-        num_gpus=settings.gpus,
-        resources=settings.resources or None,
-        runtime_env={"env_vars": environment(cpu=settings.gpus == 0)},
-    )
+    dataset.context.target_max_block_size = 1  # every part goes on as soon as it is there
 
 
 @contextmanager

@@ -6,6 +6,7 @@ whatever else is in the batch; a prompt is read once for all of its samples; fin
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -71,12 +72,15 @@ class TransformersEngine(CheckpointEngine):
     def _load(self, checkpoint: Checkpoint) -> Any:
         from transformers import AutoModelForCausalLM
 
+        begin = time.monotonic()
         model: Any = AutoModelForCausalLM.from_pretrained(checkpoint.base, dtype=self._dtype)
         if checkpoint.base != checkpoint.directory:
             from peft import PeftModel
 
             model = PeftModel.from_pretrained(model, checkpoint.directory)
-        return model.to(self._device).eval()
+        model = model.to(self._device).eval()
+        self.loading_s += time.monotonic() - begin
+        return model
 
     @torch.inference_mode()
     def _decode(self, model: Any, stops: frozenset[int], prompts: Sequence[tuple[int, Prompt]]) -> list[_Row]:
@@ -97,6 +101,7 @@ class TransformersEngine(CheckpointEngine):
         logits, cache, mask = _select(output.logits[:, -1], output.past_key_values, mask, spread)
         active = rows
         while True:
+            self.steps += 1
             tokens = self._choose(logits, active)
             for row, token in zip(active, tokens, strict=True):
                 row.tokens.append(token)

@@ -11,6 +11,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 from uuid import uuid4
@@ -20,12 +21,21 @@ from spftsql.generation.checkpoint import error_row
 from spftsql.generation.engine import Engine, EngineDied, Finished, RequestsFailed
 from spftsql.generation.work import Unit, Work, read_journal
 from spftsql.records import SET_ASIDE, GenerationRequest, Sample
+from spftsql.telemetry import count
 
 # How many requests are asked together, by how often engines have failed with them; then they are set aside.
 _TOGETHER: tuple[int | None, ...] = (None, 32, 1, 1)
 _HOPELESS = 5  # failures of an engine that has answered nothing: it is not the requests
 _JOURNAL_ROWS = 256
-_STORE_S = 20.0  # what is finished is stored at least so often
+_STORE_S = 5.0  # what is finished is stored at least so often, and then goes on to whoever verifies it
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A part that was stored: its name, and how many requests have their samples in it."""
+
+    part: str
+    requests: int
 
 
 class UnitRun:
@@ -44,8 +54,8 @@ class UnitRun:
         self._calls = 0
         self._reason = "it died"
 
-    def run(self, on_death: Callable[[EngineDied], None]) -> Iterator[int]:
-        """Yields the number of requests in each part that it stores. `on_death` is called with an engine that died.
+    def run(self, on_death: Callable[[EngineDied], None]) -> Iterator[Stored]:
+        """Yields each part as it is stored. `on_death` is called with an engine that died.
 
         `on_death` ends this process, or makes the engine start anew. Raises `UserError` when a model cannot be used,
         `Fault` when the engine cannot load it, or fails whatever it is asked.
@@ -65,16 +75,16 @@ class UnitRun:
                 if failed:
                     break
 
-    def _ask(self, ids: Sequence[str], on_death: Callable[[EngineDied], None]) -> Generator[int, None, bool]:
+    def _ask(self, ids: Sequence[str], on_death: Callable[[EngineDied], None]) -> Generator[Stored, None, bool]:
         """One call of the engine; returns whether it failed. What was finished before is stored all the same."""
-        part = _Part()
+        part = _Part(self._engine)
         given: dict[int, GenerationRequest] = {}  # what the engine has, by its place among what it was given
         try:
             for done in self._engine.stream(self._noted(self._chosen(ids), given)):
                 part.add(done, given.pop(done.at))
                 if part.requests >= self._part_rows or part.age() > _STORE_S:
                     yield self._store(part)
-                    part = _Part()
+                    part = _Part(self._engine)
         except (RequestsFailed, EngineDied) as error:
             if part.requests:
                 yield self._store(part)
@@ -107,28 +117,39 @@ class UnitRun:
                 yield request
                 at += 1
 
-    def _store(self, part: _Part) -> int:
-        self._work.store(self._unit.id, part.samples, {**self._lineage, **part.lineage()})
+    def _store(self, part: _Part) -> Stored:
+        lineage = part.lineage()
+        name = self._work.store(self._unit.id, part.samples, {**self._lineage, **lineage})
         self._done.update(sample.id for sample in part.samples)
-        return part.requests
+        cached = sum(lineage["cached_tokens"].values())
+        count("spftsql_loop_requests", part.requests)
+        count("spftsql_loop_samples", len(part.samples))
+        tokens = {"prompt": lineage["prompt_tokens"] - cached, "cached": cached, "written": lineage["tokens"]}
+        for kind, number in tokens.items():
+            count("spftsql_loop_tokens", number, kind=kind)
+        count("spftsql_loop_engine_seconds", lineage["loading_s"], kind="loading")
+        busy = lineage["ended"] - lineage["began"] - lineage["loading_s"]
+        count("spftsql_loop_engine_seconds", busy, kind="busy")
+        return Stored(name, part.requests)
 
-    def _set_aside(self, ids: Iterable[str]) -> int:
+    def _set_aside(self, ids: Iterable[str]) -> Stored:
         rows = [
             error_row(r, f"{SET_ASIDE}the engine failed {self._failures[r.id]} times with this request: {self._reason}")
             for r in self._chosen(ids)
         ]
-        self._work.store(self._unit.id, rows, self._lineage)
+        name = self._work.store(self._unit.id, rows, self._lineage)
         self._done.update(row.id for row in rows)
-        return len(rows)
+        return Stored(name, len(rows))
 
 
 class _Part:
     """Samples that are not stored yet."""
 
-    def __init__(self) -> None:
+    def __init__(self, engine: Engine) -> None:
         self.samples: list[Sample] = []
         self.requests = 0
         self._began, self._start = time.time(), time.monotonic()
+        self._engine, self._loaded, self._stepped = engine, engine.loading_s, engine.steps
         self._prompt_tokens = 0
         self._cached: dict[str, int] = {}
 
@@ -144,11 +165,13 @@ class _Part:
         return time.monotonic() - self._start
 
     def lineage(self) -> dict[str, Any]:
-        """When it was made (seconds since 1970), and what of the prompts was found in the engine's cache."""
+        """When it was made (seconds since 1970), how long a model was loaded meanwhile, and what the cache had."""
         tokens = sum(sample.tokens for sample in self.samples)
         return {
             "began": self._began,
             "ended": self._began + self.age(),
+            "loading_s": round(self._engine.loading_s - self._loaded, 3),
+            "steps": self._engine.steps - self._stepped,
             "prompt_tokens": self._prompt_tokens,
             "cached_tokens": self._cached,
             "tokens": tokens,

@@ -110,6 +110,7 @@ class VllmEngine(CheckpointEngine):
             for name, (_, prompt) in added.items():
                 sampling = self._sampling(prompt, checkpoint)
                 engine.add_request(name, {"prompt_token_ids": prompt.tokens}, sampling, lora_request=adapter)
+            self.steps += 1
             return [(output.request_id, output) for output in engine.step() if output.finished]
         except EngineDeadError as error:
             raise EngineDied(f"the vLLM engine of {checkpoint.directory} died: {error}") from error
@@ -162,7 +163,9 @@ class VllmEngine(CheckpointEngine):
         size = weight_bytes(base) + cache_bytes(base, length) if self._cpu else 0
         if self._held + size > _CPU_BYTES:
             self._models.clear()
+        begin = time.monotonic()
         llm = self._vllm.LLM(**engine_options(self._config, base, length, rank, cpu=self._cpu))
+        self.loading_s += time.monotonic() - begin
         self._held += size
         _wake_when_dead(llm.llm_engine.engine_core)
         return _Loaded(llm, size)

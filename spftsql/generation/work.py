@@ -85,11 +85,12 @@ class Work:
                 begin, end = max(unit.start - first, 0), min(unit.stop - first, _ROW_GROUP)
                 yield from from_table(file.read_row_group(group).slice(begin, end - begin), GenerationRequest)
 
-    def store(self, unit_id: str, samples: Sequence[Sample], lineage: Mapping[str, object]) -> None:
-        """Writes the samples of whole requests as a part. `lineage` (JSON) says how they came about."""
+    def store(self, unit_id: str, samples: Sequence[Sample], lineage: Mapping[str, object]) -> str:
+        """Writes the samples of whole requests as a part, and returns its name. `lineage` (JSON) says how they came."""
         ids = sorted({sample.id for sample in samples})
         name = f"part-{unit_id}-{content_hash(ids)}-{len(ids)}.parquet"
         self._write(self.parts / name, to_table(samples, Sample), lineage)
+        return name
 
     def stored(self) -> int:
         """How many requests have samples, by the names of the parts."""
@@ -98,9 +99,14 @@ class Work:
     def stored_of(self, unit_id: str) -> set[str]:
         """The ids of a unit's requests that have samples."""
         ids: set[str] = set()
-        for file in self.parts.glob(f"part-{unit_id}-*.parquet"):
-            ids.update(_sound(file, self.key).column("id").to_pylist())
+        for name in self.parts_of(unit_id):
+            ids.update(_sound(self.parts / name, self.key).column("id").to_pylist())
         return ids
+
+    def parts_of(self, unit_id: str) -> list[str]:
+        """The names of a unit's parts, in the order in which they were written."""
+        files = self.parts.glob(f"part-{unit_id}-*.parquet")
+        return [file.name for file in sorted(files, key=lambda file: (file.stat().st_mtime_ns, file.name))]
 
     def check(self, wanted: Mapping[str, int]) -> set[str]:
         """Leaves one good set of rows for every request that has it; returns the ids of these.

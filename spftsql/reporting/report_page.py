@@ -18,6 +18,8 @@ from spftsql.pages import render
 from spftsql.reporting.changes import SAMPLE_ROWS, changes, shown_changes, with_rows
 from spftsql.reporting.charts import Estimate, estimates_chart, lines_chart, shares_chart
 from spftsql.reporting.cost import run_cost, stage_cost
+from spftsql.reporting.idle import HEADER as IDLE_HEADER
+from spftsql.reporting.idle import idle_line, idle_rows
 from spftsql.reporting.lineage_report import lineage_rows, made_from, model_card
 from spftsql.reporting.run_record import RunRecord, read_run
 from spftsql.reporting.status import EXAMS, accuracy_text, cost_line, count, where
@@ -229,7 +231,9 @@ def _cost(record: RunRecord) -> dict[str, Any]:
         cost = stage_cost(stage, record.config)
         rows.append((stage.name, stage.state, *_cost_cells(cost)))
     total = run_cost(record)
-    return {"line": cost_line(record), "header": header, "rows": [*rows, ("all", "", *_cost_cells(total))]}
+    rows.append(("all", "", *_cost_cells(total)))
+    idle = {"line": idle_line(record), "header": IDLE_HEADER, "rows": idle_rows(record)}
+    return {"line": cost_line(record), "header": header, "rows": rows, "idle": idle}
 
 
 def _planned(record: RunRecord) -> Section | None:

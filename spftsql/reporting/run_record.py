@@ -11,7 +11,7 @@ import os
 import socket
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from spftsql.config import Config
 from spftsql.errors import UserError
 from spftsql.recipes import validate
 from spftsql.selfplay.table import Result
+from spftsql.usage import Use
 
 StageState = Literal["built", "running", "interrupted"]
 HolderState = Literal["running", "elsewhere", "none"]
@@ -78,7 +79,8 @@ class Step:
 class RunRecord:
     """All of it. `config` and `result` are None where they are missing or of another version.
 
-    `mixes` counts verdicts by candidate and exam; `selection` is the accuracy that chooses main model and opponent.
+    `mixes` counts verdicts by candidate and exam; `selection` is the accuracy that chooses main model and opponent;
+    `uses` say by stage how busy its workers were, for stages that were built and not kept.
     """
 
     root: Path
@@ -92,6 +94,7 @@ class RunRecord:
     step: Step | None
     attempts: int
     now: float
+    uses: Mapping[str, tuple[Use, ...]] = field(default_factory=dict)
 
     @property
     def finished(self) -> bool:
@@ -137,6 +140,7 @@ def read_run(root: Path) -> RunRecord:
         step=_last_step(root, [s for s in stages if s.state == "running"]) if training else None,
         attempts=sum(event["event"] == "opened" for event in events),
         now=now,
+        uses=_uses(events),
     )
 
 
@@ -283,6 +287,17 @@ def _trained_tokens(root: Path) -> dict[str, int]:
         if "job" in row:
             found[row["job"]] = found.get(row["job"], 0) + int(row.get("tokens", 0))
     return found
+
+
+def _uses(events: Sequence[Event]) -> dict[str, tuple[Use, ...]]:
+    """What the stages say of their workers; of a stage that was built again, the last time."""
+    known = {item.name for item in fields(Use)}
+    found: dict[str, dict[str, Use]] = {}
+    for event in events:
+        if event.get("event") == "use":
+            use = Use(**{name: value for name, value in event.items() if name in known})
+            found.setdefault(str(event["stage"]), {})[use.who] = use
+    return {stage: tuple(by_who.values()) for stage, by_who in found.items()}
 
 
 def _last_step(root: Path, running: Sequence[StageRecord]) -> Step | None:

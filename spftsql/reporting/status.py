@@ -14,6 +14,7 @@ from spftsql.evaluation.metrics import wilson
 from spftsql.evaluation.score_report import printable
 from spftsql.reporting.cost import run_cost
 from spftsql.reporting.disk import disk_use
+from spftsql.reporting.idle import idle_line, idle_text
 from spftsql.reporting.run_record import RunRecord, read_run
 from spftsql.selfplay.quarantine import FILE as QUARANTINE
 from spftsql.selfplay.quarantine import read_contradictions
@@ -82,6 +83,9 @@ def status_tree(record: RunRecord) -> dict[str, Any]:
         "step": None if record.step is None else asdict(record.step),
         "attempts": record.attempts,
         "stages": [asdict(stage) for stage in record.stages],
+        "uses": [
+            {"stage": stage, "idle": use.idle, **asdict(use)} for stage, uses in record.uses.items() for use in uses
+        ],
         "candidates": [
             {"name": name, "selection": record.selection.get(name)}
             | {exam: _accuracy_tree(mixes[exam]) for exam in EXAMS if exam in mixes}
@@ -134,8 +138,8 @@ def render(record: RunRecord) -> RenderableType:
     if record.config is None:
         parts.append(Text("config.yaml is missing or of another version: GPU-hours are not known", style="dim"))
     stages = Table(box=None, pad_edge=False, title=Text("stages", style="bold"), title_justify="left")
-    for name in ("stage", "state", "seconds", "lost", "tokens", "executions"):
-        stages.add_column(name, justify="left" if name in ("stage", "state") else "right")
+    for name in ("stage", "state", "seconds", "lost", "tokens", "executions", "idle"):
+        stages.add_column(name, justify="left" if name in ("stage", "state", "idle") else "right")
     for stage in record.stages:
         lost = f"{stage.lost:.1f}" if stage.lost else ""
         tokens = stage.tokens or stage.trained
@@ -146,6 +150,7 @@ def render(record: RunRecord) -> RenderableType:
             lost,
             count(tokens),
             count(stage.executions),
+            idle_text(record.uses.get(stage.name, ())),
         )
     if record.stages:
         parts += [Text(""), stages]
@@ -166,6 +171,8 @@ def render(record: RunRecord) -> RenderableType:
     if golds:
         named = ", ".join(f"{number} {exam}" for exam, number in golds.items())
         parts.append(Text(f"golds that most candidates contradict ({QUARANTINE}): {named}"))
+    if line := idle_line(record):
+        parts += [Text(""), Text(line)]
     return Group(*parts, Text(""), Text(cost_line(record)), Text(disk_use(record.root).sentence()))
 
 

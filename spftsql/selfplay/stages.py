@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import copy
 import shutil
+import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +21,7 @@ from spftsql.config import Config, Optimization, fold_config
 from spftsql.databases.catalogue import Catalogue
 from spftsql.errors import Fault, disk_faults
 from spftsql.execution import Execution
-from spftsql.progress import Reporter
+from spftsql.progress import Advance, Reporter
 from spftsql.prompts import PromptBuilder
 from spftsql.records import (
     Example,
@@ -35,6 +37,9 @@ from spftsql.records import (
 )
 from spftsql.runs import Run, Stage
 from spftsql.selfplay.retention import forget_model, forget_weights, has_weights
+from spftsql.telemetry import count, gauge
+from spftsql.usage import Use, trainer_use
+from spftsql.verification.samples import Checks, early_verdicts, statement
 
 if TYPE_CHECKING:
     from spftsql.training.validation import Validate
@@ -108,6 +113,7 @@ class Stages:
         )
         self.prompts: PromptBuilder
         self._part = ""
+        self._started: set[str] = set()
         self._trained: dict[str, tuple[Stage, Training]] = {}  # by the path of the model
 
     def for_fold(self, number: int) -> Stages:
@@ -143,22 +149,8 @@ class Stages:
         with disk_faults(self.run.root):
             for name, exam in exams.items():  # for who looks at the answers later
                 write_records(self.run.root / "exams" / f"{name}.parquet", exam.questions, Example)
-        drawn = self.generate(title, requests, candidates)
-        checks = [
-            VerificationRequest(
-                id=f"{sample.id}/{sample.index}",
-                db_id=sample.db_id,
-                sql=self.parsed(sample.text, asked[sample.id][2]),
-                gold_sql=asked[sample.id][2].sql,
-                policy=self.config.verification.policy,
-            )
-            for sample in drawn
-        ]
-        faults = {check.id: sample.fault for sample, check in zip(drawn, checks, strict=True) if sample.fault}
-        verdicts = self.verify(title, [check for check in checks if check.id not in faults])
-        for check in checks:
-            if fault := faults.get(check.id):
-                verdicts[check.id] = Verdict(check.id, check.db_id, "unverifiable", "fault", 0, 0, False, "", "", fault)
+        examples = {identity: example for identity, (_, _, example) in asked.items()}
+        drawn, checks, verdicts = self.verified(title, requests, candidates, examples)
         found: dict[str, dict[str, list[Answer]]] = {c.name: {name: [] for name in exams} for c in candidates}
         for sample, check in zip(drawn, checks, strict=True):
             candidate, name, example = asked[sample.id]
@@ -169,6 +161,46 @@ class Stages:
                 mix = Counter(answer.verdict.status for answer in answers)
                 self.run.event("verdicts", candidate=candidate_name, exam=name, **mix)
         return found
+
+    def verified(
+        self,
+        title: str,
+        requests: Sequence[GenerationRequest],
+        candidates: Sequence[Candidate],
+        examples: Mapping[str, Example],
+    ) -> tuple[list[Sample], list[VerificationRequest], dict[str, Verdict]]:
+        """Samples of all requests, their statements in the same order, and the verdict of each by its id.
+
+        `examples` say what each request asks. Statements are executed while other samples are written. A sample that
+        engines failed with has a verdict with that fault.
+        """
+        early = self._early(title, requests, examples)
+        drawn = self.generate(title, requests, candidates, early)
+        policy = self.config.verification.policy
+        statements = [statement(s, examples[s.id], self.prompts, self.catalogue[s.db_id], policy) for s in drawn]
+        faults = {check.id: sample.fault for sample, check in zip(drawn, statements, strict=True) if sample.fault}
+        asked = [check for check in statements if check.id not in faults]
+        verdicts = self.verify(title, asked, early.folder)
+        for check in statements:
+            if fault := faults.get(check.id):
+                verdicts[check.id] = Verdict(check.id, check.db_id, "unverifiable", "fault", 0, 0, False, "", "", fault)
+        return drawn, statements, verdicts
+
+    def _early(self, title: str, requests: Sequence[GenerationRequest], examples: Mapping[str, Example]) -> Checks:
+        """How the samples of a stage are verified while it runs; the folder is named by all that verdicts depend on."""
+        databases = {request.db_id: self.catalogue[request.db_id] for request in requests}
+        asked = [replace(examples[request.id], id=request.id) for request in requests]
+        key = content_hash(
+            _digest(asdict(example) for example in asked),
+            {name: database.content for name, database in databases.items()},
+            self.config.key("sandbox", "prompt"),
+            self.config.verification.policy,
+        )
+        folder = self.run.root / "early" / f"{title}{self._part}-{key}"
+        with disk_faults(self.run.root):
+            write_records(folder / "examples.parquet", asked, Example)
+        policy = self.config.verification.policy
+        return Checks(folder, folder / "examples.parquet", databases, self.config.prompt, policy)
 
     def request(
         self, identity: str, db_id: str, prompt: str, candidate: Candidate, samples: int, temperature: float
@@ -190,9 +222,13 @@ class Stages:
         return int(content_hash(self.config.seed, identity), 16) % 2**31
 
     def generate(
-        self, title: str, requests: Sequence[GenerationRequest], candidates: Sequence[Candidate]
+        self,
+        title: str,
+        requests: Sequence[GenerationRequest],
+        candidates: Sequence[Candidate],
+        checks: Checks | None = None,
     ) -> list[Sample]:
-        """Samples of all requests, sorted by id and index."""
+        """Samples of all requests, sorted by id and index; with `checks` they are verified while others are written."""
         paths = {candidate.path: candidate.key for candidate in candidates}
         inputs = [
             _digest({**asdict(request), "model": paths[request.model]} for request in requests),
@@ -203,8 +239,10 @@ class Stages:
         def build(folder: Path) -> None:
             self._ensure_weights(candidates)
             write_records(folder / "requests.parquet", requests, GenerationRequest)
-            with self.report.task(f"{title}: generate") as progress:
-                self.execution.generate(folder / "requests.parquet", folder / "samples", progress)
+            what = "generate" if checks is None else "generate and verify"
+            with self._task(f"generate-{title}{self._part}", f"{title}: {what}", "requests") as progress:
+                uses = self.execution.generate(folder / "requests.parquet", folder / "samples", progress, checks)
+            self._used(f"generate-{title}{self._part}", uses)
 
         stage = self.run.stage(f"generate-{title}{self._part}", inputs, build, keep_partial=True)
         samples = sorted(read_records(stage.path / "samples", Sample), key=lambda s: (s.id, s.index))
@@ -216,15 +254,29 @@ class Stages:
             )
         return samples
 
-    def verify(self, title: str, requests: Sequence[VerificationRequest]) -> dict[str, Verdict]:
-        """The verdict of every request, by id. Raises `Fault` when some statements could not be executed by us."""
+    def verify(
+        self, title: str, requests: Sequence[VerificationRequest], early: Path | None = None
+    ) -> dict[str, Verdict]:
+        """The verdict of every request, by id; those in the folder `early` are taken from there, which is removed.
+
+        Raises `Fault` when some statements could not be executed by us.
+        """
         databases = {r.db_id: self.catalogue[r.db_id].content for r in requests}
         inputs = [_digest(asdict(r) for r in requests), databases, self.config.key("sandbox")]
 
         def build(folder: Path) -> None:
             write_records(folder / "requests.parquet", requests, VerificationRequest)
-            with self.report.task(f"{title}: verify"):
-                self.execution.verify(folder / "requests.parquet", folder / "verdicts")
+            known = early_verdicts(early) if early else {}
+            left = [request for request in requests if request not in known]
+            if left or not requests:
+                source = folder / ("left.parquet" if known else "requests.parquet")
+                write_records(source, left, VerificationRequest)
+                with self._task(f"verify-{title}{self._part}", f"{title}: verify", "statements") as progress:
+                    self._used(
+                        f"verify-{title}{self._part}", [self.execution.verify(source, folder / "verdicts", progress)]
+                    )
+            if had := [known[request] for request in requests if request in known]:
+                write_records(folder / "verdicts" / "early.parquet", had, Verdict)
             verdicts = read_records(folder / "verdicts", Verdict)
             faults = Counter(v.fault for v in verdicts if v.fault)
             if faults:
@@ -235,6 +287,8 @@ class Stages:
                 raise Fault(f"{title}: {len(requests)} statements sent, {len(verdicts)} verdicts came back; run again")
 
         stage = self.run.stage(f"verify-{title}{self._part}", inputs, build)
+        if early:
+            shutil.rmtree(early, ignore_errors=True)
         return {verdict.id: verdict for verdict in read_records(stage.path / "verdicts", Verdict)}
 
     def train(self, title: str, trainings: Sequence[Training]) -> list[Candidate]:
@@ -296,8 +350,12 @@ class Stages:
             )
             for t in trainings
         ]
-        with self.report.task(f"{title}: train {', '.join(t.name for t in trainings)}") as progress:
+        begin, names = time.monotonic(), ", ".join(t.name for t in trainings)
+        with self._task(f"train-{title}{self._part}", f"{title}: train {names}", "steps") as progress:
             results = self.execution.train(jobs, self.run.metrics, progress)
+        workers = self.config.training.max_workers if self.config.execution == "ray" else 1
+        use = trainer_use(self.run.metrics, {t.name for t in trainings}, workers, time.monotonic() - begin)
+        self._used(f"train-{title}{self._part}", [use])
         for result in results:
             self.run.event(
                 "trained",
@@ -347,15 +405,34 @@ class Stages:
             partial(_answered_sql, self.prompts, databases, {question.id: question for question in questions}),
         )
 
+    @contextmanager
+    def _task(self, stage: str, title: str, unit: str) -> Iterator[Advance]:
+        """Tells a person and Prometheus how far a stage is."""
+        labels = {"run": self.config.name, "stage": stage}
+        with self.report.task(title, unit) as advance:
+
+            def tell(done: int, total: int) -> None:
+                advance(done, total)
+                gauge("spftsql_loop_stage_done", done, **labels)
+                gauge("spftsql_loop_stage_rows", total, **labels)
+
+            yield tell
+        count("spftsql_loop_stages", run=self.config.name, kind=stage.split("-")[0])
+
+    def _used(self, stage: str, uses: Iterable[Use]) -> None:
+        for what, seconds in self.execution.starts.items():
+            if what not in self._started:
+                self._started.add(what)
+                self.run.event("start", what=what, seconds=seconds)
+        for use in uses:
+            gauge("spftsql_loop_idle_share", use.idle, run=self.config.name, stage=stage, who=use.who)
+            self.run.event("use", stage=stage, idle=round(use.idle, 4), **asdict(use))
+
     def sql_row(self, example: Example) -> TrainRow:
         """An example as Text-to-SQL training text."""
         prompt = self.prompts.text_to_sql(self.catalogue[example.db_id], example.question, example.evidence)
         answer = self.prompts.answer(example.sql, self.catalogue[example.db_id], example.question)
         return TrainRow(example.id, example.db_id, prompt, answer, None, None, example.source)
-
-    def parsed(self, text: str, example: Example) -> str:
-        """The SQL in a model's answer to an example's question."""
-        return self.prompts.parse_sql(text, self.catalogue[example.db_id], example.question)
 
 
 def candidate_of(stage: Stage, name: str) -> Candidate:

@@ -183,7 +183,7 @@ def _voted(
     stages: Stages, round_: int, asked: Sequence[Made], candidates: Mapping[str, Sequence[Phrasing]], voter: Candidate
 ) -> dict[str, list[Phrasing]]:
     """The round trip: the candidates that say every value, with the votes of the Text-to-SQL model."""
-    config, policy = stages.config.synthesis, stages.config.verification.policy
+    config = stages.config.synthesis
     examples: dict[str, Example] = {}
     requests = []
     for one in asked:
@@ -196,18 +196,7 @@ def _voted(
                 requests.append(
                     stages.request(identity, statement.db_id, prompt, voter, config.votes, config.vote_temperature)
                 )
-    samples = stages.generate(f"votes-{round_}", requests, [voter])
-    checks = [
-        VerificationRequest(
-            f"{sample.id}/{sample.index}",
-            sample.db_id,
-            stages.parsed(sample.text, examples[sample.id]),
-            examples[sample.id].sql,
-            policy,
-        )
-        for sample in samples
-    ]
-    verdicts = stages.verify(f"votes-{round_}", checks)
+    samples, checks, verdicts = stages.verified(f"votes-{round_}", requests, [voter], examples)
     votes: dict[str, list[Vote]] = defaultdict(list)
     for sample, check in zip(samples, checks, strict=True):
         verdict = verdicts[check.id]

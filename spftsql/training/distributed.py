@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from spftsql.config import Config
 from spftsql.errors import Fault, UserError
+from spftsql.telemetry import count
 from spftsql.training.checkpoints import Progress, latest_checkpoint, read_progress, writing
 from spftsql.training.job import TrainJob, TrainResult, claim_work, read_result, watch_of
 from spftsql.training.loggers import open_loggers, tell
@@ -55,6 +56,8 @@ def train_ray(
 
             def log(values: Values) -> None:
                 tell(loggers, values)
+                count("spftsql_loop_trained_tokens", values.get("tokens", 0), run=config.name)
+                count("spftsql_loop_training_steps", 1 if "tokens" in values else 0, run=config.name)
                 progress(values["job"], values["step"], values["steps"])
 
             with follow_metrics(metrics.resolve(), log):

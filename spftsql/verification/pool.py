@@ -11,12 +11,13 @@ import os
 import socket
 import sys
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, cast
 
+from spftsql import telemetry
 from spftsql.config import Config, SandboxConfig, VerificationConfig
 from spftsql.databases.places import Databases, Source, sources_of
 from spftsql.errors import Fault, UserError
@@ -71,15 +72,19 @@ class PoolWorker:
         self._ongoing: dict[object, float] = {}  # the start of every call
         self._busy_s = 0.0
 
-    async def verify(self, limits: str, sources: Mapping[str, Row], rows: Sequence[Row]) -> list[Row]:
-        """`VerificationRequest` rows in, `Verdict` rows out, in the same order.
+    async def verify(self, limits: str, sources: Mapping[str, Row], rows: Sequence[Row]) -> tuple[list[Row], float]:
+        """`VerificationRequest` rows in; `Verdict` rows out, in the same order, and the seconds that they took here.
 
         `limits` is a `SandboxConfig` as JSON, `sources` are the fields of a `Source` for every database of the rows.
         """
         requests = [VerificationRequest(*row) for row in rows]
         places = {name: Source(*source) for name, source in sources.items()}
-        verdicts = await self._do(self._verifier(limits).verify, requests, places)
-        return [_verdict_row(verdict) for verdict in verdicts]
+        verdicts, seconds = await self._do(_timed, self._verifier(limits).verify, requests, places)
+        telemetry.count("spftsql_verifier_seconds", seconds)
+        telemetry.count("spftsql_verifier_faults", sum(verdict.fault is not None for verdict in verdicts))
+        for status, number in Counter(verdict.status for verdict in verdicts).items():
+            telemetry.count("spftsql_verifications", number, status=status)
+        return [_verdict_row(verdict) for verdict in verdicts], seconds
 
     async def contest(
         self, limits: str, source: Row, candidates: Sequence[str], max_rows: int, granted: Granted | None
@@ -173,12 +178,14 @@ class PoolClient:
         self._sources = {name: (s.addresses, s.content) for name, s in sources_of(databases).items()}
         self._looking, self._looked, self._there = asyncio.Lock(), 0.0, True
         self._turn, self._ongoing, self._room = asyncio.Condition(), 0, 0
+        self.busy_s = 0.0  # of workers, with the statements of this client
 
     async def verify(self, requests: Sequence[VerificationRequest]) -> list[Verdict]:
         """One verdict per request, in the same order. Raises `Fault` (`PoolGone`) when it is the pool that fails."""
         sources = {r.db_id: self._sources[r.db_id] for r in requests if r.db_id in self._sources}
         rows = [_request_row(request) for request in requests]
-        answer = await self._called("verify", self._limits, sources, rows)
+        answer, seconds = await self._called("verify", self._limits, sources, rows)
+        self.busy_s += seconds
         return [Verdict(*row) for row in answer]
 
     async def contest(
@@ -285,6 +292,12 @@ def pool_application(config: Config, sandbox: ExecutorFactory = Sandbox) -> Appl
         graceful_shutdown_timeout_s=_DRAIN_S,
     )(PoolWorker)
     return deployment.bind(_settings(config), sandbox=sandbox)
+
+
+def _timed(work: Any, *arguments: Any) -> tuple[Any, float]:
+    """What `work` gives, and the seconds that it took, without those that it waited for a thread."""
+    start = time.monotonic()
+    return work(*arguments), time.monotonic() - start
 
 
 def _settings(config: Config) -> dict[str, Any]:

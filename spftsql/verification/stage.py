@@ -1,10 +1,11 @@
-"""The verification stage on Ray: a Ray Data pipeline whose middle calls the verifier pool."""
+"""The verification stage on Ray: a Ray Data pipeline whose actor calls the verifier pool and keeps its verdicts."""
 
 from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,22 @@ import pyarrow.parquet as pq
 from spftsql.config import Config
 from spftsql.databases.places import Databases, sources_of
 from spftsql.errors import Fault
-from spftsql.records import Verdict, VerificationRequest, from_table, to_table
+from spftsql.records import Verdict, VerificationRequest, content_hash, from_table, write_records
+from spftsql.usage import Use
 from spftsql.verification.batches import batches_by_database
 from spftsql.verification.pool import PoolClient, PoolGone, start_pool
+from spftsql.verification.samples import Checks, SampleReader
 
 _CPUS = 0.1  # the pool's workers do the work; on a small machine nothing may wait for a whole CPU
 _TRIES = 6  # of a row, when its database fails; with pauses of 1, 2, 4 … s
 _LOSSES = 10  # of a batch and its worker; the pauses outlast the replacement of workers and of Serve's controller
 _LONGEST_PAUSE_S = 30
-_TABLE = 64  # batches in a table of the stage; enough for 64 workers with _TABLES of them
-_TABLES = 4  # at work together
+_TABLE = 64  # batches in a table of the stage; enough for 64 workers with TABLES of them
+TABLES = 4  # at work together
 
 
 class PoolCaller:
-    """The stage's actor: sends its rows to the pool in batches of one database, and again what fails for our reasons.
+    """Sends rows to the pool in batches of one database, and again what fails for our reasons.
 
     A batch waits in the client until its turn comes, and then in Serve for a worker that is free.
     """
@@ -38,11 +41,15 @@ class PoolCaller:
         self._batch_size = config.verification.batch_size
         self._hopeless: set[str] = set()  # databases of which a batch failed to the last attempt
 
-    async def __call__(self, table: pa.Table) -> AsyncIterator[pa.Table]:
-        """Requests in, verdicts out: one for every row, with `fault` set where it could not be had."""
-        batches = batches_by_database(from_table(table, VerificationRequest), self._batch_size)
-        for verdicts in await asyncio.gather(*map(self._verify, batches)):
-            yield to_table(verdicts, Verdict)
+    @property
+    def busy_s(self) -> float:
+        """The seconds that workers were at work on what this has sent them."""
+        return self._client.busy_s
+
+    async def verify(self, requests: list[VerificationRequest]) -> list[Verdict]:
+        """One verdict for every request, in no particular order, with `fault` set where it could not be had."""
+        batches = batches_by_database(requests, self._batch_size)
+        return [verdict for verdicts in await asyncio.gather(*map(self._verify, batches)) for verdict in verdicts]
 
     async def _verify(self, batch: list[VerificationRequest]) -> list[Verdict]:
         name = batch[0].db_id
@@ -74,54 +81,106 @@ def _faults(batch: list[VerificationRequest], reason: str) -> list[Verdict]:
     return [Verdict(r.id, r.db_id, "unverifiable", "fault", 0.0, 0, False, "", "", fault=reason) for r in batch]
 
 
-def verify_dataset_ray(source: Path, target: Path, databases: Databases, config: Config) -> None:
+class RowVerifier:
+    """The stage's actor: verifies tables of requests, and writes each one's verdicts as a file."""
+
+    def __init__(self, databases: Databases, config: Config, target: Path) -> None:
+        self._caller, self._target = PoolCaller(databases, config), target
+
+    async def __call__(self, table: pa.Table) -> AsyncIterator[pa.Table]:
+        """Yields how many verdicts were written."""
+        verdicts = await self._caller.verify(from_table(table, VerificationRequest))
+        name = content_hash([verdict.id for verdict in verdicts])
+        write_records(self._target / f"part-{name}.parquet", verdicts, Verdict)
+        yield done_row(len(verdicts), self._caller.busy_s)
+
+
+class PartVerifier:
+    """The actor behind the engines: verifies the parts of samples that they have stored, and keeps the verdicts."""
+
+    def __init__(self, checks: Checks, parts: Path, config: Config) -> None:
+        self._caller, self._reader = PoolCaller(checks.sources, config), SampleReader(checks)
+        self._checks, self._parts = checks, parts
+
+    async def __call__(self, table: pa.Table) -> AsyncIterator[pa.Table]:
+        """Takes rows of `generation.stage`, and passes them on with what was verified; other rows as they are."""
+        verified = []
+        for part in table.column("part").to_pylist():
+            requests: list[VerificationRequest] = []
+            if part and not self._checks.has(part):
+                requests = await asyncio.to_thread(self._reader.statements, self._parts / part)
+                self._checks.store(part, requests, await self._caller.verify(requests))
+            verified.append(len(requests))
+        busy = [self._caller.busy_s] * len(verified)
+        yield table.append_column("verified", [verified]).append_column("busy_s", [busy])
+
+
+def done_row(verified: int, busy_s: float) -> pa.Table:
+    """What an actor of verification reports: verdicts that it has written, and seconds of workers so far."""
+    return pa.table({"verified": [verified], "busy_s": [busy_s]})
+
+
+def verify_dataset_ray(
+    source: Path, target: Path, databases: Databases, config: Config, progress: Callable[[int, int], None]
+) -> Use:
     """Reads `VerificationRequest` rows from `source` and writes one `Verdict` each into the directory `target`.
 
     Starts the pool where none runs, and leaves it running. The rows come out in no particular order. `target` is
-    replaced, and appears only when it is complete. Raises `Fault` when it cannot be written, or Ray fails.
+    replaced, and appears only when it is complete. `progress` gets (verdicts, requests). Raises `Fault` when it cannot
+    be written, or Ray fails.
     """
     import ray
 
     sources = sources_of(databases)
+    begin = time.monotonic()
     start_pool(config)
-    unfinished = target.with_name(f".{target.name}.unfinished")
+    started = time.monotonic() - begin
+    unfinished = target.resolve().with_name(f".{target.name}.unfinished")
     for folder in (unfinished, target):
         shutil.rmtree(folder, ignore_errors=True)
     unfinished.mkdir(parents=True)
+    groups, total = _row_groups(source)
+    done, busy = 0, 0.0
     small: dict[str, Any] = {"num_cpus": _CPUS}
     context = ray.data.DataContext.get_current()
     bars, context.enable_progress_bars = context.enable_progress_bars, False
     try:
         # Not `read_parquet`: its file listing is a task that asks for a whole CPU, whatever one tells it (Ray 2.60).
-        (
-            ray.data.from_items(_row_groups(source))
+        dataset = (
+            ray.data.from_items(groups)
             .map_batches(_read, batch_size=1, batch_format="pyarrow", **small)
             .map_batches(
-                PoolCaller,
-                fn_constructor_args=(sources, config),
+                RowVerifier,
+                fn_constructor_args=(sources, config, unfinished),
                 batch_size=_TABLE * config.verification.batch_size,
                 batch_format="pyarrow",
-                compute=ray.data.ActorPoolStrategy(size=1, max_concurrent_calls_per_actor=_TABLES),
+                compute=ray.data.ActorPoolStrategy(size=1, max_concurrent_calls_per_actor=TABLES),
                 **small,
             )
-            .write_parquet(str(unfinished), ray_remote_args=small)
         )
+        progress(0, total)
+        for row in dataset.iter_rows():
+            done, busy = done + row["verified"], max(busy, row["busy_s"])
+            progress(done, total)
     except (ray.exceptions.RayError, OSError) as error:
         reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
         raise Fault(f"the verification stage failed: {reason.strip()[:500]}") from None
     finally:
         context.enable_progress_bars = bars
     unfinished.rename(target)
+    wall = time.monotonic() - begin
+    return Use("verifiers", config.verification.workers, round(busy, 3), round(wall, 3), round(started, 3), rows=total)
 
 
-def _row_groups(source: Path) -> list[dict[str, Any]]:
-    """The parts in which a Parquet file, or a directory of them, is read."""
+def _row_groups(source: Path) -> tuple[list[dict[str, Any]], int]:
+    """The parts in which a Parquet file, or a directory of them, is read; and how many rows there are."""
     files = sorted(source.glob("*.parquet")) if source.is_dir() else [source]
-    return [
-        {"file": str(file.resolve()), "group": group}
-        for file in files
-        for group in range(pq.ParquetFile(file).num_row_groups)
-    ]
+    groups, rows = [], 0
+    for file in files:
+        metadata = pq.ParquetFile(file).metadata
+        groups += [{"file": str(file.resolve()), "group": group} for group in range(metadata.num_row_groups)]
+        rows += metadata.num_rows
+    return groups, rows
 
 
 def _read(parts: pa.Table) -> Iterator[pa.Table]:

@@ -108,7 +108,7 @@ def verify(
     from spftsql.verification.stage import verify_dataset_ray
 
     write_records(folder / "requests.parquet", requests, VerificationRequest)
-    verify_dataset_ray(folder / "requests.parquet", folder / "verdicts", databases, config)
+    verify_dataset_ray(folder / "requests.parquet", folder / "verdicts", databases, config, lambda *_: None)
     return sorted(read_records(folder / "verdicts", Verdict), key=lambda verdict: int(verdict.id))
 
 

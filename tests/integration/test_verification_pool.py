@@ -87,7 +87,7 @@ def verify(
     from spftsql.verification.stage import verify_dataset_ray
 
     write_records(folder / "requests.parquet", requests, VerificationRequest)
-    verify_dataset_ray(folder / "requests.parquet", folder / "verdicts", databases, config)
+    verify_dataset_ray(folder / "requests.parquet", folder / "verdicts", databases, config, lambda *_: None)
     return sorted(read_records(folder / "verdicts", Verdict), key=lambda verdict: int(verdict.id))
 
 
@@ -199,11 +199,15 @@ def test_a_full_disk_is_a_fault_and_the_stage_can_be_run_again(
     with small_disk(tmp_path / "disk", "64k") as disk:
         (disk / "ballast").write_bytes(bytes(50_000))
         with pytest.raises(Fault, match="No space left"):
-            verify_dataset_ray(tmp_path / "requests.parquet", disk / "verdicts", databases, config)
+            verify_dataset_ray(
+                tmp_path / "requests.parquet", disk / "verdicts", databases, config, lambda done, total: None
+            )
         assert not (disk / "verdicts").exists()
         (disk / "ballast").unlink()
         subprocess.run(["mount", "-o", "remount,size=8m", str(disk)], check=True)
-        verify_dataset_ray(tmp_path / "requests.parquet", disk / "verdicts", databases, config)
+        verify_dataset_ray(
+            tmp_path / "requests.parquet", disk / "verdicts", databases, config, lambda done, total: None
+        )
         assert {v.id for v in read_records(disk / "verdicts", Verdict)} == {request.id for request in requests}
 
 

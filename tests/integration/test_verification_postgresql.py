@@ -95,7 +95,9 @@ def test_replicas_that_go_and_come_back_cost_no_row(postgres: Server, numbers: l
     toggling = threading.Thread(target=toggle)
     toggling.start()
     try:
-        verify_dataset(tmp_path / "requests.parquet", tmp_path / "verdicts", {"numbers": numbers}, config)
+        verify_dataset(
+            tmp_path / "requests.parquet", tmp_path / "verdicts", {"numbers": numbers}, config, lambda done, total: None
+        )
     finally:
         stop.set()
         toggling.join()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from spftsql.config import Config, VerificationConfig
 from spftsql.errors import Fault
 from spftsql.recipes import validate
-from spftsql.records import Verdict, VerificationRequest, from_table, to_table
+from spftsql.records import Verdict, VerificationRequest
 from spftsql.verification import pool, stage
 from spftsql.verification.pool import PoolGone
 
@@ -51,8 +51,7 @@ def verified(
     async def run() -> list[Verdict]:
         loops.append(asyncio.get_running_loop())
         caller = stage.PoolCaller({"shop": "shop.sqlite", "zoo": "zoo.sqlite"}, config())
-        tables = [table async for table in caller(to_table(requests, VerificationRequest))]
-        return [verdict for table in tables for verdict in from_table(table, Verdict)]
+        return await caller.verify(list(requests))
 
     monkeypatch.setattr(stage, "PoolClient", Client)
     monkeypatch.setattr(asyncio, "sleep", sleep)
@@ -159,7 +158,7 @@ class CountingHandle:
         await asyncio.sleep(0.01)
         self.ongoing -= 1
         self.answered += 1
-        return []
+        return [], 0.0
 
 
 def test_a_client_sends_as_many_calls_as_the_workers_that_run_can_take(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -249,7 +249,7 @@ def test_verify_dataset_in_threads(databases: dict[str, Path], tmp_path: Path) -
 
     killer = threading.Thread(target=kill_children)
     killer.start()
-    verify_dataset(tmp_path / "requests.parquet", tmp_path / "verdicts", databases, config())
+    verify_dataset(tmp_path / "requests.parquet", tmp_path / "verdicts", databases, config(), lambda *_: None)
     stop.set()
     killer.join()
     verdicts = read_records(tmp_path / "verdicts", Verdict)
@@ -263,7 +263,9 @@ def test_a_replica_that_is_away_for_a_while_costs_no_row(databases: dict[str, Pa
     away, path = databases["shop"], tmp_path / "shop.sqlite"
     comes_back = threading.Timer(1.5, lambda: path.write_bytes(away.read_bytes()))
     comes_back.start()
-    verify_dataset(tmp_path / "requests.parquet", tmp_path / "verdicts", {"shop": path}, config())
+    verify_dataset(
+        tmp_path / "requests.parquet", tmp_path / "verdicts", {"shop": path}, config(), lambda done, total: None
+    )
     comes_back.join()
     assert [(v.id, v.status, v.fault) for v in read_records(tmp_path / "verdicts", Verdict)] == [
         (r.id, "equal", None) for r in requests
