@@ -25,6 +25,7 @@ from spftsql.recipes import validate
 from spftsql.records import Example, GenerationRequest, Sample, Verdict, VerificationRequest
 from spftsql.sandbox.result import Execution
 from spftsql.selfplay.stages import Candidate, Exam, Stages
+from spftsql.verification.samples import Checks
 
 QUESTION = "How many guests from são paulo booked rooms?"
 EVIDENCE = "rooms refers to booked_rooms; VIP guests have kind = 'Gold''s'"
@@ -62,12 +63,18 @@ class Asked(Stages):
     """Stages that note what models are asked, and have them answer nothing."""
 
     def generate(
-        self, title: str, requests: Sequence[GenerationRequest], candidates: Sequence[Candidate]
+        self,
+        title: str,
+        requests: Sequence[GenerationRequest],
+        candidates: Sequence[Candidate],
+        checks: Checks | None = None,
     ) -> list[Sample]:
         self.asked = [request.prompt for request in requests]
         return []
 
-    def verify(self, title: str, requests: Sequence[VerificationRequest]) -> dict[str, Verdict]:
+    def verify(
+        self, title: str, requests: Sequence[VerificationRequest], early: Path | None = None
+    ) -> dict[str, Verdict]:
         return {}
 
 
