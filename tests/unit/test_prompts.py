@@ -26,6 +26,7 @@ from spftsql.records import Example, GenerationRequest, Sample, Verdict, Verific
 from spftsql.sandbox.result import Execution
 from spftsql.selfplay.stages import Candidate, Exam, Stages
 from spftsql.verification.samples import Checks
+from spftsql.voting import Contest
 
 QUESTION = "How many guests from são paulo booked rooms?"
 EVIDENCE = "rooms refers to booked_rooms; VIP guests have kind = 'Gold''s'"
@@ -91,11 +92,9 @@ class Listening:
     async def stream(self, ask: Ask) -> AsyncGenerator[list[Piece]]:
         yield await self.complete(ask)
 
-    async def verify(self, requests: Sequence[VerificationRequest]) -> list[Verdict]:
-        return [Verdict(r.id, r.db_id, "ran", "", 1.0, 1, False, "d", "sqlite") for r in requests]
-
-    async def run(self, db_id: str, sql: str, max_rows: int) -> Execution:
-        return Execution("ran", "", ("1",), [(1,)], 1.0, "sqlite")
+    async def contest(self, db_id: str, candidates: Sequence[str], max_rows: int, granted: object) -> Contest:
+        verdicts = [Verdict("", db_id, "ran", "", 1.0, 1, False, "d", "sqlite") for _ in candidates]
+        return Contest(verdicts, Execution("ran", "", ("1",), [(1,)], 1.0, "sqlite"))
 
 
 @pytest.mark.parametrize("tokens", [100_000, SMALL])
