@@ -71,7 +71,7 @@ def test_stages_go_on_with_a_full_object_store(tmp_path: Path, tiny_models: list
     ]
     write_records(tmp_path / "statements.parquet", statements, VerificationRequest)
     databases = {"shop": str(database(tmp_path / "0" / "shop.sqlite"))}
-    verify_dataset_ray(tmp_path / "statements.parquet", tmp_path / "verdicts", databases, config)
+    verify_dataset_ray(tmp_path / "statements.parquet", tmp_path / "verdicts", databases, config, lambda *_: None)
     verdicts = sorted(read_records(tmp_path / "verdicts", Verdict), key=lambda verdict: int(verdict.id))
     assert [v.id for v in verdicts] == [str(i) for i in range(ROWS)]
     assert [v.status for v in verdicts] == wanted(ROWS)
