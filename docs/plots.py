@@ -9,7 +9,7 @@ from pathlib import Path
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "RESULTS.md"
 TARGET = Path(__file__).parent / "scaling.svg"
-_ROW = re.compile(r"^\| efficiency of (?P<workers>[\d, ]+) workers .*?\| (?P<shares>\.\d+(?:, \.\d+)*)", re.MULTILINE)
+_ROW = re.compile(r"^\| efficiency of (?P<workers>[\d, ]+) workers .*?\| (?P<shares>[\d.]+(?:, [\d.]+)*)", re.MULTILINE)
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 640, 300, 70, 48, 20
 _STYLE = (
     "text{font-family:system-ui,sans-serif;font-size:13px;fill:#1b1f2a;text-anchor:middle} .y{text-anchor:end} "

@@ -144,6 +144,7 @@ class SandboxConfig(Section):
 class VerificationConfig(Section):
     """The pool of verifier workers (a Ray Serve deployment); `cpus` is per worker.
 
+    `batch_size` is how many statements travel together at most. A worker answers after two seconds with what it has.
     `node_cache` is where every machine keeps results of statements, and copies of database files by their content, for
     its workers and for later runs. `auto`: the cache folder (`SPFTSQL_CACHE`), with copies only of files that are on a
     mount of another machine, because on a local disk a copy saves nothing. A directory: copies of all files, which then
@@ -153,7 +154,7 @@ class VerificationConfig(Section):
     workers: int = Field(2, gt=0)
     cpus: float = Field(0.25, ge=0)
     resources: dict[str, float] = {}  # per worker, beside its CPUs, such as {verification: 1}
-    batch_size: int = Field(64, gt=0)
+    batch_size: int = Field(512, gt=0)
     node_cache: Literal["auto"] | Path | None = "auto"
     copies_mb: int = Field(20_000, gt=0)  # of databases, in the node cache
     results_mb: int = Field(1_000, gt=0)  # in the node cache

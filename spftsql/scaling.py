@@ -6,7 +6,6 @@ answers the calls that it has. Nothing here joins the cluster.
 
 from __future__ import annotations
 
-import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +24,8 @@ _POLL_S = 0.5
 _REQUEST_S = 30.0
 _LOOK_S = 15.0  # between two looks of the policy; the figures of a worker are renewed every 10 s
 _LOOKS = 4  # with too little work, one after another, before workers are taken away
-_CALLS = 4  # at a worker at the same time: one executes and the others are there when it is done
+_CALLS = 3  # at a worker at the same time: one executes and the others are there when it is done
+_FULL = 4  # at a worker: as many as a stage sends, however much it has to do (`verification.pool`)
 _SILENCES = 5  # looks without an answer before the policy gives up
 _GAUGE = re.compile(r"^ray_serve_replica_processing_queries\{(?P<labels>[^}]*)\} (?P<value>\S+)", re.MULTILINE)
 _NO_POOL = "no verifier pool runs at {}: one starts with the first verification of a run there, or with an endpoint"
@@ -211,13 +211,16 @@ def follow_load(
 def decide(loads: Sequence[Load], wanted: int, minimum: int, maximum: int) -> int:
     """How many workers there should be, after the given looks (the latest last) with `wanted` workers asked for.
 
-    As many as have four calls each. More at once, up to twice as many, unless some are still to come; fewer only when
-    all of the last four looks say so, and then as many as the busiest of them asks for.
+    So many that each has less than four calls: more at once, unless some are still to come, and twice as many where
+    all have four, because then nobody knows how many calls wait elsewhere. Fewer only when all of the last four looks
+    say so, and then as many as the busiest of them asks for.
     """
-    latest = [math.ceil(load.calls / _CALLS) for load in loads[-_LOOKS:]]
+    latest = [int(load.calls // _CALLS) + 1 for load in loads[-_LOOKS:]]
     count = wanted
-    if latest and latest[-1] > wanted and loads[-1].running >= wanted:
-        count = min(latest[-1], 2 * wanted)
+    if latest and loads[-1].running >= wanted and loads[-1].calls >= _FULL * wanted:
+        count = 2 * wanted
+    elif latest and loads[-1].running >= wanted and latest[-1] > wanted:
+        count = latest[-1]
     elif len(latest) == _LOOKS and max(latest) < wanted:
         count = max(latest)
     return min(max(count, minimum), maximum)

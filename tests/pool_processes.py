@@ -34,7 +34,7 @@ def wanted(rows: int) -> list[str]:
 def await_work() -> None:
     """Returns when a worker's child, old or new, is in the midst of rows."""
     before = work_so_far()
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         if any(seconds > before.get(child, 0.0) + 0.3 for child, seconds in work_so_far().items()):
             return

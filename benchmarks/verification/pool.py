@@ -9,24 +9,26 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
 from benchmarks.measure import Ratio, in_turns, ratio
 from benchmarks.verification.fence import SMALL, shop
 from spftsql.config import Config, SandboxConfig
+from spftsql.databases.places import Place
 from spftsql.recipes import resolve
-from spftsql.records import VerificationRequest
-from spftsql.sandbox.result import Execution
+from spftsql.records import Verdict, VerificationRequest
+from spftsql.sandbox.result import Execution, Granted
 
 CURVE = (1, 2, 4, 8, 16, 32, 64)
 _WORKERS = 2
-_BATCH = 64
-_BATCHES = 240
-_IN_FLIGHT = 8  # batches on their way per worker, as many as Serve hands to a replica
+_ROWS = 30_720  # for each turn; statements of 0.06 ms
+_SMALL_BATCH = 64
+_IN_FLIGHT = 4  # batches on their way per worker, as many as the pool's clients send
 _WAIT_SECONDS = 0.25  # one query of the slow database
 _WAITS_PER_BATCH = 4
-_BATCHES_PER_WORKER = 30
+_BATCHES_PER_WORKER = 16
 _STEADY = (0.1, 0.8)  # of the answers: before, the router does not know all workers; after, some have nothing to do
 
 Call = Callable[[list[VerificationRequest], int], Awaitable[Sequence[object]]]
@@ -47,7 +49,10 @@ def session() -> Iterator[Config]:
 
 
 def pool_over_actors(config: Config, repeats: int) -> dict[str, Ratio | float]:
-    """Rows per second through the pool, over the same worker class as bare actors: the same batches, in turns."""
+    """Rows per second through the pool, over the same worker class as bare actors: the same batches, in turns.
+
+    Batches are as large as the stage sends them while there is much to do; beside them, small ones.
+    """
     import ray
 
     from spftsql.databases.places import sources_of
@@ -61,54 +66,63 @@ def pool_over_actors(config: Config, repeats: int) -> dict[str, Ratio | float]:
         limits = config.sandbox.model_dump_json()
         sources = {name: (s.addresses, s.content) for name, s in sources_of({"shop": path}).items()}
 
-        def through_pool(round_: int) -> float:
+        def through_pool(size: int, round_: int) -> float:
             async def drive() -> float:
                 client = PoolClient({"shop": path}, config.sandbox)
-                return (await _drive(lambda batch, _: client.verify(batch), _batches(round_)))[-1]
+                return (await _drive(lambda batch, _: client.verify(batch), _batches(size, round_)))[-1]
 
             return asyncio.run(drive())
 
-        def through_actors(round_: int) -> float:
+        def through_actors(size: int, round_: int) -> float:
             async def verify(batch: list[VerificationRequest], index: int) -> Sequence[object]:
                 rows = [_request_row(request) for request in batch]
-                answer: Sequence[object] = await actors[index % _WORKERS].verify.remote(limits, sources, rows)
-                return answer
+                answer, _ = await actors[index % _WORKERS].verify.remote(limits, sources, rows)
+                return [Verdict(*row) for row in answer]
 
-            return asyncio.run(_drive(verify, _batches(round_)))[-1]
+            return asyncio.run(_drive(verify, _batches(size, round_)))[-1]
 
         rounds = itertools.count()
-        for start in (through_pool, through_actors):  # starts the children
-            start(next(rounds))
-        pool, bare = in_turns(repeats, lambda: through_pool(next(rounds)), lambda: through_actors(next(rounds)))
+        figures: dict[str, Ratio | float] = {}
+        for name, size in (("pool_vs_actors", config.verification.batch_size), ("pool_vs_actors_64", _SMALL_BATCH)):
+            sides = [partial(side, size) for side in (through_pool, through_actors)]
+            for side in sides:  # starts the children
+                side(next(rounds))
+            pool, bare = in_turns(repeats, *(lambda side=side: side(next(rounds)) for side in sides))
+            figures |= {name: ratio(bare, pool)}
+            figures.setdefault("pool_rows_per_second", _ROWS / min(pool))
         for actor in actors:
             ray.kill(actor)
         stop_pool()
-    return {"pool_vs_actors": ratio(bare, pool), "pool_rows_per_second": _BATCH * _BATCHES / min(pool)}
+    return figures
 
 
-def _batches(round_: int) -> list[list[VerificationRequest]]:
+def _batches(size: int, round_: int) -> list[list[VerificationRequest]]:
     """Rows whose statements stand nowhere else, so that no result that is kept answers for them."""
     rows = []
-    for i in range(_BATCH * _BATCHES):
+    for i in range(_ROWS):
         unique = 1_000_000 * (round_ + 1) + i
         sql, gold = (f"{SMALL[i % len(SMALL)]} LIMIT {number}" for number in (unique, 1_000_000_000 + unique // 8))
         rows.append(VerificationRequest(str(unique), "shop", sql, gold, "bird"))
-    return [rows[start : start + _BATCH] for start in range(0, len(rows), _BATCH)]
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
 async def _drive(call: Call, batches: Sequence[list[VerificationRequest]], workers: int = _WORKERS) -> list[float]:
-    """The second of each answer, in order, with a bounded number of batches on their way."""
+    """The second of each answer but the first, in order, with a bounded number of batches on their way.
+
+    The first, before the clock starts, is for what a caller does once.
+    """
     slots = asyncio.Semaphore(_IN_FLIGHT * workers)
     answered: list[float] = []
-    started = time.perf_counter()
 
     async def one(index: int, batch: list[VerificationRequest]) -> None:
         async with slots:
             answer = await call(batch, index)
-        assert len(answer) == len(batch)
+        assert len(answer) == len(batch) and None not in answer
         answered.append(time.perf_counter() - started)
 
-    await asyncio.gather(*(one(index, batch) for index, batch in enumerate(batches)))
+    await call(batches[0], 0)
+    started = time.perf_counter()
+    await asyncio.gather(*(one(index, batch) for index, batch in enumerate(batches[1:])))
     return answered
 
 
@@ -119,7 +133,9 @@ class SlowDatabase:
         """Takes what a `Sandbox` takes; like it, does one batch at a time."""
         self._lock = threading.Lock()
 
-    def execute(self, database: str | Path, statements: Sequence[str], max_rows: int | None = None) -> list[Execution]:
+    def execute(
+        self, database: Place, statements: Sequence[str], max_rows: int | None = None, granted: Granted | None = None
+    ) -> list[Execution]:
         """One row for every statement, after a quarter of a second each."""
         with self._lock:
             time.sleep(_WAIT_SECONDS * len(statements))
@@ -179,7 +195,7 @@ def curve_of_waiting_workers(config: Config, sizes: Sequence[int]) -> list[Point
                 return await _drive(lambda batch, _: client.verify(batch), batches, size)
 
             answered = asyncio.run(drive())
-            first, last = (round(share * count) for share in _STEADY)
+            first, last = (round(share * len(answered)) for share in _STEADY)
             seconds = answered[last] - answered[first]
             done = (last - first) * _WAITS_PER_BATCH
             ideal = size / _WAIT_SECONDS

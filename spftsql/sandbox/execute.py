@@ -17,7 +17,7 @@ from spftsql.sandbox.process import ChildProcess, Ending
 from spftsql.sandbox.result import Execution, Granted, Limits
 from spftsql.sandbox.runner import state_of
 
-_CRASHES = 2  # a statement that brings down so many children by itself is an error
+_CRASHES = 2  # a statement that brings down so many fresh children by itself is an error
 _OPEN_SECONDS = 30.0  # for a child to take a batch and open its database
 _LOSSES = 3  # children lost from outside, under one statement, before it is a fault
 
@@ -100,13 +100,15 @@ class Sandbox:
             crashes = losses = 0
             while len(done) < len(statements):
                 before = len(done)
+                fresh = location.engine not in self._children
                 ending, engine = self._drive(location, statements[before:], limit, granted, done, plan)
                 if ending is None:
                     break
                 if len(done) > before:
-                    crashes = losses = 0
-                # The statement after the last answer is the one under which the child ended.
-                crashes += ending == "itself"
+                    crashes, losses, fresh = 0, 0, False
+                # The statement after the last answer is the one under which the child ended. What others left in a
+                # child that had executed them may have brought it down: that says nothing about this statement.
+                crashes += ending == "itself" and fresh
                 losses += ending == "outside"
                 if losses == _LOSSES:
                     raise Fault(f"the sandbox process was killed from outside {_LOSSES} times")

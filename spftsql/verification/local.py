@@ -16,7 +16,7 @@ from spftsql.databases.places import Databases
 from spftsql.errors import disk_faults
 from spftsql.records import Verdict, VerificationRequest, read_records, write_records
 from spftsql.usage import Use
-from spftsql.verification.batches import batches_by_database
+from spftsql.verification.batches import Waiting
 from spftsql.verification.cache import open_results
 from spftsql.verification.node_cache import open_node_cache
 from spftsql.verification.samples import Checks, SampleReader
@@ -136,17 +136,11 @@ class _Verifiers:
         self, requests: Sequence[VerificationRequest], progress: Callable[[int, int], None] | None = None
     ) -> dict[str, Verdict]:
         """The verdict of every request by its id; each verifier has a thread."""
-        batches: queue.SimpleQueue[list[VerificationRequest]] = queue.SimpleQueue()
-        for batch in batches_by_database(requests, self._config.verification.batch_size):
-            batches.put(batch)
+        waiting = Waiting(requests, self._config.verification.batch_size)
         lock, found = threading.Lock(), dict[str, Verdict]()
 
         def work(index: int) -> None:
-            while not self.stop.is_set():
-                try:
-                    batch = batches.get_nowait()
-                except queue.Empty:
-                    return
+            while not self.stop.is_set() and (batch := waiting.take(len(self._verifiers))):
                 begin = time.monotonic()
                 verdicts = self._verifiers[index].verify(batch)
                 self._busy[index] += time.monotonic() - begin

@@ -12,7 +12,8 @@ import socket
 import sys
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import fields
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, cast
@@ -27,7 +28,7 @@ from spftsql.sandbox.result import Execution, Granted
 from spftsql.verification.cache import open_results, source_hash
 from spftsql.verification.node_cache import open_node_cache
 from spftsql.verification.replicas import ExecutorFactory
-from spftsql.verification.worker import Verifier
+from spftsql.verification.worker import CHUNK, Verifier
 from spftsql.voting import Contest
 
 if TYPE_CHECKING:
@@ -42,10 +43,13 @@ _PER_WORKER = 4
 _START_S = 60.0
 _FIRST_S, _OTHERS_S = 900.0, 60.0  # for the first worker, which may need a new node; from then on, for the others
 _TELL_S, _POLL_S = 20.0, 0.1
+# A worker that has been at a call for so long answers with what it has; the caller asks again for the rest. So batches
+# may be large, which keeps Serve's 4 ms for each call small, and yet little is lost or late when a worker goes.
+_ANSWER_S = 2.0
 _LIMITS_KEPT = 2  # sets of limits for which a worker keeps child processes; the endpoint's and a run's, say
 _DRAIN_S = 300.0  # for a worker that is taken away to answer the calls that it has; then others are asked again
 _LOOK_S = 2.0  # a call that takes longer looks whether the pool is still there, and how large it is by now
-_STUCK_S = 900.0  # a call that takes longer waits for something that does not come, such as a network mount
+_STUCK_S = 900.0  # a call that takes longer, where limits are usual, waits for what does not come, as a dead mount
 _CODE = ("spftsql.verification", "spftsql.sandbox", "spftsql.verdicts")
 
 # Rows travel as plain tuples in the order of their fields: pickling dataclasses costs ten times as much.
@@ -69,35 +73,41 @@ class PoolWorker:
         self._sandbox, self._version = sandbox, pool_version(settings, sandbox)
         self._results, self._node_cache = open_results(config), open_node_cache(config)
         self._verifiers: OrderedDict[str, Verifier] = OrderedDict()
-        self._ongoing: dict[object, float] = {}  # the start of every call
+        self._ongoing: dict[object, tuple[float, float]] = {}  # of every call its start, and what is too long for it
         self._busy_s = 0.0
 
-    async def verify(self, limits: str, sources: Mapping[str, Row], rows: Sequence[Row]) -> tuple[list[Row], float]:
+    async def verify(
+        self, limits: str, sources: Mapping[str, Row], rows: Sequence[Row]
+    ) -> tuple[list[Row | None], float]:
         """`VerificationRequest` rows in; `Verdict` rows out, in the same order, and the seconds that they took here.
+
+        None stands for those that it did not come to.
 
         `limits` is a `SandboxConfig` as JSON, `sources` are the fields of a `Source` for every database of the rows.
         """
         requests = [VerificationRequest(*row) for row in rows]
         places = {name: Source(*source) for name, source in sources.items()}
-        verdicts, seconds = await self._do(_timed, self._verifier(limits).verify, requests, places)
+        verdicts, seconds = await self._do(limits, "verify_some", requests, places, _ANSWER_S)
+        done = [verdict for verdict in verdicts if verdict is not None]
         telemetry.count("spftsql_verifier_seconds", seconds)
-        telemetry.count("spftsql_verifier_faults", sum(verdict.fault is not None for verdict in verdicts))
-        for status, number in Counter(verdict.status for verdict in verdicts).items():
+        telemetry.count("spftsql_verifier_faults", sum(verdict.fault is not None for verdict in done))
+        for status, number in Counter(verdict.status for verdict in done).items():
             telemetry.count("spftsql_verifications", number, status=status)
-        return [_verdict_row(verdict) for verdict in verdicts], seconds
+        return [verdict and _verdict_row(verdict) for verdict in verdicts], seconds
 
     async def contest(
         self, limits: str, source: Row, candidates: Sequence[str], max_rows: int, granted: Granted | None
     ) -> Contest:
         """Executes the candidates for one question; see `Verifier.contest`."""
         place = {"": Source(*source)}
-        work = self._verifier(limits).contest
-        return cast(Contest, await self._do(work, "", candidates, max_rows, granted, place))
+        contest, _ = await self._do(limits, "contest", "", candidates, max_rows, granted, place)
+        return cast(Contest, contest)
 
     async def plan(self, limits: str, source: Row, sql: str, granted: Granted | None) -> Execution:
         """How the engine would execute a statement; see `Verifier.plan`."""
         place = {"": Source(*source)}
-        return cast(Execution, await self._do(self._verifier(limits).plan, "", sql, granted, place))
+        plan, _ = await self._do(limits, "plan", "", sql, granted, place)
+        return cast(Execution, plan)
 
     async def describe(self) -> str:
         """Its version, so that a pool is used again where it fits."""
@@ -123,15 +133,18 @@ class PoolWorker:
 
     async def check_health(self) -> None:
         """Raises `Fault` when a call has hung for long, upon which Serve replaces the replica."""
-        longest = max((time.monotonic() - start for start in self._ongoing.values()), default=0.0)
-        if longest > _STUCK_S:
-            raise Fault(f"a call has been at work for {longest:.0f} s")
+        now = time.monotonic()
+        for start, patience in self._ongoing.values():
+            if now - start > patience:
+                raise Fault(f"a call has been at work for {now - start:.0f} s")
 
-    async def _do(self, work: Any, *arguments: Any) -> Any:
+    async def _do(self, limits: str, method: str, *arguments: Any) -> tuple[Any, float]:
+        """What a method of the verifier for these limits gives, and the seconds that it took."""
+        verifier = self._verifier(limits)
         call, start = object(), time.monotonic()
-        self._ongoing[call] = start
+        self._ongoing[call] = start, max(_STUCK_S, ONGOING * CHUNK * verifier.limits.hard_seconds)
         try:
-            return await asyncio.to_thread(work, *arguments)
+            return await asyncio.to_thread(_timed, getattr(verifier, method), *arguments)
         finally:
             del self._ongoing[call]
             self._busy_s += time.monotonic() - start
@@ -176,17 +189,52 @@ class PoolClient:
         self._handle: DeploymentHandle[Any] = serve.get_app_handle(APP)
         self._limits = limits.model_dump_json()
         self._sources = {name: (s.addresses, s.content) for name, s in sources_of(databases).items()}
-        self._looking, self._looked, self._there = asyncio.Lock(), 0.0, True
-        self._turn, self._ongoing, self._room = asyncio.Condition(), 0, 0
+        self._looking, self._looked, self._there, self._workers = asyncio.Lock(), 0.0, True, 0
+        self._turn, self._ongoing = asyncio.Condition(), 0
         self.busy_s = 0.0  # of workers, with the statements of this client
 
     async def verify(self, requests: Sequence[VerificationRequest]) -> list[Verdict]:
         """One verdict per request, in the same order. Raises `Fault` (`PoolGone`) when it is the pool that fails."""
+        verdicts: list[Verdict | None] = [None] * len(requests)
+        while left := [index for index, verdict in enumerate(verdicts) if verdict is None]:
+            async with self.turn():
+                answers = await self.begin([requests[index] for index in left])
+            for index, answer in zip(left, answers, strict=True):
+                verdicts[index] = answer
+        return cast(list[Verdict], verdicts)
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[int]:
+        """Waits until a worker can take a call, and gives the number of workers; the call is made within."""
+        if not self._looked:
+            await self._is_there()
+        async with self._turn:
+            await self._turn.wait_for(lambda: self._ongoing < _PER_WORKER * self.workers)
+            self._ongoing += 1
+        try:
+            if time.monotonic() - self._looked > 5 * _LOOK_S and not self._looking.locked():
+                await self._is_there()
+            yield self.workers
+        finally:
+            async with self._turn:
+                self._ongoing -= 1
+                self._turn.notify()
+
+    @property
+    def workers(self) -> int:
+        """How many workers ran a moment ago; 1 where none did."""
+        return max(self._workers, 1)
+
+    async def begin(self, requests: Sequence[VerificationRequest]) -> list[Verdict | None]:
+        """One call to a worker, which does the requests for two seconds: None for those that are left.
+
+        At least one is done. To be called within a `turn`; raises as `verify`.
+        """
         sources = {r.db_id: self._sources[r.db_id] for r in requests if r.db_id in self._sources}
         rows = [_request_row(request) for request in requests]
         answer, seconds = await self._called("verify", self._limits, sources, rows)
         self.busy_s += seconds
-        return [Verdict(*row) for row in answer]
+        return [None if row is None else Verdict(*row) for row in answer]
 
     async def contest(
         self, db_id: str, candidates: Sequence[str], max_rows: int, granted: Granted | None = None
@@ -195,13 +243,15 @@ class PoolClient:
 
         Raises `UserError` for an unknown database, `Fault` when they cannot be executed.
         """
-        source = self._source(db_id)
-        answer = await self._called("contest", self._limits, source, list(candidates), max_rows, granted)
-        return cast(Contest, answer)
+        arguments = (self._limits, self._source(db_id), list(candidates), max_rows, granted)
+        async with self.turn():
+            return cast(Contest, await self._called("contest", *arguments))
 
     async def plan(self, db_id: str, sql: str, granted: Granted | None = None) -> Execution:
         """How the engine would execute a statement (`Verifier.plan`). Raises as `contest`."""
-        return cast(Execution, await self._called("plan", self._limits, self._source(db_id), sql, granted))
+        arguments = (self._limits, self._source(db_id), sql, granted)
+        async with self.turn():
+            return cast(Execution, await self._called("plan", *arguments))
 
     def _source(self, db_id: str) -> Row:
         if db_id not in self._sources:
@@ -213,18 +263,8 @@ class PoolClient:
         from ray.serve.exceptions import RayServeException
 
         async def call() -> Any:
-            async with self._turn:
-                await self._turn.wait_for(lambda: self._ongoing < self._room)
-                self._ongoing += 1
-            try:
-                return await getattr(self._handle, method).remote(*arguments)
-            finally:
-                async with self._turn:
-                    self._ongoing -= 1
-                    self._turn.notify()
+            return await getattr(self._handle, method).remote(*arguments)
 
-        if not self._looked:
-            await self._is_there()
         waiting = asyncio.ensure_future(call())
         try:
             # A call to a pool that was taken down would wait for ever.
@@ -243,9 +283,8 @@ class PoolClient:
         async with self._looking:
             if time.monotonic() - self._looked > _LOOK_S / 2:
                 workers = await asyncio.to_thread(_workers)
-                self._looked, self._there = time.monotonic(), workers is not None
+                self._looked, self._there, self._workers = time.monotonic(), workers is not None, workers or 0
                 async with self._turn:
-                    self._room = _PER_WORKER * max(workers or 0, 1)
                     self._turn.notify_all()
         return self._there
 

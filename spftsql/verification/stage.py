@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import math
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from spftsql.databases.places import Databases, sources_of
 from spftsql.errors import Fault
 from spftsql.records import Verdict, VerificationRequest, content_hash, from_table, write_records
 from spftsql.usage import Use
-from spftsql.verification.batches import batches_by_database
+from spftsql.verification.batches import SMALLEST, Waiting
 from spftsql.verification.pool import PoolClient, PoolGone, start_pool
 from spftsql.verification.samples import Checks, SampleReader
 
@@ -25,20 +27,20 @@ _CPUS = 0.1  # the pool's workers do the work; on a small machine nothing may wa
 _TRIES = 6  # of a row, when its database fails; with pauses of 1, 2, 4 … s
 _LOSSES = 10  # of a batch and its worker; the pauses outlast the replacement of workers and of Serve's controller
 _LONGEST_PAUSE_S = 30
-_TABLE = 64  # batches in a table of the stage; enough for 64 workers with TABLES of them
+_TABLE = 8_192  # rows of a table of the stage; of statements that wait, enough for 64 workers with TABLES of them
 TABLES = 4  # at work together
 
 
 class PoolCaller:
     """Sends rows to the pool in batches of one database, and again what fails for our reasons.
 
-    A batch waits in the client until its turn comes, and then in Serve for a worker that is free.
+    A batch is cut when a worker has room for it (`Waiting`).
     """
 
     def __init__(self, databases: Databases, config: Config) -> None:
         self._client = PoolClient(databases, config.sandbox)
         self._databases = set(databases)
-        self._batch_size = config.verification.batch_size
+        self._largest = config.verification.batch_size
         self._hopeless: set[str] = set()  # databases of which a batch failed to the last attempt
 
     @property
@@ -46,26 +48,51 @@ class PoolCaller:
         """The seconds that workers were at work on what this has sent them."""
         return self._client.busy_s
 
-    async def verify(self, requests: list[VerificationRequest]) -> list[Verdict]:
+    async def verify(self, requests: Sequence[VerificationRequest]) -> list[Verdict]:
         """One verdict for every request, in no particular order, with `fault` set where it could not be had."""
-        batches = batches_by_database(requests, self._batch_size)
-        return [verdict for verdicts in await asyncio.gather(*map(self._verify, batches)) for verdict in verdicts]
+        known = [request for request in requests if request.db_id in self._databases]
+        waiting = Waiting(known, self._largest)
+        senders = math.ceil(len(known) / min(SMALLEST, self._largest))
+        parts = await asyncio.gather(*(self._send(waiting) for _ in range(senders)))
+        verdicts = list(itertools.chain.from_iterable(parts))
+        for request in requests:
+            if request.db_id not in self._databases:
+                verdicts += _faults([request], f"no database is named {request.db_id}")
+        return verdicts
 
-    async def _verify(self, batch: list[VerificationRequest]) -> list[Verdict]:
-        name = batch[0].db_id
-        if name not in self._databases:
-            return _faults(batch, f"no database is named {name}")
+    async def _send(self, waiting: Waiting) -> list[Verdict]:
+        verdicts: list[Verdict] = []
+        while waiting:
+            verdicts += await self._verify(waiting)
+        return verdicts
+
+    async def _verify(self, waiting: Waiting) -> list[Verdict]:
+        """The verdicts of the next batch; what the worker did not come to waits again."""
         verdicts: dict[str, Verdict] = {}
-        left, lost, tried = batch, 0, 0
+        left: Sequence[VerificationRequest] | None = None
+        answers: Sequence[Verdict | None]
+        lost = tried = 0
         while True:
-            try:
-                answer = await self._client.verify(left)
-                tried += 1
-            except Fault as fault:
-                answer = _faults(left, str(fault))
-                lost += 1 if not isinstance(fault, PoolGone) else _LOSSES
-            verdicts |= {verdict.id: verdict for verdict in answer}
-            left = [request for request in left if verdicts[request.id].fault]
+            async with self._client.turn() as workers:
+                if left is None:
+                    left = waiting.take(workers)
+                if not left:
+                    return []
+                try:
+                    answers = await self._client.begin(left)
+                    tried += 1
+                except Fault as fault:
+                    answers = _faults(left, str(fault))
+                    lost += 1 if not isinstance(fault, PoolGone) else _LOSSES
+            name, missed = left[0].db_id, []
+            for request, verdict in zip(left, answers, strict=True):
+                if verdict is None:
+                    verdicts.pop(request.id, None)
+                    missed.append(request)
+                else:
+                    verdicts[request.id] = verdict
+            waiting.put_back(missed)
+            left = [request for request in left if request.id in verdicts and verdicts[request.id].fault]
             if not left:
                 self._hopeless.discard(name)
                 break
@@ -77,7 +104,7 @@ class PoolCaller:
         return list(verdicts.values())
 
 
-def _faults(batch: list[VerificationRequest], reason: str) -> list[Verdict]:
+def _faults(batch: Sequence[VerificationRequest], reason: str) -> list[Verdict]:
     return [Verdict(r.id, r.db_id, "unverifiable", "fault", 0.0, 0, False, "", "", fault=reason) for r in batch]
 
 
@@ -152,7 +179,7 @@ def verify_dataset_ray(
             .map_batches(
                 RowVerifier,
                 fn_constructor_args=(sources, config, unfinished),
-                batch_size=_TABLE * config.verification.batch_size,
+                batch_size=_TABLE,
                 batch_format="pyarrow",
                 compute=ray.data.ActorPoolStrategy(size=1, max_concurrent_calls_per_actor=TABLES),
                 **small,

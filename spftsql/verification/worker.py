@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 import uuid
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence, Set
@@ -24,7 +25,7 @@ from spftsql.verification.node_cache import NodeCache
 from spftsql.verification.replicas import Executor, ExecutorFactory, Replicas
 from spftsql.voting import Contest, vote
 
-_CHUNK = 16  # statements whose results are in memory together
+CHUNK = 16  # statements whose results are in memory together
 _CACHE_BYTES = 64 << 20
 _PATIENCE = 3  # statements in a row that may fail for our reasons before the rest is given up
 _WORTH_KEEPING_MS = 1.0  # statements that are no gold and faster are executed again for less than keeping them costs
@@ -88,7 +89,7 @@ class Verifier:
         take a third less. Raises `UserError` for an address that cannot be used.
         """
         self._sources = sources_of(databases)
-        self._config, self._index = config, index
+        self.limits, self._index = config, index
         self._results = results or ResultCache(_CACHE_BYTES)
         self._node_cache = node_cache
         self._sandbox, self._digests = sandbox(config), digests
@@ -116,6 +117,20 @@ class Verifier:
         on every replica and after the sandbox's own retries, has `fault` set and status `unverifiable`; nothing is
         raised.
         """
+        return cast(list[Verdict], self._verify(requests, sources, None))
+
+    def verify_some(
+        self, requests: Sequence[VerificationRequest], sources: Mapping[str, Source] | None, seconds: float
+    ) -> list[Verdict | None]:
+        """As `verify`, but what has not begun after so many seconds is left: None in its place.
+
+        Some are done in any case, so that asking again for those that are left comes to an end.
+        """
+        return self._verify(requests, sources, time.monotonic() + seconds)
+
+    def _verify(
+        self, requests: Sequence[VerificationRequest], sources: Mapping[str, Source] | None, until: float | None
+    ) -> list[Verdict | None]:
         verdicts: dict[Hashable, Verdict] = {}
         by_database: dict[str, dict[str, list[_Question]]] = {}
         for request in requests:
@@ -126,12 +141,16 @@ class Verifier:
             part = None
             if db_id in known:
                 part = _Part(self._of(known[db_id]), self._sandbox, f"call {self._name} {next(self._calls)}")
-            for chunk in _chunks(list(asked), _CHUNK):
+            for chunk in _chunks(list(asked), CHUNK):
+                if verdicts and until is not None and time.monotonic() > until:
+                    break
                 questions_of = {sql: dict.fromkeys(asked[sql]) for sql in chunk}
                 for sql, question, verdict in self._judge(db_id, part, questions_of):
                     verdicts[db_id, sql, question] = verdict
-        self._count(requests=len(requests))
-        return [_copy(verdicts[r.db_id, r.sql, (r.gold_sql, r.policy)], id=r.id) for r in requests]
+        found = [(r.id, verdicts.get((r.db_id, r.sql, (r.gold_sql, r.policy)))) for r in requests]
+        answers = [None if verdict is None else _copy(verdict, id=name) for name, verdict in found]
+        self._count(requests=len(answers) - answers.count(None))
+        return answers
 
     def run(
         self, db_id: str, sql: str, max_rows: int | None = None, sources: Mapping[str, Source] | None = None
@@ -233,7 +252,7 @@ class Verifier:
         """What every statement gives: kept results first, then one execution for each that is not kept."""
         replicas, engine = part.replicas, engine_version(part.replicas.engine) or part.replicas.engine
         statements = list(dict.fromkeys([*golds, *others]))
-        keys = result_keys(part.content, statements, self._config, engine)
+        keys = result_keys(part.content, statements, self.limits, engine)
         found: dict[bytes, Execution | Fault] = dict(self._results.get_many(set(keys.values())))
         found |= {key: part.failed_golds[key] for key in keys.values() if key in part.failed_golds}
         wanted = {key: sql for sql, key in reversed(keys.items()) if key not in found}  # a gold before its equals

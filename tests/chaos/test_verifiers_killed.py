@@ -55,7 +55,7 @@ def config() -> Config:
     base = validate({"name": "test", "data": {"benchmark": "demo"}, "model": {"path": "unused"}}, where="test")
     return base.model_copy(
         update={
-            "sandbox": SandboxConfig(soft_seconds=5, hard_seconds=10, max_rows=100),
+            "sandbox": SandboxConfig(soft_seconds=30, hard_seconds=60, max_rows=100),
             "verification": VerificationConfig(workers=3, cpus=0.1, batch_size=16, node_cache=None),
             "serve": ServeConfig(port=0),
         }

@@ -59,5 +59,6 @@ def test_hundreds_of_statements(engine: fuzz.Engine) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)
 def test_ten_thousand_statements(engine: fuzz.Engine) -> None:
     keeps_the_promise(fuzz.run(engine, count=10_000, seed=2), "postgresql")

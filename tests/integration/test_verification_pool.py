@@ -48,7 +48,7 @@ def config() -> Config:
     base = validate({"name": "test", "data": {"benchmark": "demo"}, "model": {"path": "unused"}}, where="test")
     return base.model_copy(
         update={
-            "sandbox": SandboxConfig(soft_seconds=5, hard_seconds=10, max_rows=100),
+            "sandbox": SandboxConfig(soft_seconds=30, hard_seconds=60, max_rows=100),
             "verification": VerificationConfig(workers=2, cpus=0.25, batch_size=16),
             "serve": ServeConfig(port=0),
         }
@@ -115,7 +115,7 @@ def test_pool_runs_and_is_reused(busy_cpu: None, databases: dict[str, Path], con
     assert len(workers) == 2
     stats = pool_stats()
     assert {worker["pid"] for worker in stats} == workers
-    assert sum(worker["executed"] for worker in stats) == 2
+    assert sum(worker["executed"] for worker in stats) == 4
     assert all(worker["ongoing"] == 0 for worker in stats)
 
 
@@ -126,7 +126,7 @@ def test_every_row_gets_one_verdict_though_a_worker_dies(
     killed: list[int] = []
 
     def kill_one() -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not killed and time.monotonic() < deadline:
             time.sleep(0.05)
             for worker in worker_processes():
@@ -184,6 +184,43 @@ def test_scaling_up_and_down_loses_and_repeats_no_verdict(
     with pytest.raises(UserError, match=r"of 9 verifiers run, \d wait for .* more CPU"):
         scale_verifiers(9, ray_session, timeout_s=5)
     PoolScaler(ray_session).ask_for(2)
+
+
+class Over(Exception):
+    """Ends the policy loop."""
+
+
+@pytest.mark.long
+def test_the_policy_loop_follows_the_load_between_its_bounds(
+    busy_cpu: None, ray_session: str, databases: dict[str, Path], config: Config, tmp_path: Path
+) -> None:
+    from spftsql.scaling import PoolScaler, follow_load, scale_verifiers
+    from spftsql.verification.pool import start_pool
+
+    start_pool(config)
+    scale_verifiers(1, ray_session, timeout_s=200)
+    scaler, over, said = PoolScaler(ray_session), threading.Event(), list[str]()
+
+    def pause(seconds: float) -> None:
+        time.sleep(5)  # not 15: the test would take minutes
+        if over.is_set() and scaler.state().wanted == 1:
+            raise Over
+
+    def follow() -> None:
+        with pytest.raises(Over):
+            follow_load(scaler, 1, 3, said.append, pause)
+
+    with ThreadPoolExecutor(1) as thread:
+        following = thread.submit(follow)
+        verdicts = verify(counts(3 * ROWS), databases, config, tmp_path)
+        over.set()
+        following.result(timeout=200)
+    sizes = [line.split(": ")[1] for line in said]
+    assert sizes[:2] == ["1 -> 2", "2 -> 3"]
+    assert sizes[-1].endswith("-> 1")
+    assert [v.id for v in verdicts] == [str(i) for i in range(3 * ROWS)]
+    assert [v.status for v in verdicts] == wanted(3 * ROWS)
+    scale_verifiers(2, ray_session, timeout_s=200)
 
 
 @pytest.mark.long

@@ -2,7 +2,8 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from spftsql.records import Verdict, VerificationRequest
 from spftsql.verification import pool, stage
 from spftsql.verification.pool import PoolGone
 
-Answer = Callable[[Sequence[VerificationRequest], int], list[Verdict]]
+Answer = Callable[[Sequence[VerificationRequest], int], Sequence[Verdict | None]]
 
 
 def verdict(request: VerificationRequest, fault: str | None = None) -> Verdict:
@@ -36,7 +37,11 @@ def verified(
         def __init__(self, databases: Any, limits: Any) -> None:
             pass
 
-        async def verify(self, batch: Sequence[VerificationRequest]) -> list[Verdict]:
+        @asynccontextmanager
+        async def turn(self) -> AsyncIterator[int]:
+            yield 1
+
+        async def begin(self, batch: Sequence[VerificationRequest]) -> Sequence[Verdict | None]:
             calls.append([request.id for request in batch])
             return answer(batch, len(calls))
 
@@ -126,16 +131,33 @@ def test_a_database_that_stays_away_costs_its_rows_and_no_time_for_each(monkeypa
     assert len(calls) < 1 + 3 * stage._TRIES  # not every batch of it to the last attempt
 
 
-@given(st.lists(st.sampled_from(["answers", "dies", "fails for some", "is gone"]), max_size=40), st.integers(0, 40))
+def test_rows_that_a_worker_did_not_come_to_go_to_the_next_that_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(batch: Sequence[VerificationRequest], call: int) -> list[Verdict | None]:
+        return [verdict(request) if at < 3 else None for at, request in enumerate(batch)]
+
+    verdicts, calls, pauses = verified(monkeypatch, rows(8), answer)
+    assert sorted(v.id for v in verdicts) == [f"shop{i}" for i in range(8)]
+    assert [v.fault for v in verdicts] == [None] * 8
+    assert calls == [[f"shop{i}" for i in numbers] for numbers in (range(8), range(3, 8), range(6, 8))]
+    assert pauses == []
+
+
+FATES = ["answers", "dies", "fails for some", "does some", "does some and fails", "is gone"]
+
+
+@given(st.lists(st.sampled_from(FATES), max_size=40), st.integers(0, 40))
 def test_every_row_gets_one_verdict_or_one_fault(fates: list[str], count: int) -> None:
-    def answer(batch: Sequence[VerificationRequest], call: int) -> list[Verdict]:
+    def answer(batch: Sequence[VerificationRequest], call: int) -> list[Verdict | None]:
         fate = fates[call - 1] if call <= len(fates) else "answers"
         if fate == "dies":
             raise Fault("the worker died")
         if fate == "is gone":
             raise PoolGone("taken down")
-        failing = fate == "fails for some"
-        return [verdict(r, "away" if failing and int(r.id[-1]) % 2 else None) for r in batch]
+        done = len(batch) // 2 + 1 if "does some" in fate else len(batch)
+        return [
+            verdict(r, "away" if "fails" in fate and int(r.id[-1]) % 2 else None) if at < done else None
+            for at, r in enumerate(batch)
+        ]
 
     requests = [*rows(count), *rows(count // 2, "zoo")]
     with pytest.MonkeyPatch.context() as monkeypatch:
@@ -152,13 +174,15 @@ class CountingHandle:
         self.ongoing = self.most = self.answered = 0
         self.verify = self
 
-    async def remote(self, limits: str, sources: Any, rows: Sequence[Any]) -> list[Any]:
+    async def remote(self, limits: str, sources: Any, rows: Sequence[Any]) -> tuple[list[Any], float]:
+        """Does the first two of the rows."""
         self.ongoing += 1
         self.most = max(self.most, self.ongoing)
         await asyncio.sleep(0.01)
         self.ongoing -= 1
         self.answered += 1
-        return [], 0.0
+        done = [pool._verdict_row(verdict(VerificationRequest(*row))) for row in rows[:2]]
+        return [*done, *[None] * (len(rows) - len(done))], 0.0
 
 
 def test_a_client_sends_as_many_calls_as_the_workers_that_run_can_take(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,3 +229,17 @@ def test_a_client_whose_call_was_given_up_has_room_for_the_next(monkeypatch: pyt
         await asyncio.wait_for(asyncio.gather(*(client.verify(rows(1)) for _ in range(8))), timeout=5)
 
     asyncio.run(run())
+
+
+def test_a_client_asks_again_for_what_a_worker_did_not_come_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray import serve
+
+    handle = CountingHandle()
+    monkeypatch.setattr(serve, "get_app_handle", lambda name: handle)
+    monkeypatch.setattr(pool, "_workers", lambda: 1)
+
+    async def run() -> list[Verdict]:
+        return await pool.PoolClient({"shop": "shop.sqlite"}, config().sandbox).verify(rows(7))
+
+    assert [v.id for v in asyncio.run(run())] == [f"shop{i}" for i in range(7)]
+    assert handle.answered == 4

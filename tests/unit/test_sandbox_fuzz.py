@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from functools import reduce
 from pathlib import Path
+from random import Random
 
 import apsw
 import duckdb
 import pytest
 
+from spftsql.records import Verdict, VerificationRequest
+from spftsql.verdicts.reading import nondeterminism
+from spftsql.verification.worker import Verifier
 from tests import fuzz
 from tests.hostile import CANARY, contents, make_sqlite_database, read_corpus
 from tests.unguarded import guards_off
@@ -112,12 +117,14 @@ def test_hundreds_of_statements(engine: str, request: pytest.FixtureRequest) -> 
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("engine", ["sqlite", "duckdb"])
 def test_ten_thousand_statements(engine: str, request: pytest.FixtureRequest) -> None:
     keeps_the_promise(fuzz.run(request.getfixturevalue(f"{engine}_engine"), count=10_000, seed=2), engine)
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)
 def test_ten_thousand_statements_from_the_golds_of_benchmarks(data_root: Path, tmp_path: Path) -> None:
     golds = benchmark_golds(data_root)
     total = fuzz.Report()
@@ -144,6 +151,38 @@ def benchmark_golds(root: Path) -> dict[Path, list[str]]:
         name = entry["db_id"]
         golds.setdefault(root / "spider" / "database" / name / f"{name}.sqlite", []).append(entry["query"])
     return golds
+
+
+def test_a_verdict_follows_from_content_statement_limits_and_engine(sqlite_engine: fuzz.Engine, tmp_path: Path) -> None:
+    """Whoever executed what before, in whatever order, on whichever copy of the database."""
+    statements = [sql for sql in fuzz.statements(sqlite_engine, 400, seed=3) if nondeterminism(sql, "sqlite") is None]
+    golds = [*statements[1:], statements[0]]
+    requests = [
+        VerificationRequest(str(number), "db", sql, gold, "strict")
+        for number, (sql, gold) in enumerate(zip(statements, golds, strict=True))
+    ]
+    requests += [replace(request, id=f"same {request.id}", gold_sql=request.sql) for request in requests]
+    other = tmp_path / "elsewhere" / "copy.sqlite"
+    other.parent.mkdir()
+    shutil.copy(sqlite_engine.database, other)
+    one, two = (
+        {verdict.id: verdict for verdict in verdicts(path, order)}
+        for path, order in (
+            (Path(sqlite_engine.database), requests),
+            (other, Random(0).sample(requests, len(requests))),
+        )
+    )
+    # How long a statement takes is not among what it follows from: those near the limit are left out.
+    near = {r.sql for r in requests if max(one[r.id].elapsed_ms, two[r.id].elapsed_ms) > 50}
+    known = [r.id for r in requests if not {r.sql, r.gold_sql} & near]
+    assert len(known) > 500
+    assert {one[name].status for name in known} == {"equal", "different", "error", "truncated", "unverifiable"}
+    assert [replace(one[name], elapsed_ms=0) for name in known] == [replace(two[name], elapsed_ms=0) for name in known]
+
+
+def verdicts(database: Path, requests: list[VerificationRequest]) -> list[Verdict]:
+    with Verifier({"db": database}, fuzz.LIMITS) as verifier:
+        return verifier.verify(requests)
 
 
 def test_what_gets_through_is_seen(sqlite_engine: fuzz.Engine) -> None:

@@ -298,7 +298,7 @@ def test_heap_limit(template: Path) -> None:
 
 
 def test_address_space(template: Path) -> None:
-    config = SMALL.model_copy(update={"soft_seconds": 2.0, "hard_seconds": 20.0})
+    config = SMALL.model_copy(update={"soft_seconds": 4.0, "hard_seconds": 20.0})
     assert hungry({"AS"}, config, template)[0] == "memory"  # said by the heap limit
     reason, peak = hungry({"heap limit"}, config, template)
     assert reason == "memory"

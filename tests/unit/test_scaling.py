@@ -24,6 +24,7 @@ from spftsql.scaling import (
     scale_verifiers,
     watch_verifiers,
 )
+from spftsql.verification import pool
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "scaling"
 DEPLOYMENT = json.loads((FIXTURES / "deployment.json").read_text())
@@ -39,12 +40,13 @@ def loads(*calls: float, running: int = 4) -> list[Load]:
     ("looks", "wanted", "count"),
     [
         (loads(32), 4, 8),  # all have as much as they take
-        (loads(18), 4, 5),
-        (loads(16), 4, 4),
+        (loads(16), 4, 8),
+        (loads(15), 4, 6),
+        (loads(11), 4, 4),
         (loads(0), 4, 4),  # one look is not enough to take workers away
         (loads(0, 0, 0), 4, 4),
         (loads(0, 0, 0, 0), 4, 2),  # the fewest
-        (loads(9, 0, 0, 0), 4, 3),
+        (loads(7, 0, 0, 0), 4, 3),
         (loads(0, 0, 32, 0), 4, 4),
         (loads(32, 0, 0, 0, 0), 4, 2),  # only the last four count
         (loads(32), 8, 8),  # some are still to come
@@ -71,7 +73,15 @@ def test_policy_settles_under_a_steady_demand(demand: int, start: int, one: int,
         history.append(wanted)
     assert minimum <= wanted <= maximum
     assert len(set(history[-20:])) == 1
-    assert wanted == min(max(-(-demand // 4), minimum), maximum)
+    assert wanted == min(max(demand // 3 + 1, minimum), maximum)
+
+
+@given(st.integers(1, 64), st.integers(1, 64))
+def test_policy_gives_a_stage_with_much_to_do_all_that_it_may_have(start: int, maximum: int) -> None:
+    wanted = start
+    for _ in range(10):
+        wanted = decide([Load(wanted, pool._PER_WORKER * wanted)], wanted, 1, maximum)
+    assert wanted == maximum
 
 
 def test_the_dashboards_answer_is_read() -> None:
@@ -217,7 +227,7 @@ def test_the_policy_asks_the_same_endpoint(dashboard: Dashboard, monkeypatch: py
     said: list[str] = []
     with pytest.raises(Over):
         follow_load(PoolScaler(ADDRESS), 2, 20, said.append, pause)
-    assert dashboard.asked == [2, 4, 8, 16, 3]
+    assert dashboard.asked == [2, 4, 8, 16, 4]
     assert said[0] == "16 calls at 2 verifiers: 2 -> 4"
 
 

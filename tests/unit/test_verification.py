@@ -9,9 +9,12 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any, ClassVar
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 
 from spftsql.config import Config, DatabaseConfig, SandboxConfig, VerificationConfig
@@ -26,7 +29,7 @@ from spftsql.records import Verdict, VerificationRequest, read_records, write_re
 from spftsql.runs import Run
 from spftsql.sandbox.result import Execution, RunStatus
 from spftsql.selfplay.stages import Stages
-from spftsql.verification.batches import batches_by_database
+from spftsql.verification.batches import SMALLEST, Waiting, batches_by_database
 from spftsql.verification.cache import ResultCache, ResultStore
 from spftsql.verification.local import verify_dataset
 from spftsql.verification.worker import Verifier
@@ -226,6 +229,42 @@ def test_batches_are_of_one_database_and_bounded() -> None:
     batches = batches_by_database(requests, 4)
     assert all(len(batch) <= 4 and len({r.db_id for r in batch}) == 1 for batch in batches)
     assert sorted(r.id for batch in batches for r in batch) == sorted(r.id for r in requests)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 3)), max_size=300),
+    st.integers(1, 8),
+    st.integers(1, 64),
+    st.randoms(use_true_random=False),
+)
+def test_what_waits_is_taken_once_in_batches_that_become_smaller(
+    asked: list[tuple[str, int]], workers: int, largest: int, chance: Random
+) -> None:
+    requests = [request("SELECT 1", f"SELECT {gold}", db=db, id=str(i)) for i, (db, gold) in enumerate(asked)]
+    waiting, done = Waiting(requests, largest), list[VerificationRequest]()
+    while batch := waiting.take(workers):
+        share = -(-(len(waiting) + len(batch)) // (2 * workers))
+        assert len({r.db_id for r in batch}) == 1
+        assert len(batch) <= min(max(share, SMALLEST), largest)
+        assert [r.gold_sql for r in batch] == sorted(r.gold_sql or "" for r in batch)
+        kept = chance.randint(1, len(batch))  # a worker does some of them
+        done += batch[:kept]
+        waiting.put_back(batch[kept:])
+    assert len(waiting) == 0
+    assert sorted(r.id for r in done) == sorted(r.id for r in requests)
+
+
+def test_what_is_not_begun_in_time_is_left_for_another_call(verifier: Verifier) -> None:
+    requests = [request(f"SELECT {i}", f"SELECT {i}", id=str(i)) for i in range(40)]
+    answers, calls = dict[str, Verdict](), 0
+    while left := [r for r in requests if r.id not in answers]:
+        some = verifier.verify_some(left, None, seconds=0.0)
+        answers |= {v.id: v for v in some if v is not None}
+        assert [v and v.id for v in some] == [r.id if r.id in answers else None for r in left]
+        calls += 1
+    assert calls == 3  # of 16 statements, which are executed together in any case
+    assert {v.status for v in answers.values()} == {"equal"}
+    assert None not in verifier.verify_some(requests, None, seconds=60.0)
 
 
 def config() -> Config:
