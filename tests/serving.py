@@ -100,14 +100,18 @@ def tokenizer_folder(folder: Path) -> Path:
 
 
 def service_of(
-    model: Path, databases: Mapping[str, str], answers: Answers, settings: Mapping[str, Any] | None = None
+    model: Path,
+    databases: Mapping[str, str],
+    answers: Answers,
+    settings: Mapping[str, Any] | None = None,
+    model_name: str = "tiny",
 ) -> tuple[Service, ScriptedBackend]:
     """The service over a scripted model; `settings` by dotted name."""
     overrides = [f"{name}={value}" for name, value in {"prompt.schema_text": "full", **(settings or {})}.items()]
     config: Config = resolve("demo", ["prompt.sql_style=plain", "prompt.placeholders=false", *overrides])
     catalogue = open_catalogue(DatabaseConfig(name=name, url=url) for name, url in databases.items())
     backend = ScriptedBackend(answers, Verifier(dict(databases), config.sandbox))
-    return Service({"tiny": model}, catalogue, config, backend, Metrics("test")), backend
+    return Service({model_name: model}, catalogue, config, backend, Metrics("test")), backend
 
 
 def api_of(service: Service, keys: Path | None = None, owner: str | None = None) -> FastAPI:

@@ -35,7 +35,7 @@ ANSWERS: dict[str, Sequence[str]] = {
         CATEGORIES.replace("SUM(l.quantity * l.price)", "SUM(l.price)"),
     ],
     "each month": [MONTHS],
-    "hostile": [f"SELECT id, cell, {len(CELLS)} - id AS n, 9007199254740993 AS big FROM strange /* {HOSTILE} */"],
+    "hostile": [f"SELECT id, cell, {len(CELLS)} - id AS n, 9007199254740993 AS big FROM review /* {HOSTILE} */"],
     "drop": ["DROP TABLE customer"],
     "mend": ["SELECT nam FROM customer"],
     "split": ["SELECT 1 AS one", "SELECT 2 AS two", "SELECT 3 AS three", "SELECT 4 AS four"],
@@ -68,8 +68,8 @@ def shop(path: Path) -> Path:
     """The demo's database, with a table of cells that must be shown as they are."""
     build_database(path)
     with sqlite3.connect(path) as connection:
-        connection.execute('CREATE TABLE strange (id INTEGER PRIMARY KEY, cell TEXT, "<b>n</b>" INTEGER)')
-        connection.executemany("INSERT INTO strange VALUES (?, ?, 1)", list(enumerate(CELLS)))
+        connection.execute('CREATE TABLE review (id INTEGER PRIMARY KEY, cell TEXT, "<b>n</b>" INTEGER)')
+        connection.executemany("INSERT INTO review VALUES (?, ?, 1)", list(enumerate(CELLS)))
     return path
 
 
@@ -87,7 +87,7 @@ def served_page(
     if not model.exists():
         tokenizer_folder(model)
     service, backend = service_of(
-        model, {"shop": str(database)}, answers, {"serve.feedback": feedback, **(settings or {})}
+        model, {"shop": str(database)}, answers, {"serve.feedback": feedback, **(settings or {})}, "shop-model"
     )
     backend.pause = pause
     try:

@@ -97,7 +97,7 @@ function line(points, width) {
   const every = Math.ceil(points.length / Math.max(Math.floor((width - left) / 84), 2));
   const labels = points.flatMap(({ label }, index) => {
     if (index % every) return [];
-    const anchor = index === 0 ? "start" : index === points.length - 1 ? "end" : "middle";
+    const anchor = index === points.length - 1 ? "end" : "middle";
     return svg("text", { x: x(index), y: height - 8, class: "label", "text-anchor": anchor }, shortened(label, 11));
   });
   const dots = points.map(({ label, value }, index) =>
