@@ -24,7 +24,9 @@ from spftsql.config import Config
 from spftsql.endpoint import start_endpoint
 from spftsql.errors import UserError
 from spftsql.recipes import resolve
+from tests.browser import chromium, look
 from tests.serving import learnt_model
+from tests.web_page import Reader
 
 pytestmark = pytest.mark.integration
 KEY = "a key for the tests"
@@ -139,6 +141,27 @@ def test_concurrent_questions_are_all_answered(url: str) -> None:
     with ThreadPoolExecutor(32) as threads:
         statuses = list(threads.map(one, range(64)))
     assert len(statuses) == 64 and set(statuses) <= {"ran", "error", "timeout", "truncated"}
+
+
+@pytest.mark.long
+def test_the_page_works_on_the_application(url: str) -> None:
+    with chromium() as browser:
+        look(browser)
+        reader = Reader(browser, url)
+        reader.until(lambda: reader.one("#key-dialog").is_displayed(), "the dialog")
+        reader.one("#key").send_keys(KEY, reader.enter)
+        reader.sees("score", "#schema")
+        reader.log()  # the browser's own line about the first 401
+        reader.ask("tell me everything")
+        assert reader.text("pre.sql") == LESSONS["tell me everything"]
+        assert [row[1:3] for row in reader.rows()] == [["Ada", "3.5"], ["Bob", "inf"]]
+        reader.press("Query plan", "[role=tab]")
+        reader.sees("SCAN person", ".plan")
+        reader.ask("throw it away")
+        assert "Refused" in reader.text(".verdict")
+        reader.ask("who has the highest score", n=8)
+        assert reader.rows() == [["Bob"]]
+        assert reader.log() == []
 
 
 def test_the_openai_client_works_unchanged(url: str) -> None:
