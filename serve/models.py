@@ -52,7 +52,8 @@ class Piece:
 
     A request that the model cannot serve has one piece, `finish` is `refused` and the text says why.
 
-    `prompt_tokens` and `cached_tokens` (of the prompt, found in the prefix cache) come with every piece.
+    `prompt_tokens` and `cached_tokens` (of the prompt, found in the prefix cache) come with every piece. Lone
+    surrogates in the text, which no answer could be sent with, become question marks.
     """
 
     index: int
@@ -61,6 +62,10 @@ class Piece:
     finish: str | None
     prompt_tokens: int
     cached_tokens: int
+
+    def __post_init__(self) -> None:
+        if not self.text.isascii():
+            object.__setattr__(self, "text", self.text.encode("utf-8", "replace").decode())
 
 
 REFUSED = "refused"

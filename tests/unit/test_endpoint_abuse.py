@@ -68,6 +68,11 @@ def one_of_each_family() -> list[Hostile]:
     return list({hostile.family: hostile for hostile in CORPUS}.values())
 
 
+def is_text(sql: str) -> bool:
+    """Whether it has a UTF-8, which lone surrogates do not."""
+    return sql.encode("utf-8", "replace").decode() == sql
+
+
 def check_hostile(client: TestClient, database: Path, statements: Sequence[Hostile]) -> None:
     before = hashlib.sha256(database.read_bytes()).hexdigest()
     files = sorted(database.parent.iterdir())
@@ -80,7 +85,7 @@ def check_hostile(client: TestClient, database: Path, statements: Sequence[Hosti
         answer = response.json()
         status, reason = answer["verdict"]["status"], answer["verdict"]["reason"]
         assert status in ("ran", "error", "timeout", "truncated")
-        if hostile.allowed == {"refused"}:
+        if hostile.allowed == {"refused"} and is_text(hostile.sql):  # else it is another statement by now
             assert status == "error", (hostile.sql[:200], reason)
         assert CANARY not in json.dumps(answer["rows"]), hostile.sql[:200]
     assert hashlib.sha256(database.read_bytes()).hexdigest() == before
@@ -93,7 +98,9 @@ def test_injected_sql_is_held_by_the_sandbox(
     backend_and_client: tuple[ScriptedBackend, TestClient], database: Path
 ) -> None:
     backend, client = backend_and_client
-    check_hostile(client, database, one_of_each_family())
+    no_text = [hostile for hostile in CORPUS if not is_text(hostile.sql)]
+    assert no_text  # lone surrogates, which no answer can be sent with
+    check_hostile(client, database, [*one_of_each_family(), *no_text])
     # The cell with the injected text is one of the sample values that the prompt shows.
     assert any("Ignore all of" in prompt.split("Question:")[0] for prompt in backend.prompts)
 
