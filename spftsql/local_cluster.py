@@ -16,8 +16,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from spftsql.cache import cache_folder
 from spftsql.errors import Fault, UserError
@@ -56,38 +57,59 @@ def start_cluster(nodes: int, cpus: int, resources: Mapping[str, float]) -> Loca
     folder = Path(tempfile.mkdtemp(prefix="spft-"))
     ports = _free_ports(3 + 2 * nodes)
     gcs, dashboard, client = ports[:3]
-    environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
     ray = Path(sys.executable).with_name("ray")
-    subprocess.run([ray, "get-auth-token", "--generate"], env=environment, capture_output=True, check=False)
-    pids: list[int] = []
+    subprocess.run([ray, "get-auth-token", "--generate"], env=_environment(), capture_output=True, check=False)
     cluster = LocalCluster(f"{_HOST}:{gcs}", f"http://{_HOST}:{dashboard}", str(folder), ())
     try:
         for number in range(nodes):
-            own = [f"--dashboard-agent-listen-port={ports[3 + 2 * number]}"]
-            own += [f"--metrics-export-port={ports[4 + 2 * number]}", f"--temp-dir={folder}"]
-            own += [f"--num-cpus={cpus}", f"--resources={json.dumps(dict(resources))}"]
-            if number == 0:
-                own += ["--head", f"--node-ip-address={_HOST}", f"--port={gcs}", f"--ray-client-server-port={client}"]
-                own += [f"--dashboard-port={dashboard}", f"--dashboard-host={_HOST}"]
-            else:
-                own += [f"--address={cluster.address}", f"--node-ip-address={_HOST}"]
-            with (folder / f"node-{number}.log").open("w") as log:
-                process = subprocess.Popen(
-                    [ray, "start", "--block", *own],
-                    env=environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                )
-            pids.append(process.pid)
-            cluster = LocalCluster(cluster.address, cluster.dashboard, str(folder), tuple(pids))
-            _state_file().write_text(json.dumps(asdict(cluster)), encoding="utf-8")
+            cluster = _start_node(cluster, cpus, resources, ports[3 + 2 * number : 5 + 2 * number], client)
             _await_nodes(cluster, number + 1 if number in (0, nodes - 1) else 0)
     except BaseException:
         stop_cluster(cluster)
         raise
     return cluster
+
+
+def add_node(cluster: LocalCluster, cpus: int, resources: Mapping[str, float]) -> LocalCluster:
+    """Starts one more node, of `cpus` logical CPUs and `resources`; returns the cluster with it when it has joined.
+
+    Raises `Fault` when it does not join; it may then be there all the same, and goes with the cluster.
+    """
+    count = len(cluster.alive()) + 1
+    cluster = _start_node(cluster, cpus, resources, _free_ports(2))
+    _await_nodes(cluster, count, cluster.pids[-1:])
+    return cluster
+
+
+def _start_node(
+    cluster: LocalCluster, cpus: int, resources: Mapping[str, float], ports: Sequence[int], client: int | None = None
+) -> LocalCluster:
+    """Starts the next node of a cluster, the first being its head, whose port for Ray's client is `client`."""
+    number = len(cluster.pids)
+    own = [f"--dashboard-agent-listen-port={ports[0]}", f"--metrics-export-port={ports[1]}"]
+    own += [f"--temp-dir={cluster.folder}", f"--num-cpus={cpus}", f"--resources={json.dumps(dict(resources))}"]
+    own += [f"--node-ip-address={_HOST}"]
+    if number == 0:
+        own += ["--head", f"--port={urlsplit('//' + cluster.address).port}", f"--ray-client-server-port={client}"]
+        own += [f"--dashboard-port={urlsplit(cluster.dashboard).port}", f"--dashboard-host={_HOST}"]
+    else:
+        own += [f"--address={cluster.address}"]
+    with (Path(cluster.folder) / f"node-{number}.log").open("w") as log:
+        process = subprocess.Popen(
+            [Path(sys.executable).with_name("ray"), "start", "--block", *own],
+            env=_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    cluster = replace(cluster, pids=(*cluster.pids, process.pid))
+    _state_file().write_text(json.dumps(asdict(cluster)), encoding="utf-8")
+    return cluster
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 def find_cluster() -> LocalCluster | None:
@@ -117,27 +139,34 @@ def stop_cluster(cluster: LocalCluster) -> None:
 
 def node_lines(cluster: LocalCluster) -> list[str]:
     """One line for each node that has joined: its address and what it offers."""
-    from spftsql.job_server import connect, in_words, nodes
+    from spftsql.job_server import in_words
 
-    offers = nodes(connect(cluster.dashboard))
-    shown = [{k: v for k, v in node.items() if k not in ("memory", "object_store_memory")} for node in offers]
+    shown = [
+        {k: v for k, v in node.items() if k not in ("memory", "object_store_memory")} for node in nodes_of(cluster)
+    ]
     return [f"node {number}: {in_words(node)}" for number, node in enumerate(shown, 1)]
 
 
-def _await_nodes(cluster: LocalCluster, count: int) -> None:
-    """Returns when `count` nodes have joined; raises `Fault` with the end of a node's log when one ends before."""
+def nodes_of(cluster: LocalCluster) -> list[Mapping[str, float]]:
+    """What each living node offers. Raises `UserError` or `Fault` when the dashboard does not tell."""
     from spftsql.job_server import connect, nodes
 
+    return nodes(connect(cluster.dashboard))
+
+
+def _await_nodes(cluster: LocalCluster, count: int, pids: Sequence[int] | None = None) -> None:
+    """Returns when `count` nodes have joined; raises `Fault` with the end of a log when one (of `pids`) ends before."""
     deadline = time.monotonic() + _READY_S
+    ended: list[int] = []
     joined = 0
     while joined < count:
-        _reap(cluster.pids)
-        dead = [number for number, pid in enumerate(cluster.pids) if pid not in cluster.alive()]
-        if dead or time.monotonic() > deadline:
-            log = (Path(cluster.folder) / f"node-{(dead or [len(cluster.pids) - 1])[0]}.log").read_text()
+        ended += _reap(cluster.pids if pids is None else pids)
+        if ended or time.monotonic() > deadline:
+            number = cluster.pids.index(ended[0]) if ended else len(cluster.pids) - 1
+            log = (Path(cluster.folder) / f"node-{number}.log").read_text()
             raise Fault(f"the local cluster does not come up: {' '.join(log.split())[-400:]}")
         try:
-            joined = len(nodes(connect(cluster.dashboard)))
+            joined = len(nodes_of(cluster))
         except (UserError, Fault):
             joined = 0
         if joined < count:
@@ -185,10 +214,12 @@ def _signal(pid: int, number: int) -> None:
         pass
 
 
-def _reap(pids: Sequence[int]) -> None:
-    """Takes note of the end of those that are children of this very process."""
+def _reap(pids: Sequence[int]) -> list[int]:
+    """Takes note of the end of those that are children of this very process, and returns them."""
+    ended = []
     for pid in pids:
         try:
-            os.waitpid(pid, os.WNOHANG)
+            ended += [pid] if os.waitpid(pid, os.WNOHANG)[0] else []
         except ChildProcessError:
             continue
+    return ended

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from spftsql.records import Verdict, VerificationRequest, read_records
+
 # Small enough for seconds on one core, long enough for the question model to learn to say values.
 SMALL = {
     "model.scratch": "{hidden_size: 64, layers: 1, heads: 2, intermediate_size: 128, vocabulary: 1200, dropout: 0.0}",
@@ -112,3 +114,22 @@ def finish(run_dir: Path, settings: Mapping[str, str], log: Path, timeout: float
     assert process.returncode == 0, log.read_text()[-5000:]
     result: dict[str, Any] = json.loads((run_dir / "demo" / "result.json").read_text())
     return result
+
+
+def check_every_verdict_is_there_once(run_dir: Path) -> int:
+    """Of every verification: as many verdicts as requests, each once, none of them a fault; returns how many."""
+    count = 0
+    for stage in (run_dir / "demo" / "stages").glob("verify-*"):
+        assert not stage.name.endswith(".partial")
+        requests = read_records(stage / "requests.parquet", VerificationRequest)
+        verdicts = read_records(stage / "verdicts", Verdict)
+        assert sorted(v.id for v in verdicts) == sorted(r.id for r in requests)
+        assert not [v.fault for v in verdicts if v.fault]
+        count += len(verdicts)
+    return count
+
+
+def check_no_stage_is_built_twice(run_dir: Path) -> None:
+    built = [event["name"] for event in events(run_dir) if event.get("outcome") == "built"]
+    assert len(built) == len(set(built))
+    assert set(STAGES) <= set(built)

@@ -30,14 +30,15 @@ def generate_dataset(
     (requests done, requests). Returns how busy engine and verifiers were. Raises `UserError` for a model that cannot be
     used, `Fault` when the engine fails or the disk is full.
     """
-    begin, started = time.monotonic(), time.time()
+    begin = time.monotonic()
     with disk_faults(target):
         opened = open_work(source, target, config, engines=1)
+        earlier = opened.work.part_names()
         done, total = opened.stored, len(opened.wanted)
         progress(done, total)
         with PartVerifying(checks, opened.work.parts, config) as verifying:
-            for file in sorted(opened.work.parts.glob("part-*.parquet")):
-                verifying.hand_over(file.name)
+            for name in earlier:
+                verifying.hand_over(name)
             engine = open_engine(config)
             try:
                 for unit in opened.units:
@@ -50,7 +51,7 @@ def generate_dataset(
                 engine.close()
         opened.work.finish(opened.wanted, target)
     wall = time.monotonic() - begin
-    notes = [note for note in map(read_lineage, target.glob("*.parquet")) if note.get("began", 0.0) >= started]
+    notes = [read_lineage(file) for file in target.glob("*.parquet") if file.name not in earlier]
     uses = [engine_use(notes, 1, wall)]
     if checks is not None:
         uses.append(verifying.use(wall))

@@ -99,9 +99,10 @@ def generate_dataset_ray(
     requests has left is used. `progress` gets (requests done, requests). Returns how busy engines and verifiers were.
     Raises `UserError` for a model that cannot be used, `Fault` when the actors fail or rows are missing at the end.
     """
-    begin, started, verified, busy = time.monotonic(), time.time(), 0, 0.0
+    begin, verified, busy = time.monotonic(), 0, 0.0
     with disk_faults(target):
         opened = open_work(source.resolve(), target.resolve(), config, config.generation.actors)
+        earlier = opened.work.part_names()
         try:
             with _watched(opened, progress):
                 if opened.units or (checks is not None and _unverified(opened, checks)):
@@ -110,7 +111,7 @@ def generate_dataset_ray(
             raise Fault(f"the generation stage failed: {str(error).strip().splitlines()[-1]}") from error
         opened.work.finish(opened.wanted, target)
     wall = time.monotonic() - begin
-    notes = [note for note in map(read_lineage, target.glob("*.parquet")) if note.get("began", 0.0) >= started]
+    notes = [read_lineage(file) for file in target.glob("*.parquet") if file.name not in earlier]
     uses = [engine_use(notes, min(config.generation.actors, max(len(opened.units), 1)), wall)]
     if checks is not None:
         uses.append(Use("verifiers", config.verification.workers, round(busy, 3), round(wall, 3), rows=verified))
@@ -119,7 +120,7 @@ def generate_dataset_ray(
 
 def _unverified(opened: Opened, checks: Checks) -> list[str]:
     """The parts that an interrupted call has left without verdicts."""
-    return [file.name for file in sorted(opened.work.parts.glob("part-*.parquet")) if not checks.has(file.name)]
+    return [name for name in opened.work.part_names() if not checks.has(name)]
 
 
 def _run(opened: Opened, config: Config, actor: type[EngineActor], checks: Checks | None) -> tuple[int, float]:

@@ -130,6 +130,10 @@ class Work:
             done |= good
         return done
 
+    def part_names(self) -> list[str]:
+        """The files of the parts that are stored, in order; they keep these names in the finished stage."""
+        return sorted(file.name for file in self.parts.glob("part-*.parquet"))
+
     def finish(self, wanted: Mapping[str, int], target: Path) -> None:
         """Makes the parts the target, when there are samples for every request.
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from spftsql.records import Verdict, VerificationRequest, read_records
 from tests import loops
 from tests.killing import loop_under_fire
+from tests.loops import check_every_verdict_is_there_once, check_no_stage_is_built_twice
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(3600)]
 
@@ -16,37 +18,48 @@ LOCAL = {"execution": "local", "generation.engine": "transformers"}
 RAY = {"execution": "ray", "generation.engine": "vllm", "training.workers": "2", "training.micro_batch": "8"}
 
 
-def check_every_verdict_is_there_once(run_dir: Path) -> int:
-    """Of every verification: as many verdicts as requests, each once, none of them a fault; returns how many."""
-    count = 0
-    for stage in (run_dir / "demo" / "stages").glob("verify-*"):
-        assert not stage.name.endswith(".partial")
-        requests = read_records(stage / "requests.parquet", VerificationRequest)
-        verdicts = read_records(stage / "verdicts", Verdict)
-        assert sorted(v.id for v in verdicts) == sorted(r.id for r in requests)
-        assert not [v.fault for v in verdicts if v.fault]
-        count += len(verdicts)
-    return count
+# `time.time()` is up to a day ahead or behind, another one at each look; nothing else can set the clock of one process.
+JUMPING = """
+import random, time
+real, chance = time.time, random.Random(0)
+time.time = lambda: real() + chance.uniform(-86400, 86400)
+"""
 
 
-def check_no_stage_is_built_twice(run_dir: Path) -> None:
-    built = [event["name"] for event in loops.events(run_dir) if event.get("outcome") == "built"]
-    assert len(built) == len(set(built))
-    assert set(loops.STAGES) <= set(built)
+@pytest.fixture(scope="module")
+def quiet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The loop in one process, undisturbed."""
+    run_dir = tmp_path_factory.mktemp("quiet")
+    loops.finish(run_dir, LOCAL, run_dir / "log", timeout=900)
+    return run_dir
 
 
-def test_the_loop_in_one_process_under_fire_decides_as_without(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    quiet = loops.finish(tmp_path / "quiet", LOCAL, log, timeout=900)
-    result, killed = loop_under_fire(
-        tmp_path / "fire", LOCAL, log, kinds=["child", "driver"], interval_s=10, seed=7, kills=8, timeout_s=2400
+def check_as_undisturbed(run_dir: Path, quiet: Path) -> None:
+    check_no_stage_is_built_twice(run_dir)
+    assert check_every_verdict_is_there_once(run_dir) == check_every_verdict_is_there_once(quiet)
+    # One process and one thread are deterministic, and a training goes on from its checkpoint as if nothing had been.
+    ours, theirs = (json.loads((folder / "demo" / "result.json").read_text()) for folder in (run_dir, quiet))
+    assert ours["rows"] == theirs["rows"] and ours["decisions"] == theirs["decisions"]
+
+
+def test_the_loop_under_a_clock_that_jumps_decides_as_without(tmp_path: Path, quiet: Path) -> None:
+    python, option, program, *rest = loops.command(tmp_path, LOCAL)
+    command = [python, option, JUMPING + program, *rest]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    check_as_undisturbed(tmp_path, quiet)
+    told = subprocess.run(
+        [python, "-m", "spftsql", "status", str(tmp_path / "demo")], capture_output=True, text=True, check=False
+    )
+    assert told.returncode == 0 and "vbi-1" in told.stdout
+
+
+def test_the_loop_in_one_process_under_fire_decides_as_without(tmp_path: Path, quiet: Path) -> None:
+    _, killed = loop_under_fire(
+        tmp_path, LOCAL, tmp_path / "log", kinds=["child", "driver"], interval_s=10, seed=7, kills=8, timeout_s=2400
     )
     print(f"killed: {killed}")
-    check_no_stage_is_built_twice(tmp_path / "fire")
-    assert check_every_verdict_is_there_once(tmp_path / "fire") == check_every_verdict_is_there_once(tmp_path / "quiet")
-    assert [(row["method"], row["n"]) for row in result["rows"]] == [(row["method"], row["n"]) for row in quiet["rows"]]
-    # One process and one thread are deterministic, and a training goes on from its checkpoint as if nothing had been.
-    assert result["rows"] == quiet["rows"] and result["decisions"] == quiet["decisions"]
+    check_as_undisturbed(tmp_path, quiet)
     assert sum(killed.values()) >= 4
 
 
@@ -67,3 +80,4 @@ def test_a_loop_whose_raylet_dies_ends_with_a_line_and_goes_on(tmp_path: Path) -
     )
     check_no_stage_is_built_twice(tmp_path)
     assert len(result["rows"]) == 5 and killed["raylet"] >= 1
+    assert log.read_text().count("is gone; what is finished is kept") >= 1

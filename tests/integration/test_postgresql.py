@@ -639,28 +639,31 @@ def _change_under(primary: Server, standby: Server) -> None:
     primary.run("ALTER TABLE shop ADD COLUMN extra int", "towns")
 
 
-def test_a_plan_is_a_tree_of_steps_and_held_to_the_same_policy(sandbox: Sandbox, towns: str) -> None:
+def test_a_plan_is_a_tree_of_steps_and_held_to_the_same_policy(towns: str) -> None:
     from spftsql.sandbox.query_plan import plan_steps
 
-    plan = sandbox.plan(towns, "SELECT label, name FROM shop JOIN town ON town.id = town_id ORDER BY label")
-    (top,) = plan_steps(plan.engine, plan.rows)
-    assert top.name == "Sort" and top.detail.startswith("Sort Key: ") and top.rows
-    (join,) = top.children
-    assert "Join" in join.name and len(join.children) == 2
-    steps = [step.name for child in join.children for step in (child, *child.children)]
-    assert "Seq Scan on shop" in steps
-    one = sandbox.plan(towns, "SELECT label FROM shop WHERE id = 7")
-    (scan,) = plan_steps(one.engine, one.rows)
-    assert scan.name == "Index Scan on shop" and scan.detail.startswith("Index Name: shop_pkey; Index Cond: (id = 7)")
-    assert "pkey" not in plan_steps(one.engine, one.rows, index_names=False)[0].detail
-    refused = (
-        "DELETE FROM shop",
-        "SELECT pg_sleep(9)",
-        "SELECT 1; SELECT 2",
-        "EXPLAIN SELECT 1",
-        "SELECT nope FROM shop",
-    )
-    for sql in refused:
-        executed, explained = sandbox.execute(towns, [sql])[0], sandbox.plan(towns, sql)
-        assert (explained.status, explained.reason, explained.rows) == ("error", executed.reason, []), sql
-    assert sandbox.plan(towns, "SELECT generate_series(1, 1000000000)").status == "ran"  # nothing is executed
+    with Sandbox(CONFIG) as sandbox:  # of its own: other tests end the connections of the shared one
+        plan = sandbox.plan(towns, "SELECT label, name FROM shop JOIN town ON town.id = town_id ORDER BY label")
+        (top,) = plan_steps(plan.engine, plan.rows)
+        assert top.name == "Sort" and top.detail.startswith("Sort Key: ") and top.rows
+        (join,) = top.children
+        assert "Join" in join.name and len(join.children) == 2
+        steps = [step.name for child in join.children for step in (child, *child.children)]
+        assert "Seq Scan on shop" in steps
+        one = sandbox.plan(towns, "SELECT label FROM shop WHERE id = 7")
+        (scan,) = plan_steps(one.engine, one.rows)
+        assert scan.name == "Index Scan on shop" and scan.detail.startswith(
+            "Index Name: shop_pkey; Index Cond: (id = 7)"
+        )
+        assert "pkey" not in plan_steps(one.engine, one.rows, index_names=False)[0].detail
+        refused = (
+            "DELETE FROM shop",
+            "SELECT pg_sleep(9)",
+            "SELECT 1; SELECT 2",
+            "EXPLAIN SELECT 1",
+            "SELECT nope FROM shop",
+        )
+        for sql in refused:
+            executed, explained = sandbox.execute(towns, [sql])[0], sandbox.plan(towns, sql)
+            assert (explained.status, explained.reason, explained.rows) == ("error", executed.reason, []), sql
+        assert sandbox.plan(towns, "SELECT generate_series(1, 1000000000)").status == "ran"  # nothing is executed
