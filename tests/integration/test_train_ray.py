@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from spftsql.config import Config, LoraConfig, ModelConfig, Optimization, ScratchConfig, TrainingConfig
+from spftsql.config import ClusterConfig, Config, LoraConfig, ModelConfig, Optimization, ScratchConfig, TrainingConfig
 from spftsql.errors import Fault, UserError
 from spftsql.records import TrainRow, write_records
 from spftsql.training.artefact import check_tokenizer, read_manifest
@@ -141,6 +141,12 @@ SETTINGS: dict[str, Any] = {"zero_stage": 2, "checkpoint_steps": 1, "collective_
 WORKER, CONTROLLER = "RayTrainWorker", "TrainController"
 
 
+def running(kind: str) -> list[psutil.Process]:
+    """The processes of one kind that Ray runs for this one."""
+    found = psutil.Process().children(recursive=True)
+    return [process for process in found if process.is_running() and kind in " ".join(process.cmdline())]
+
+
 def train_and_kill(jobs: list[TrainJob], config: Config, metrics: Path, kind: str, step: int) -> None:
     """Kills a process of Ray Train by SIGKILL once a step of the first job is seen."""
     from spftsql.training.distributed import train_ray
@@ -149,11 +155,7 @@ def train_and_kill(jobs: list[TrainJob], config: Config, metrics: Path, kind: st
 
     def progress(job: str, done: int, steps: int) -> None:
         if done >= step and not killed:
-            found = [
-                process
-                for process in psutil.Process().children(recursive=True)
-                if process.is_running() and kind in " ".join(process.cmdline())
-            ]
+            found = running(kind)
             assert len(found) == (config.training.workers if kind == WORKER else 1)
             killed.append(found[-1].pid)
             os.kill(killed[0], signal.SIGKILL)
@@ -204,7 +206,7 @@ def test_a_kill_after_any_step_changes_no_bit(base: Path, tmp_path: Path, whole:
 def run_driver(folder: Path, step: int) -> subprocess.CompletedProcess[str]:
     """Trains in a driver of its own, which kills itself once it hears of `step`."""
     command = [sys.executable, "-m", "tests.training_driver", str(folder / "jobs"), str(step)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, timeout=500)
 
 
 @pytest.mark.long
@@ -212,6 +214,7 @@ def run_driver(folder: Path, step: int) -> subprocess.CompletedProcess[str]:
 def test_a_driver_killed_after_any_step_changes_no_bit(base: Path, tmp_path: Path, whole: Path, step: int) -> None:
     """The same command again, at once: workers of the dead session may still be about."""
     jobs, config = jobs_of(base, tmp_path, **SLOW)[:1], config_of(**SETTINGS)
+    config = config.model_copy(update={"cluster": ClusterConfig(dashboard=False)})
     (tmp_path / "jobs").write_bytes(cloudpickle.dumps((jobs, config, tmp_path / "metrics.jsonl")))
     killed = run_driver(tmp_path, step)
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]
@@ -234,6 +237,35 @@ def test_the_same_jobs_go_on_where_a_failed_run_ended(base: Path, tmp_path: Path
     train_ray(jobs, config, metrics, lambda job, step, steps: began.append(step))
     assert min(began) > 1  # it did not begin again at the beginning
     assert_same_bits(tmp_path, whole)
+
+
+@pytest.mark.long
+def test_a_second_worker_joins_where_there_is_room_for_it(
+    base: Path, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At first 7 of the session's 8 CPUs are taken; from the second step on they are not."""
+    import ray
+
+    from spftsql.training import distributed
+
+    class Holder:
+        def ready(self) -> bool:
+            return True
+
+    monkeypatch.setattr(distributed, "_MONITOR_S", 1.0)
+    holder = ray.remote(num_cpus=7)(Holder).remote()
+    assert ray.get(holder.ready.remote())
+    workers: dict[int, int] = {}
+
+    def progress(job: str, step: int, steps: int) -> None:
+        workers[step] = len(running(WORKER))
+        if step == 2:
+            ray.kill(holder)
+
+    config = config_of(**{**SETTINGS, "workers": (1, 2)})
+    distributed.train_ray(jobs_of(base, tmp_path, **SLOW)[:1], config, tmp_path / "metrics.jsonl", progress)
+    assert workers[1] == 1 and workers[STEPS] == 2
+    assert losses(tmp_path / "metrics.jsonl") == pytest.approx(losses(whole / "metrics.jsonl"), abs=1e-4)
 
 
 @pytest.mark.long
