@@ -16,6 +16,7 @@ import yaml
 
 CHECKOUT = Path(__file__).parents[2]
 KUBERAY = CHECKOUT / "cluster" / "kuberay"
+POLICIES = KUBERAY / "base" / "network-policy.yaml"
 MANIFESTS = sorted(path for path in KUBERAY.glob("*/*.yaml") if path.name not in ("kustomization.yaml", "recipe.yaml"))
 RAY = {"raycluster.yaml": "RayCluster", "rayjob.yaml": "RayJob", "rayservice.yaml": "RayService"}
 CLUSTERS = {"RayCluster": (), "RayJob": ("rayClusterSpec",), "RayService": ("rayClusterConfig",)}
@@ -136,6 +137,22 @@ def test_containers_run_without_rights_and_within_bounds(path: Path) -> None:
                 assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
                 assert container["resources"]["limits"]["memory"]
                 assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
+
+
+@pytest.mark.parametrize("name", RAY)
+def test_what_executes_sql_writes_nothing_but_scratch_and_speaks_to_few(name: str) -> None:
+    cluster = ray_manifest(name)["spec"]
+    for step in CLUSTERS[ray_manifest(name)["kind"]]:
+        cluster = cluster[step]
+    (group,) = (g for g in cluster["workerGroupSpecs"] if g["groupName"] == "verification")
+    (container,) = group["template"]["spec"]["containers"]
+    assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    writable = {mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")}
+    assert writable == {"/shared/runs", "/scratch", "/tmp", "/home/ray/.cache", "/dev/shm"}
+    policies = {policy["metadata"]["name"]: policy["spec"] for policy in documents(POLICIES)}
+    assert policies["verifiers"]["podSelector"]["matchLabels"] == {"ray.io/group": group["groupName"]}
+    assert policies["verifiers"]["policyTypes"] == ["Egress"]
+    assert all(rule["to"] for rule in policies["verifiers"]["egress"])  # a rule without a place allows every place
 
 
 @pytest.mark.parametrize("name", RAY)
