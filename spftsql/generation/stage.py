@@ -26,6 +26,7 @@ import ray
 from ray.data import ActorPoolStrategy, Dataset
 from ray.exceptions import RayError
 
+from spftsql.causes import cause_of
 from spftsql.config import Config
 from spftsql.errors import Fault, UserError, disk_faults
 from spftsql.generation.engine import Engine, EngineDied, open_engine
@@ -108,7 +109,7 @@ def generate_dataset_ray(
                 if opened.units or (checks is not None and _unverified(opened, checks)):
                     verified, busy = _run(opened, config, actor, checks)
         except RayError as error:
-            raise Fault(f"the generation stage failed: {str(error).strip().splitlines()[-1]}") from error
+            raise Fault(f"the generation stage failed: {cause_of(error)}") from error
         opened.work.finish(opened.wanted, target)
     wall = time.monotonic() - begin
     notes = [read_lineage(file) for file in target.glob("*.parquet") if file.name not in earlier]

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from spftsql.causes import cause_of
 from spftsql.config import Config
 from spftsql.databases.places import Databases, sources_of
 from spftsql.errors import Fault
@@ -190,8 +191,7 @@ def verify_dataset_ray(
             done, busy = done + row["verified"], max(busy, row["busy_s"])
             progress(done, total)
     except (ray.exceptions.RayError, OSError) as error:
-        reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
-        raise Fault(f"the verification stage failed: {reason.strip()[:500]}") from None
+        raise Fault(f"the verification stage failed: {cause_of(error)}") from None
     finally:
         context.enable_progress_bars = bars
     unfinished.rename(target)

@@ -212,14 +212,14 @@ def test_the_policy_loop_follows_the_load_between_its_bounds(
 
     with ThreadPoolExecutor(1) as thread:
         following = thread.submit(follow)
-        verdicts = verify(counts(3 * ROWS), databases, config, tmp_path)
+        verdicts = verify(counts(8 * ROWS), databases, config, tmp_path)
         over.set()
         following.result(timeout=200)
     sizes = [line.split(": ")[1] for line in said]
     assert sizes[:2] == ["1 -> 2", "2 -> 3"]
     assert sizes[-1].endswith("-> 1")
-    assert [v.id for v in verdicts] == [str(i) for i in range(3 * ROWS)]
-    assert [v.status for v in verdicts] == wanted(3 * ROWS)
+    assert [v.id for v in verdicts] == [str(i) for i in range(8 * ROWS)]
+    assert [v.status for v in verdicts] == wanted(8 * ROWS)
     scale_verifiers(2, ray_session, timeout_s=200)
 
 
