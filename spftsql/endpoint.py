@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import httpx
 from rich.console import Console
 
+from spftsql.causes import cause_of
 from spftsql.config import Config, ServeConfig
 from spftsql.errors import Fault, UserError
 from spftsql.keys import read_keys
@@ -103,7 +104,7 @@ def start_serve(config: Config) -> str:
             )
         except (RayError, TimeoutError) as error:  # a first proxy that was too slow; its controller starts another
             if _get_global_client(raise_if_no_controller_running=False) is None:
-                raise Fault(f"Ray Serve could not be started: {' '.join(str(error).split())[-300:]}") from None
+                raise Fault(f"Ray Serve could not be started: {cause_of(error)}") from None
     else:
         host, port = client.http_config.host, client.http_config.port
         if config.serve.port not in (0, port) or config.serve.host != host:

@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spftsql.causes import cause_of
 from spftsql.config import Config
 from spftsql.errors import Fault, UserError
 from spftsql.telemetry import count
@@ -168,9 +169,8 @@ def _fit(jobs: Sequence[TrainJob], config: Config, metrics: Path) -> None:
             fit()
             break
         except TrainingFailedError as error:
-            lines = [line for line in str(error).splitlines() if line.strip()]
             raise Fault(
-                f"training failed more than {training.max_failures} times; the last time: {lines[-1]}"
+                f"training failed more than {training.max_failures} times; the last time: {cause_of(error)}"
             ) from error
         except RayActorError as error:
             controllers_lost += 1

@@ -19,6 +19,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, cast
 
 from spftsql import telemetry
+from spftsql.causes import cause_of
 from spftsql.config import Config, SandboxConfig, VerificationConfig
 from spftsql.databases.places import Databases, Source, sources_of
 from spftsql.errors import Fault, UserError
@@ -273,8 +274,7 @@ class PoolClient:
                     raise PoolGone("the verifier pool was taken down")
             return waiting.result()
         except (RayError, RayServeException) as error:
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise Fault(f"the verifier pool failed: {lines[-1][:300]}") from None
+            raise Fault(f"the verifier pool failed: {cause_of(error)}") from None
         finally:
             waiting.cancel()
 

@@ -85,8 +85,8 @@ class Verifier:
         """`databases` are files or URLs by name, several where a database has replicas. Nothing is opened yet.
 
         `results` and `node_cache` may be shared with other verifiers. Verifiers of different `index` prefer different
-        replicas. `sandbox` makes what executes the statements. Without `digests` no verdict has one, and large results
-        take a third less. Raises `UserError` for an address that cannot be used.
+        replicas. `sandbox` makes what executes the statements. Without `digests`, which are work on large results, no
+        verdict has one. Raises `UserError` for an address that cannot be used.
         """
         self._sources = sources_of(databases)
         self.limits, self._index = config, index
