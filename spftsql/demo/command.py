@@ -14,8 +14,8 @@ from spftsql.demo.database import DATABASE_NAME
 from spftsql.demo.questions import load_labels, sample_question
 from spftsql.progress import Reporter
 from spftsql.recipes import resolve
+from spftsql.selfplay.candidates import Candidate
 from spftsql.selfplay.run import run
-from spftsql.selfplay.stages import Candidate
 from spftsql.selfplay.table import rich_table
 
 

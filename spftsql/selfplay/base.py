@@ -10,7 +10,8 @@ from spftsql.databases.values import Values
 from spftsql.linking.placeholders import linked_values
 from spftsql.linking.value_index import open_index
 from spftsql.records import Example, content_hash
-from spftsql.selfplay.stages import Candidate, Stages
+from spftsql.selfplay.candidates import Candidate
+from spftsql.selfplay.stages import Stages
 from spftsql.synthesis.canonical import spaced
 from spftsql.synthesis.placeholders import hide_in_question, hide_values
 

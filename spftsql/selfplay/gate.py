@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from spftsql.evaluation.metrics import fewest_to_decide, mcnemar, questions_to_decide
-from spftsql.selfplay.stages import Answer
+from spftsql.selfplay.candidates import Answer
 
 Outcome = Literal["better", "worse", "undecided"]
 

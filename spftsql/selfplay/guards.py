@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from spftsql.selfplay.candidates import Answer, accuracy
 from spftsql.selfplay.gate import decide
-from spftsql.selfplay.stages import Answer, accuracy
 
 LossForm = Literal["logistic", "hinge"]
 _SATURATED: dict[LossForm, float] = {"logistic": 2.0, "hinge": 1.0}

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from spftsql.errors import disk_faults
 from spftsql.records import Example, PairRow, Statement, Verdict, write_records
+from spftsql.selfplay.candidates import Candidate
 from spftsql.selfplay.questions import Phrasing
-from spftsql.selfplay.stages import Candidate, Stages
+from spftsql.selfplay.stages import Stages
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spftsql.records import Example, Mode
+from spftsql.selfplay.candidates import Candidate, Training, accuracy
 from spftsql.selfplay.guards import collapse, saturation
 from spftsql.selfplay.play import play_rows, replay_rows
 from spftsql.selfplay.players import OWN_OPPONENTS, Players, debut, opponents_of, strongest
 from spftsql.selfplay.quarantine import contradicted
-from spftsql.selfplay.stages import Candidate, Stages, Training, accuracy
+from spftsql.selfplay.stages import Stages
 from spftsql.training.artefact import read_manifest
 
 

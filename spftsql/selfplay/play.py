@@ -11,7 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 
 from spftsql.records import Example, Mode, TrainRow
-from spftsql.selfplay.stages import Answer, Stages
+from spftsql.selfplay.candidates import Answer
+from spftsql.selfplay.stages import Stages
 
 _LABELS_OF_REWARD = {"equal": 0, "different": 1, "error": 1}  # any other verdict leaves the row out
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from spftsql.config import SelfPlayConfig
 from spftsql.records import Mode
-from spftsql.selfplay.stages import Answer, Candidate, Exam, Stages, accuracy
+from spftsql.selfplay.candidates import Answer, Candidate, Exam, accuracy
+from spftsql.selfplay.stages import Stages
 
 OWN_OPPONENTS: tuple[Mode, ...] = ("sft", "spin", "dpo")  # modes in which the model plays against itself
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from spftsql.selfplay.stages import Answer
+from spftsql.selfplay.candidates import Answer
 
 FILE = "quarantine.jsonl"
 

@@ -21,13 +21,14 @@ from spftsql.records import Example, VerificationRequest
 from spftsql.runs import Run
 from spftsql.selfplay import vbi
 from spftsql.selfplay.base import base_model
+from spftsql.selfplay.candidates import Candidate, Exam, Training
 from spftsql.selfplay.lineage import write_pairs
 from spftsql.selfplay.lines import self_play
 from spftsql.selfplay.players import Players, debut
 from spftsql.selfplay.recombined import with_recombined
 from spftsql.selfplay.settling import Played, gate_answers, settle
 from spftsql.selfplay.splits import SyntheticSets, label_folds, later_set, split_pairs
-from spftsql.selfplay.stages import Candidate, Exam, Stages, Training
+from spftsql.selfplay.stages import Stages
 from spftsql.selfplay.table import Result
 from spftsql.synthesis.composition import with_composed
 from spftsql.synthesis.library import with_library, write_templates

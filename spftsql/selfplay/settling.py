@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from spftsql.records import Mode
+from spftsql.selfplay.candidates import Answer, Candidate
 from spftsql.selfplay.gate import Decision, decide
 from spftsql.selfplay.lines import Line
 from spftsql.selfplay.players import Players, strongest
 from spftsql.selfplay.quarantine import FILE as QUARANTINE
 from spftsql.selfplay.quarantine import contradicted, quarantine_lines
-from spftsql.selfplay.stages import Answer, Candidate, Stages
+from spftsql.selfplay.stages import Stages
 from spftsql.selfplay.table import Outcomes, Result, TableExam, markdown, method_row, write_outcomes
 
 METHODS: dict[Mode, str] = {

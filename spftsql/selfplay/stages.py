@@ -12,12 +12,12 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spftsql.config import Config, Optimization, fold_config
+from spftsql.config import Config, fold_config
 from spftsql.databases.catalogue import Catalogue
 from spftsql.errors import Fault, disk_faults
 from spftsql.execution import Execution
@@ -26,7 +26,6 @@ from spftsql.prompts import PromptBuilder
 from spftsql.records import (
     Example,
     GenerationRequest,
-    Mode,
     Sample,
     TrainRow,
     Verdict,
@@ -36,6 +35,7 @@ from spftsql.records import (
     write_records,
 )
 from spftsql.runs import Run, Stage
+from spftsql.selfplay.candidates import Answer, Candidate, Exam, Training
 from spftsql.selfplay.retention import forget_model, forget_weights, has_weights
 from spftsql.telemetry import count, gauge
 from spftsql.usage import Use, trainer_use
@@ -43,60 +43,6 @@ from spftsql.verification.samples import Checks, early_verdicts, statement
 
 if TYPE_CHECKING:
     from spftsql.training.validation import Validate
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A trained model: where it lies and what it was made from."""
-
-    name: str
-    path: str
-    key: str
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One sample of one candidate for one question, as SQL and with its verdict."""
-
-    example: Example
-    candidate: str
-    text: str
-    sql: str
-    verdict: Verdict
-
-    @property
-    def correct(self) -> bool:
-        """Whether the SQL gives the gold's result."""
-        return self.verdict.status == "equal"
-
-    @property
-    def known(self) -> bool:
-        """Whether there is an answer at all; a fault of ours says nothing about the candidate."""
-        return self.verdict.fault is None
-
-
-@dataclass(frozen=True)
-class Exam:
-    """Questions that candidates answer, `samples` times each; temperature 0 is greedy."""
-
-    questions: Sequence[Example]
-    samples: int = 1
-    temperature: float = 0.0
-
-
-@dataclass(frozen=True)
-class Training:
-    """One training wanted from `Stages.train`; the fields are those of `TrainJob`."""
-
-    name: str
-    start: Candidate
-    rows: Sequence[TrainRow]
-    optimization: Optimization
-    mode: Mode = "sft"
-    reference: Candidate | None = None
-    synthetic_share: float | None = None
-    selection: Sequence[Example] = ()  # questions that decide when it stops, with `training.validate_steps`
-    details: Mapping[str, object] = field(default_factory=dict)  # for the model card
 
 
 class Stages:
@@ -438,11 +384,6 @@ class Stages:
 def candidate_of(stage: Stage, name: str) -> Candidate:
     """The candidate `name` of a training stage."""
     return Candidate(name, str(stage.path / name), content_hash(stage.key, name))
-
-
-def accuracy(answers: Sequence[Answer]) -> float:
-    """Execution accuracy over the answers that are known; 0 for none."""
-    return sum(answer.correct for answer in answers) / max(sum(answer.known for answer in answers), 1)
 
 
 def _answered_sql(

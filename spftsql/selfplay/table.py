@@ -14,8 +14,8 @@ from rich.table import Table as RichTable
 from spftsql.errors import UserError
 from spftsql.evaluation.metrics import mcnemar, wilson
 from spftsql.runs import Run
+from spftsql.selfplay.candidates import Answer
 from spftsql.selfplay.gate import Decision
-from spftsql.selfplay.stages import Answer
 
 TableExam = Literal["test", "selection"]
 _ABOUT = {"test": "", "selection": "No test set: accuracy on the synthetic questions of the selection set."}

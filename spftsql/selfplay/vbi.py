@@ -17,10 +17,11 @@ from spftsql.errors import UserError
 from spftsql.evaluation.benchmarks import template_id
 from spftsql.linking.literals import filter_literals, says, unsaid
 from spftsql.records import Example, Statement, TrainRow, Verdict, VerificationRequest
+from spftsql.selfplay.candidates import Answer, Candidate
 from spftsql.selfplay.leaks import find_leaks
 from spftsql.selfplay.lineage import Made, pair_id, question_request
 from spftsql.selfplay.questions import Phrasing, Vote, choose
-from spftsql.selfplay.stages import Answer, Candidate, Stages
+from spftsql.selfplay.stages import Stages
 from spftsql.synthesis.accepting import Tally, counts_of, judged
 from spftsql.synthesis.canonical import canonical_sql
 from spftsql.synthesis.filling import Sampler

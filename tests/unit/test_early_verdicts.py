@@ -29,7 +29,8 @@ from spftsql.records import (
     write_records,
 )
 from spftsql.runs import Run
-from spftsql.selfplay.stages import Candidate, Stages
+from spftsql.selfplay.candidates import Candidate
+from spftsql.selfplay.stages import Stages
 from spftsql.verification.local import verify_dataset
 from spftsql.verification.samples import Checks, early_verdicts
 from tests.streaming import Speaker, asked, checks, settings, statements, towns

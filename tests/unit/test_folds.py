@@ -9,10 +9,10 @@ import pytest
 from spftsql.config import GateConfig
 from spftsql.errors import UserError
 from spftsql.records import Example, Verdict
+from spftsql.selfplay.candidates import Answer, Candidate
 from spftsql.selfplay.players import Players
 from spftsql.selfplay.settling import Played, gate_answers
 from spftsql.selfplay.splits import label_folds
-from spftsql.selfplay.stages import Answer, Candidate
 
 LABELS = [Example(f"l{i}", "shop", f"question {i}", "SELECT 1", "label", "t") for i in range(11)]
 

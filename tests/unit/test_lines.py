@@ -12,11 +12,12 @@ import pytest
 
 from spftsql.recipes import validate
 from spftsql.records import Example, Mode, TrainRow, Verdict
+from spftsql.selfplay.candidates import Answer, Candidate, Exam, Training
 from spftsql.selfplay.guards import collapse, saturation
 from spftsql.selfplay.lines import Line, self_play
 from spftsql.selfplay.players import Players
 from spftsql.selfplay.quarantine import contradicted, quarantine_lines
-from spftsql.selfplay.stages import Answer, Candidate, Exam, Stages, Training
+from spftsql.selfplay.stages import Stages
 
 LABELS = [Example("label-1", "shop", "what are all of the cities ?", "SELECT name FROM city", "label", "t")]
 SELECTION = [Example(f"s{i}", "shop", f"selection {i}", f"SELECT {i}", "synthetic", "t") for i in range(20)]

@@ -14,9 +14,10 @@ from spftsql.errors import UserError
 from spftsql.recipes import validate
 from spftsql.records import Example, Sample, Statement, Verdict
 from spftsql.selfplay import vbi
+from spftsql.selfplay.candidates import Answer, Candidate
 from spftsql.selfplay.lineage import Made, pair_files
 from spftsql.selfplay.questions import Phrasing, Vote
-from spftsql.selfplay.stages import Answer, Candidate, Stages
+from spftsql.selfplay.stages import Stages
 
 SCHEMA = Schema(
     "shop", "sqlite", (Table("city", (Column("name", "text", "TEXT"), Column("state", "text", "TEXT")), 9),)

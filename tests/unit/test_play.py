@@ -7,10 +7,10 @@ import pytest
 
 from spftsql.config import SelfPlayConfig
 from spftsql.records import Example, Mode, Sample, TrainRow, Verdict
+from spftsql.selfplay.candidates import Answer, Candidate, accuracy
 from spftsql.selfplay.gate import decide
 from spftsql.selfplay.play import play_rows
 from spftsql.selfplay.players import opponents_of, strongest
-from spftsql.selfplay.stages import Answer, Candidate, accuracy
 from spftsql.selfplay.table import Result, markdown, method_row
 
 M0, M1, M2 = (Candidate(name, f"models/{name}", name) for name in ("m0", "m1", "m2"))

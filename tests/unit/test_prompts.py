@@ -24,7 +24,8 @@ from spftsql.prompts import PromptBuilder
 from spftsql.recipes import validate
 from spftsql.records import Example, GenerationRequest, Sample, Verdict, VerificationRequest
 from spftsql.sandbox.result import Execution
-from spftsql.selfplay.stages import Candidate, Exam, Stages
+from spftsql.selfplay.candidates import Candidate, Exam
+from spftsql.selfplay.stages import Stages
 from spftsql.verification.samples import Checks
 from spftsql.voting import Contest
 

@@ -17,7 +17,8 @@ from spftsql.execution import LocalExecution
 from spftsql.progress import Reporter
 from spftsql.records import Example
 from spftsql.runs import Run
-from spftsql.selfplay.stages import Candidate, Stages, Training
+from spftsql.selfplay.candidates import Candidate, Training
+from spftsql.selfplay.stages import Stages
 from spftsql.training.artefact import read_manifest
 from spftsql.training.job import TrainJob
 from tests import trainings
