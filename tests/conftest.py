@@ -50,6 +50,16 @@ def postgres() -> Iterator[Server]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def towns(postgres: Server) -> str:
+    """The URL of the database `towns` on that server, as the role that may only read."""
+    from tests.towns import TOWNS
+
+    postgres.run("CREATE DATABASE towns")
+    postgres.run(TOWNS, "towns")
+    return postgres.url("towns")
+
+
 @pytest.fixture(scope="module")
 def ray_session() -> Iterator[None]:
     """One local Ray session for the tests of a module; another module may need one of another kind.
