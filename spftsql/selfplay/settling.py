@@ -127,14 +127,20 @@ def promote(
 
 
 def list_contradictions(stages: Stages, players: Players) -> None:
-    """Writes down, for a person to look at, the golds of every set that most candidates contradict unanimously.
+    """Writes down, for a person to look at, the golds that most candidates contradict unanimously.
 
-    Those of the gate and the test set count all the same: a set from which hard questions are taken is another one.
+    Only those of the play set are left out of training. Those of the selection and gate sets count all the same: a set
+    from which hard questions are taken is another one. The test set is not looked at: the table alone reads it.
     """
     fewest = stages.config.selfplay.quarantine
-    found = [one for exam in players.exams for one in contradicted(exam, players.of(exam), fewest).values()]
+    read = [exam for exam in players.exams if exam != "test"]
+    found = [one for exam in read for one in contradicted(exam, players.of(exam), fewest).values()]
     stages.run.write(QUARANTINE, quarantine_lines(found))
-    for exam, count in Counter(one.exam for one in found).items():
+    counts = Counter(one.exam for one in found)
+    for exam, count in counts.items():
         stages.run.event("contradicted", exam=exam, count=count, of=len(players.exams[exam].questions))
     if found:
-        stages.report.say(f"  {len(found)} golds that most candidates contradict unanimously are in {QUARANTINE}")
+        play = [f"{counts['play']} play golds, not trained on"] if counts["play"] else []
+        kept = " and ".join(f"{count} {exam}" for exam, count in counts.items() if exam != "play")
+        told = "; ".join(play + ([f"{kept} golds, which count all the same"] if kept else []))
+        stages.report.say(f"  contradicted by most candidates, see {QUARANTINE}: {told}")

@@ -17,6 +17,7 @@ from spftsql.selfplay.guards import collapse, saturation
 from spftsql.selfplay.lines import Line, self_play
 from spftsql.selfplay.players import Players
 from spftsql.selfplay.quarantine import contradicted, quarantine_lines
+from spftsql.selfplay.settling import list_contradictions
 from spftsql.selfplay.stages import Stages
 
 LABELS = [Example("label-1", "shop", "what are all of the cities ?", "SELECT name FROM city", "label", "t")]
@@ -49,12 +50,16 @@ class World:
         self.manifests: dict[str, dict[str, Any]] = {}
         self.events: list[dict[str, Any]] = []
         self.lines: list[str] = []
+        self.files: dict[str, str] = {}
 
     def event(self, kind: str, **details: Any) -> None:
         self.events.append({"event": kind, **details})
 
     def say(self, text: str) -> None:
         self.lines.append(text)
+
+    def write(self, name: str, text: str) -> None:
+        self.files[name] = text
 
     def sql_row(self, example: Example) -> TrainRow:
         return TrainRow(example.id, "shop", example.question, example.sql, None, None, example.source)
@@ -291,3 +296,18 @@ def test_a_quarantined_gold_is_never_trained_on(tmp_path: Path) -> None:
     ]
     assert [row.id.split("/")[0] for row in world.trained["spft-a-2"].rows if not row.replay] == ["p0", "p1", "p3"]
     assert [event["left_out"] for event in world.of("play")] == [{}, {"quarantined": 1}]
+
+
+def test_contradicted_golds_are_listed_but_not_those_of_the_test_set(tmp_path: Path) -> None:
+    world = World({}, tmp_path)
+    names = ("a", "b")
+    exams = {"selection": SELECTION[:1], "play": PLAY[:1], "gate": SELECTION[1:2], "test": SELECTION[2:3]}
+    answers = {n: {exam: answered(n, asked, "x", digest="d") for exam, asked in exams.items()} for n in names}
+    players = Players(
+        {exam: Exam(asked) for exam, asked in exams.items()}, [world.candidate(n) for n in names], answers
+    )
+    list_contradictions(cast(Stages, world), players)
+    listed = [json.loads(line)["exam"] for line in world.files["quarantine.jsonl"].splitlines()]
+    assert sorted(listed) == ["gate", "play", "selection"]  # the test set is read by the table alone
+    (line,) = world.lines
+    assert line.endswith("1 play golds, not trained on; 1 selection and 1 gate golds, which count all the same")
