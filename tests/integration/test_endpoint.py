@@ -361,6 +361,31 @@ def test_clients_that_go_away_end_their_generations(url: str) -> None:
     assert float(series.split()[-1]) == 0
 
 
+def test_a_client_that_does_not_wait_for_its_answer_ends_its_generation(url: str) -> None:
+    from ray import serve
+
+    handle = serve.get_deployment_handle("model", "endpoint")
+
+    def ongoing() -> dict[str, int]:
+        numbers: dict[str, int] = handle.ongoing.remote().result(timeout_s=60)
+        return numbers
+
+    before = ongoing()["given_up"]
+    # Together so much that none can be finished when the clients have had enough.
+    body = {"model": "tiny", "prompt": "SELECT", "max_tokens": 240, "n": 16, "ignore_eos": True, "temperature": 1.0}
+
+    def impatient(_: int) -> None:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{url}/v1/completions", json=body, headers=HEADERS, timeout=httpx.Timeout(60, read=0.3))
+
+    with ThreadPoolExecutor(12) as clients:
+        list(clients.map(impatient, range(12)))
+    deadline = time.monotonic() + 60
+    while ongoing()["sequences"]:
+        assert time.monotonic() < deadline
+    assert ongoing()["given_up"] > before
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

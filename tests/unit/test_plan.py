@@ -161,6 +161,13 @@ def test_what_does_not_fit_is_said_in_one_line(overrides: list[str], problem: st
     assert not any("\n" in line for line in found)
 
 
+def test_what_was_never_run_is_marked_in_the_plan() -> None:
+    config = resolve("spider-qwen2.5-coder-7b", ["training.lora={rank: 8, bits: 4}"])
+    (line,) = [line for line in dry_run(config).lines if line.startswith("training:")]
+    assert "4-bit weights (not yet seen working" in line
+    assert not any("not yet seen working" in line for line in dry_run(resolve("spider-qwen2.5-coder-7b")).lines)
+
+
 def test_an_unknown_architecture_is_a_problem(tmp_path: Path) -> None:
     tree = {
         "architectures": ["MambaForCausalLM"],
