@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -165,6 +165,7 @@ def _fit(jobs: Sequence[TrainJob], config: Config, metrics: Path) -> None:
 
     controllers_lost = 0
     while True:
+        others = _reserved()
         try:
             fit()
             break
@@ -173,6 +174,7 @@ def _fit(jobs: Sequence[TrainJob], config: Config, metrics: Path) -> None:
                 f"training failed more than {training.max_failures} times; the last time: {cause_of(error)}"
             ) from error
         except RayActorError as error:
+            _release(_reserved() - others, resources)
             controllers_lost += 1
             if controllers_lost > training.max_failures:
                 raise Fault(f"Ray Train's controller died {controllers_lost} times: {error}") from error
@@ -180,6 +182,32 @@ def _fit(jobs: Sequence[TrainJob], config: Config, metrics: Path) -> None:
         kind, message = json.loads(failure.read_text())
         raise UserError(message) if kind == "UserError" else Fault(message)
     shutil.rmtree(storage, ignore_errors=True)
+
+
+def _reserved() -> set[str]:
+    """The ids of this driver's placement groups, which hold what they reserve."""
+    import ray
+    from ray.util.placement_group import placement_group_table
+
+    job = ray.get_runtime_context().get_job_id()  # the end of the ids of its groups
+    table: dict[str, dict[str, Any]] = placement_group_table()
+    return {id_ for id_, group in table.items() if id_.endswith(job) and group["state"] != "REMOVED"}
+
+
+def _release(groups: Collection[str], resources: Mapping[str, float]) -> None:
+    """Gives back what a controller that died had reserved for its workers, each with `resources`.
+
+    Ray Train's own cleaner asks the dashboard whether a controller lives. Where there is none, or it does not answer,
+    the workers' CPUs and GPUs would stay taken, and the next controller could wait for them for ever.
+    """
+    import ray
+    from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
+
+    table: dict[str, dict[str, Any]] = placement_group_table()
+    wanted = {name: amount for name, amount in resources.items() if amount}
+    for id_ in groups:
+        if all(bundle == wanted for bundle in table[id_]["bundles"].values()):
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(id_))))
 
 
 def _worker(settings: dict[str, Any]) -> None:
