@@ -46,8 +46,8 @@ class Nodes:
         """What sends a loop here, its stages to the nodes beside the head."""
         return {**RESOURCES, "cluster.address": self.cluster.address}
 
-    def add(self) -> None:
-        self.cluster = add_node(self.cluster, CPUS, ROOM)
+    def add(self, room: Mapping[str, float] = ROOM) -> None:
+        self.cluster = add_node(self.cluster, CPUS, room)
 
     def holding(self, kind: Kind) -> list[int]:
         """The nodes beside the head on which a stage of that kind has processes now."""
