@@ -16,7 +16,7 @@ from spftsql.progress import Reporter
 from spftsql.recipes import resolve
 from spftsql.selfplay.candidates import Candidate
 from spftsql.selfplay.run import run
-from spftsql.selfplay.table import rich_table
+from spftsql.selfplay.table import read_outcomes, rich_table
 
 
 def run_demo(overrides: Sequence[str], out: Console) -> None:
@@ -26,6 +26,7 @@ def run_demo(overrides: Sequence[str], out: Console) -> None:
 
     begin = time.monotonic()
     config = resolve("demo", ["serve.port=0", *overrides])
+    folder = config.run_dir / config.name
     reporter = Reporter()
     reporter.say("The loop on the shop database: labels, VBI-FT, self-play, gate. Run it again and it resumes.")
     endpoint = _Endpoint(config)
@@ -37,17 +38,16 @@ def run_demo(overrides: Sequence[str], out: Console) -> None:
         ensure_session(config)
         with reporter.task("endpoint"):
             url = endpoint.serve(Path(result.served_path))
-        question = sample_question(load_labels(Path(result.databases[DATABASE_NAME]))).question
+        right = [id_ for id_, is_right in read_outcomes(folder).right[result.served].items() if is_right]
+        question = sample_question(load_labels(Path(result.databases[DATABASE_NAME])), right).question
         answer = ask(url, DATABASE_NAME, question)
-        out.print(
-            f"\nThe gate serves [bold]{result.served}[/bold] at {url}. Asked: [bold]{question}[/bold]", soft_wrap=True
-        )
+        among = f", of the {len(right)} test questions that it answers right" if right else ""
+        asked = f"Asked{among}: [bold]{question}[/bold]"
+        out.print(f"\nThe gate serves [bold]{result.served}[/bold] at {url}. {asked}", soft_wrap=True)
         out.print(render_answer(answer))
     finally:
         end_session()
-    out.print(
-        f"{time.monotonic() - begin:.0f} s in all. Everything is in {config.run_dir / config.name}.", soft_wrap=True
-    )
+    out.print(f"{time.monotonic() - begin:.0f} s in all. Everything is in {folder}.", soft_wrap=True)
 
 
 class _Endpoint:

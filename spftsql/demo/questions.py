@@ -15,7 +15,7 @@ import itertools
 import random
 import re
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from importlib import resources
@@ -50,6 +50,11 @@ class LabelledQuestion:
     structure: str
     hardness: Hardness
     split: Split
+
+    @property
+    def id(self) -> str:
+        """Its name as an example of the benchmark."""
+        return f"demo-{self.split}-{self.index:05d}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +106,16 @@ def load_labels(database: Path, seed: int = 0) -> list[LabelledQuestion]:
     ]
 
 
-def sample_question(labels: Sequence[LabelledQuestion]) -> LabelledQuestion:
-    """What the demo asks at its end: the first easy test question whose structure occurs in training."""
+def sample_question(labels: Sequence[LabelledQuestion], right: Collection[str]) -> LabelledQuestion:
+    """What the demo asks at its end: the first easy test question among those answered `right` (ids).
+
+    Where there is none, any test question answered right; where none is, the first easy one of a structure that occurs
+    in training.
+    """
+    test = [label for label in labels if label.split == "test"]
     seen = {label.structure for label in labels if label.split == "train"}
-    return next(
-        label for label in labels if label.split == "test" and label.hardness == "easy" and label.structure in seen
-    )
+    found = [label for label in test if label.id in right] or [label for label in test if label.structure in seen]
+    return next((label for label in found if label.hardness == "easy"), found[0])
 
 
 def placeholders(text: str) -> list[str]:

@@ -168,7 +168,7 @@ def _demo(workspace: Path) -> Benchmark:
     for label in load_labels(path, seed=0):
         parts[label.split].append(
             Example(
-                id=f"demo-{label.split}-{label.index:05d}",
+                id=label.id,
                 db_id=DATABASE_NAME,
                 question=label.question,
                 sql=label.sql,

@@ -167,9 +167,17 @@ def test_a_ranking_that_ties_is_not_asked(path: Path, tmp_path: Path) -> None:
     assert "most_expensive_product" not in {label.structure for label in load_labels(tied)}
 
 
-def test_sample_question_is_an_easy_test_question(labels: list[LabelledQuestion]) -> None:
-    sample = sample_question(labels)
-    assert sample.split == "test" and sample.hardness == "easy"
+def test_the_question_asked_at_the_end_is_a_test_question_that_was_answered_right(
+    labels: list[LabelledQuestion],
+) -> None:
+    test = [label for label in labels if label.split == "test"]
+    hard = next(label for label in test if label.hardness == "hard")
+    *_, easy = (label for label in test if label.hardness == "easy")
+    assert sample_question(labels, {hard.id, easy.id, labels[0].id}) == easy
+    assert sample_question(labels, {hard.id}) == hard
+    none = sample_question(labels, set())
+    assert none.split == "test" and none.hardness == "easy"
+    assert none.structure in {label.structure for label in labels if label.split == "train"}
 
 
 def test_a_wrong_database_is_a_clear_error(tmp_path: Path) -> None:
