@@ -311,6 +311,10 @@ class SelfPlayConfig(Section):
     strongest. The frozen `reference` is the opponent, or the main model at the start of the iteration; with a pool it
     is the latter. A synthetic gold is left out when `quarantine` candidates at least, and most of all, agree on another
     result (`null`: never).
+
+    `near_misses` are further y′ of every mode but `sft`: up to as many statements per question that are one edit away
+    from the gold, and that execution shows to be wrong. `questions` says which of the play set an iteration plays:
+    `all`, or one of as many `parts` as there are iterations.
     """
 
     mode: Mode = "spft-a"
@@ -320,6 +324,8 @@ class SelfPlayConfig(Section):
     pool: int = Field(3, gt=1)
     reference: Literal["opponent", "main"] = "opponent"
     samples: int = Field(1, gt=0)  # of each opponent, per question
+    near_misses: int = Field(0, ge=0)  # per question
+    questions: Literal["all", "parts"] = "all"
     temperature: float = Field(1.0, ge=0)
     lambda_: float = Field(0.1, gt=0, alias="lambda")
     nll_weight: float = Field(0.0, ge=0)

@@ -34,6 +34,7 @@ UNKNOWN_QUESTION, UNKNOWN_ANSWER = 20, 40  # tokens, where there are no question
 PREFIX_HITS = 0.95  # share of a schema's tokens that the prefix cache has, with rows grouped by database
 _RESERVE = 1.3  # statements that are phrased, per pair wanted
 _DRAWN = 2.3  # statements tried, per pair wanted
+_EDITED = 4  # statements tried, per near miss wanted
 _ROW_BYTES = 1000  # of a sample with its request and verdict, in Parquet
 
 
@@ -267,12 +268,15 @@ def stages_of(config: Config, sizes: Sizes) -> Iterator[StagePlan]:
         yield from examined("labels", 1)
         return  # self-play needs the synthetic questions
     modes = list(dict.fromkeys([*play.baselines, play.mode]))
+    if play.near_misses and play.iterations:
+        yield StagePlan("verify-near-misses", executions=vbi.play_pairs * play.near_misses * _EDITED)
+    played = vbi.play_pairs / (play.iterations if play.questions == "parts" else 1)
     for iteration in range(1, play.iterations + 1):
         opponents = min(play.pool, vbi.rounds + iteration) if play.opponent == "pool" else 1
         tokens, referenced, steps = 0.0, 0.0, 0
         for mode in modes:
-            answers = play.samples * (opponents if mode.startswith("spft") else 1)
-            rows = round(vbi.play_pairs * answers * (1 + play.replay))
+            answers = play.samples * (1 if mode in ("spin", "dpo") else opponents) + play.near_misses
+            rows = round(played * answers * (1 + play.replay))
             steps += play.optimization.total_steps(rows)
             tokens += trained(rows, play.optimization, pairs=True)
             referenced += rows * (schema / config.training.questions_per_schema + question + 2 * answer)

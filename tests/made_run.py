@@ -59,7 +59,7 @@ def make_run(folder: Path, questions: int = 60, pairs: int = 40, finished: bool 
     _train(run, "round-1", {"vbi-1": "sft", "control": "sft"})
     _answer(run, "round-1", ["sft", "vbi-1", "control"], exams)
     run.event("play", mode="spft-a", iteration=1, main="vbi-1", opponent="sft", opponent_accuracy=0.35, rows=40,
-              left_out={"timeout": 2})  # fmt: skip
+              near_misses=10, left_out={"timeout": 2})  # fmt: skip
     _train(run, "play-1", {"spft-a-1": "spft-a"})
     if not finished:
         run.close()
@@ -93,8 +93,8 @@ def _train(run: Run, title: str, models: dict[str, str]) -> None:
         for name, mode in models.items():
             rejected = WRONG.format(HOSTILE) if mode.startswith("spft") else None
             rows = [
-                TrainRow(f"play-{i:03d}/{mode}/{i}", "towns", f"prompt {i}", GOLD.format(i), rejected,
-                         i % 2 if rejected else None, "synthetic" if i % 3 else "label", replay=False)
+                TrainRow(f"play-{i:03d}/{mode}/{'near-miss-' * (i >= 30)}{i}", "towns", f"prompt {i}", GOLD.format(i),
+                         rejected, i % 2 if rejected else None, "synthetic" if i % 3 else "label", replay=False)
                 for i in range(40)
             ]  # fmt: skip
             write_records(folder / f"{name}.parquet", rows, TrainRow)

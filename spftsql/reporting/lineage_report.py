@@ -9,6 +9,7 @@ from typing import Any
 
 from spftsql.reporting.run_record import RunRecord
 from spftsql.reporting.status import accuracy_text, count
+from spftsql.selfplay.candidates import NEAR_MISS
 
 
 def lineage_rows(record: RunRecord) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -103,9 +104,9 @@ def _manifest(folder: Path) -> dict[str, Any]:
 def _sources(data: Path) -> str:
     import pyarrow.parquet as pq
 
-    table = pq.read_table(data, columns=["source", "replay"])
+    table = pq.read_table(data, columns=["id", "source", "replay", "rejected"])
     kinds = Counter(
-        "replayed labels" if replay else str(source)
-        for source, replay in zip(table.column("source").to_pylist(), table.column("replay").to_pylist(), strict=True)
+        "replayed labels" if replay else f"{source} with a near miss" if rejected and NEAR_MISS in identity else source
+        for identity, source, replay, rejected in zip(*(column.to_pylist() for column in table.columns), strict=True)
     )
     return ", ".join(f"{count(n)} {kind}" for kind, n in sorted(kinds.items()))

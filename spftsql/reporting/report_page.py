@@ -278,10 +278,12 @@ def _told(record: RunRecord) -> Iterable[tuple[str, str]]:
         yield (
             f"{event.get('mode')}, iteration {event.get('iteration')}: {event.get('main')} against "
             f"{event.get('opponent')}",
-            f"opponent right on {event.get('opponent_accuracy')}; {event.get('rows')} pairs; left out "
+            f"opponent right on {event.get('opponent_accuracy')}; {event.get('rows')} pairs"
+            + (f", {event['near_misses']} of them near misses" if event.get("near_misses") else "")
+            + "; left out "
             + (_named(event.get("left_out")) or "none"),
         )
-    for kind in ("saturated", "collapse", "stopped"):
+    for kind in ("saturated", "collapse", "skipped", "stopped"):
         for event in record.of(kind):
             yield f"{event.get('mode')}, iteration {event.get('iteration')}: {kind}", str(event.get("why", ""))
     for event in record.of("contradicted"):

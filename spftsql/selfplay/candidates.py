@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from spftsql.config import Optimization
 from spftsql.records import Example, Mode, TrainRow, Verdict
 
+NEAR_MISS = "near-miss"  # who wrote an answer that no candidate wrote (see `near_misses.py`)
+
 
 @dataclass(frozen=True)
 class Candidate:

@@ -13,16 +13,18 @@ Every mode plays a line of its own: what one does is the same whichever others a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from spftsql.records import Example, Mode
-from spftsql.selfplay.candidates import Candidate, Training, accuracy
+from spftsql.selfplay.candidates import Answer, Candidate, Training, accuracy
 from spftsql.selfplay.guards import collapse, saturation
+from spftsql.selfplay.near_misses import near_misses
 from spftsql.selfplay.play import play_rows, replay_rows
-from spftsql.selfplay.players import OWN_OPPONENTS, Players, debut, opponents_of, strongest
+from spftsql.selfplay.players import FROM_LAST, Players, debut, opponents_of, strongest
 from spftsql.selfplay.quarantine import contradicted
+from spftsql.selfplay.splits import question_parts
 from spftsql.selfplay.stages import Stages
 from spftsql.training.artefact import read_manifest
 
@@ -43,7 +45,7 @@ class Line:
 
     def main(self, players: Players) -> Candidate:
         """Whom the next iteration trains: the strongest for the spft modes; the others go on from their last model."""
-        return self.last if self.mode in OWN_OPPONENTS else strongest(self.candidates, players.scores)
+        return self.last if self.mode in FROM_LAST else strongest(self.candidates, players.scores)
 
 
 def self_play(
@@ -51,7 +53,8 @@ def self_play(
 ) -> dict[Mode, Line]:
     """The lines of the configured mode and of the baseline modes, from the candidate that is strongest now.
 
-    The candidates of the configured mode join `players`.
+    The candidates of the configured mode join `players`. Raises `UserError` where there are too few questions for the
+    iterations.
     """
     config = stages.config.selfplay
     if not config.iterations or "play" not in players.exams or not players.exams["play"].questions:
@@ -59,14 +62,17 @@ def self_play(
     begin = strongest(players.candidates, players.scores)
     modes = dict.fromkeys([*config.baselines, config.mode])
     lines = {mode: Line(mode, list(players.candidates), begin, begin) for mode in modes}
-    for iteration in range(1, config.iterations + 1):
+    questions = players.exams["play"].questions
+    parts = question_parts(questions, config, stages.config.seed)
+    near = near_misses(stages, questions, config.near_misses)
+    for iteration, asked in enumerate(parts, 1):
         trainings = {
             mode: training
             for mode, line in lines.items()
-            if not line.stopped and (training := training_of(stages, iteration, line, players, labels))
+            if not line.stopped and (training := training_of(stages, iteration, line, players, labels, asked, near))
         }
         if not trainings:
-            break
+            continue
         newcomers = dict(zip(trainings, stages.train(f"play-{iteration}", list(trainings.values())), strict=True))
         if iteration == config.iterations:
             expect(strongest(lines[config.mode].candidates, players.scores))
@@ -78,34 +84,49 @@ def self_play(
 
 
 def training_of(
-    stages: Stages, iteration: int, line: Line, players: Players, labels: Sequence[Example]
+    stages: Stages,
+    iteration: int,
+    line: Line,
+    players: Players,
+    labels: Sequence[Example],
+    asked: Collection[str],
+    near: Mapping[str, Sequence[Answer]],
 ) -> Training | None:
-    """What an iteration trains, on what the opponents answered when they made their debut.
+    """What an iteration trains: the opponents' answers, from their debut, to the questions `asked` (ids), and `near` misses.
 
-    None, and the line has stopped, where that gives nothing to train on, as against an opponent that never errs: the
-    next iteration would find the same.
+    None where that gives nothing to train on, as against an opponent that never errs. The line has then stopped, unless
+    the next iteration has other questions.
     """
     config, mode, scores = stages.config.selfplay, line.mode, players.scores
     main, answers = line.main(players), players.of("play")
     opponents = opponents_of(mode, config, main, line.candidates, scores)
-    theirs = [answer for opponent in opponents for answer in answers[opponent.name]]
+    theirs = [a for opponent in opponents for a in answers[opponent.name] if a.example.id in asked]
     bad = contradicted("play", {one.name: answers[one.name] for one in line.candidates}, config.quarantine)
     rows, left_out = play_rows(mode, theirs, stages.sql_row, bad)
-    wrong = sum(row.reward == 1 for row in rows)
-    names = ", ".join(opponent.name for opponent in opponents)
+    wrong, right = (sum(row.reward == value for row in rows) for value in (1, 0))
+    missed = [miss for identity, found in near.items() if identity in asked for miss in found]
+    near_rows, _ = play_rows(mode, missed, stages.sql_row, bad)
+    rows += near_rows
+    names = "nobody" if mode == "sft" else ", ".join(opponent.name for opponent in opponents)
     stages.run.event(
         "play", mode=mode, iteration=iteration, main=main.name, opponent=names, choice=config.opponent,
         scores={one.name: round(scores[one.name], 4) for one in (main, *opponents)},
-        opponent_accuracy=round(accuracy(theirs), 4), rows=len(rows), wrong=wrong, left_out=dict(left_out),
+        opponent_accuracy=round(accuracy(theirs), 4), questions=len(asked), rows=len(rows), wrong=wrong,
+        near_misses=sum(row.rejected is not None for row in near_rows), left_out=dict(left_out),
     )  # fmt: skip
     if not rows:
         why = ", ".join(f"{count} {reason}" for reason, count in left_out.most_common()) or "no questions"
-        _stop(stages, iteration, line, f"{names} made no usable mistakes ({why}); {main.name} stays as it is")
+        why = f"{names} made no usable mistakes ({why}); {main.name} stays as it is"
+        if config.questions == "all":
+            _stop(stages, iteration, line, why)
+        else:
+            _tell(stages, "skipped", iteration, line, why)
         return None
-    if mode.startswith("spft") and wrong == len(rows):
+    if mode.startswith("spft") and wrong and not right and not left_out["right"]:
         stages.report.say(f"  {mode}: {names} got nothing right: every answer counts as wrong, as in SPIN")
     if mode == "spft-a" and not wrong:
-        stages.report.say(f"  {mode}: {names} got nothing wrong: the gold alone is raised, as in SFT")
+        alone = "the near misses alone are wrong" if near_rows else "the gold alone is raised, as in SFT"
+        stages.report.say(f"  {mode}: {names} got nothing wrong: {alone}")
     rows += replay_rows(stages, labels, round(len(rows) * config.replay))
     one = len(opponents) == 1 and config.reference == "opponent"
     return Training(
@@ -147,5 +168,9 @@ def join(stages: Stages, iteration: int, line: Line, players: Players, main: Can
 
 def _stop(stages: Stages, iteration: int, line: Line, why: str) -> None:
     line.stopped = why
-    stages.run.event("stopped", mode=line.mode, iteration=iteration, why=why)
+    _tell(stages, "stopped", iteration, line, why)
+
+
+def _tell(stages: Stages, event: str, iteration: int, line: Line, why: str) -> None:
+    stages.run.event(event, mode=line.mode, iteration=iteration, why=why)
     stages.report.say(f"  {line.mode}, iteration {iteration}: {why}")

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 
 from spftsql.records import Example, Mode, TrainRow
-from spftsql.selfplay.candidates import Answer
+from spftsql.selfplay.candidates import NEAR_MISS, Answer
 from spftsql.selfplay.stages import Stages
 
 _LABELS_OF_REWARD = {"equal": 0, "different": 1, "error": 1}  # any other verdict leaves the row out
@@ -27,7 +27,7 @@ def play_rows(
 
     `spin` takes every sample as wrong; `dpo` and `spft-b` keep wrong samples only (the others have no gradient);
     `spft-a` keeps right ones with R = 0. Rows whose verdict says nothing, and those of the `quarantined` questions
-    (ids), are left out and counted.
+    (ids), are left out and counted. The id of a row says whether its y′ is a near miss.
     """
     rows, left_out = [], Counter[str]()
     for number, answer in enumerate(answers):
@@ -35,7 +35,8 @@ def play_rows(
             left_out["quarantined"] += 1
             continue
         row = sql_row(answer.example)
-        identity = f"{answer.example.id}/{mode}/{number}"
+        writer = f"{NEAR_MISS}-" if answer.candidate == NEAR_MISS else ""
+        identity = f"{answer.example.id}/{mode}/{writer}{number}"
         if mode == "sft":
             rows.append(TrainRow(identity, row.db_id, row.prompt, row.chosen, None, None, row.source))
             continue

@@ -10,7 +10,7 @@ from spftsql.records import Mode
 from spftsql.selfplay.candidates import Answer, Candidate, Exam, accuracy
 from spftsql.selfplay.stages import Stages
 
-OWN_OPPONENTS: tuple[Mode, ...] = ("sft", "spin", "dpo")  # modes in which the model plays against itself
+FROM_LAST: tuple[Mode, ...] = ("sft", "spin", "dpo")  # modes that go on from their last model
 
 
 @dataclass
@@ -52,12 +52,13 @@ def strongest(candidates: Sequence[Candidate], scores: Mapping[str, float]) -> C
 def opponents_of(
     mode: Mode, play: SelfPlayConfig, main: Candidate, candidates: Sequence[Candidate], scores: Mapping[str, float]
 ) -> list[Candidate]:
-    """Who writes y′: main itself for `spin`, `dpo` and `sft` (not used there), else as `selfplay.opponent` says.
+    """Who writes y′: main itself for `spin` and `dpo`, else as `selfplay.opponent` says.
 
+    `sft` has no y′: those of the spft modes say how often each gold is trained on, so that it takes as many steps.
     Several for a `pool` alone: evenly from the weakest to the strongest, all where there are fewer. Among equals the
     older one is the weaker.
     """
-    if mode in OWN_OPPONENTS or play.opponent == "previous":
+    if mode in ("spin", "dpo") or play.opponent == "previous":
         return [main]
     if play.opponent == "base":
         return [candidates[0]]

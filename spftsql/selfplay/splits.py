@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from spftsql.config import GateConfig, VbiConfig
+from spftsql.config import GateConfig, SelfPlayConfig, VbiConfig
 from spftsql.errors import UserError
 from spftsql.records import Example
 
@@ -83,6 +83,23 @@ def label_folds(labels: Sequence[Example], gate: GateConfig, seed: int) -> list[
     order = list(range(len(labels)))
     random.Random(f"folds-{seed}").shuffle(order)
     return [[labels[i] for i in sorted(order[part :: gate.folds])] for part in range(gate.folds)]
+
+
+def question_parts(questions: Sequence[Example], play: SelfPlayConfig, seed: int) -> list[frozenset[str]]:
+    """The ids of the questions that each iteration of self-play plays: all of them, or a part, drawn by `seed`.
+
+    Parts have no question in common and are of equal size (but for one). Raises `UserError` where one would be empty.
+    """
+    names = [question.id for question in questions]
+    if play.questions == "all":
+        return [frozenset(names)] * play.iterations
+    if len(names) < play.iterations:
+        raise UserError(
+            f"selfplay.questions=parts needs a question for each of {play.iterations} iterations; the play set has "
+            f"{len(names)}: make more (vbi.play_pairs)"
+        )
+    random.Random(f"play-{seed}").shuffle(names)
+    return [frozenset(names[part :: play.iterations]) for part in range(play.iterations)]
 
 
 def _held_out(counts: Counter[str], share: float, seed: int) -> frozenset[str]:

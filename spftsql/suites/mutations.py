@@ -52,14 +52,15 @@ class Mutant:
 
 
 def mutants(sql: str, schema: Schema | None = None) -> list[Mutant]:
-    """The mutants of `sql` (SQLite's dialect), each text once, none of them `sql` itself, always in the same order.
+    """The mutants of `sql`, each text once, none of them `sql` itself, always in the same order.
 
     With the `schema` of its database, double-quoted strings are told from names by it, and columns are also swapped
-    for others of their kind. Whether a mutant means something else than `sql` is not known: some are equivalent.
-    A statement that sqlglot does not parse has no mutants.
+    for others of their kind; `sql` is in the schema's dialect, and in SQLite's without one. Whether a mutant means
+    something else than `sql` is not known: some are equivalent. A statement that sqlglot does not parse has no mutants.
     """
+    dialect = schema.dialect if schema is not None else "sqlite"
     try:
-        tree = parse(sql)
+        tree = parse(sql, dialect)
     except ValueError:
         return []
     swaps = _read_names(tree, schema)
@@ -74,8 +75,8 @@ def mutants(sql: str, schema: Schema | None = None) -> list[Mutant]:
                 target.replace(replacement)
             elif replacement is not None:
                 copy = replacement
-            found.setdefault(copy.sql("sqlite"), kind)
-    for same in (sql, tree.sql("sqlite")):
+            found.setdefault(copy.sql(dialect), kind)
+    for same in (sql, tree.sql(dialect)):
         found.pop(same, None)
     return [Mutant(kind, text) for text, kind in found.items()]
 

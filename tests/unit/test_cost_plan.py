@@ -96,6 +96,18 @@ def test_a_pool_is_trained_on_for_each_opponent_and_folds_are_loops_of_their_own
     assert fold.executions == 2 * (30 + 150 + 250)  # without the control
 
 
+def test_near_misses_are_executed_and_trained_on_and_parts_are_smaller() -> None:
+    own = ("selfplay.baselines=[sft]", "selfplay.iterations=2")
+    plain, near = stages(*own), stages(*own, "selfplay.near_misses=3")
+    assert near["verify-near-misses"].executions == 250 * 3 * 4 and "verify-near-misses" not in plain
+    assert near["train-play-1"].trained == pytest.approx(4 * plain["train-play-1"].trained, rel=0.05)
+    assert near["generate-play-1"] == plain["generate-play-1"]
+    parts = stages(*own, "selfplay.questions=parts")
+    assert parts["train-play-2"].trained == pytest.approx(plain["train-play-2"].trained / 2, rel=0.1)
+    assert parts["generate-play-2"] == plain["generate-play-2"]
+    assert "verify-near-misses" not in stages("selfplay.near_misses=3", "selfplay.iterations=0")
+
+
 def test_times_and_money_follow_from_counts() -> None:
     config = resolve("spider-qwen2.5-coder-7b")
     one = plan_costs(config, 1, DEVICES["H100"], 2.0)

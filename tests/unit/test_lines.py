@@ -10,9 +10,11 @@ from typing import Any, cast
 
 import pytest
 
+from spftsql.errors import UserError
 from spftsql.recipes import validate
 from spftsql.records import Example, Mode, TrainRow, Verdict
-from spftsql.selfplay.candidates import Answer, Candidate, Exam, Training
+from spftsql.selfplay import lines as lines_module
+from spftsql.selfplay.candidates import NEAR_MISS, Answer, Candidate, Exam, Training
 from spftsql.selfplay.guards import collapse, saturation
 from spftsql.selfplay.lines import Line, self_play
 from spftsql.selfplay.players import Players
@@ -150,6 +152,109 @@ def test_a_line_is_the_same_whatever_is_played_beside_it(tmp_path: Path) -> None
     assert alone.trained["spft-b-2"] == beside.trained["spft-b-2"]
 
 
+@pytest.fixture
+def near(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Two near misses of every question; filled with how many were asked for."""
+    wanted: list[int] = []
+
+    def made(stages: Stages, questions: Sequence[Example], count: int) -> dict[str, list[Answer]]:
+        wanted.append(count)
+        return {q.id: [*answered(NEAR_MISS, [q], "x"), *answered(NEAR_MISS, [q], "e")] for q in questions}
+
+    monkeypatch.setattr(lines_module, "near_misses", made)
+    return wanted
+
+
+def test_near_misses_are_played_by_every_mode_and_counted(tmp_path: Path, near: list[int]) -> None:
+    modes: tuple[Mode, ...] = ("spin", "dpo", "spft-a", "spft-b", "sft")
+    after = {f"{mode}-1": (12, "====") for mode in modes}
+    world = World({"m0": M0, "vbi-1": VBI, **after}, tmp_path, baselines=modes, near_misses=2)
+    world.play()
+    assert near == [2]
+    played = {event["mode"]: event for event in world.of("play")}
+    assert world.rewards("spft-a-1") == [0, 1, 1, 1] + [1] * 8
+    assert {mode: len(world.rewards(f"{mode}-1")) for mode in modes} == {
+        "spin": 12, "dpo": 9, "spft-a": 12, "spft-b": 11, "sft": 12,
+    }  # fmt: skip
+    assert {mode: event["near_misses"] for mode, event in played.items()} == {**dict.fromkeys(modes, 8), "sft": 0}
+    assert all(played[mode]["rows"] == len(world.rewards(f"{mode}-1")) for mode in modes)
+    assert played["spft-a"]["wrong"] == 3  # of what the opponent wrote
+    pairs = {
+        mode: {row.id.replace(mode, "") for row in world.trained[f"{mode}-1"].rows if NEAR_MISS in row.id}
+        for mode in modes
+    }
+    assert len(pairs["spin"]) == 8 and pairs["spin"] == pairs["dpo"] == pairs["spft-a"] == pairs["spft-b"]
+    assert {row.rejected for row in world.trained["sft-1"].rows} == {None}
+    training = world.trained["spft-a-1"]
+    assert (training.reference and training.reference.name) == "m0"  # as `reference` says, whoever wrote y′
+    assert sum(row.replay for row in training.rows) == 6  # for near misses, too
+
+
+def test_an_opponent_that_never_errs_leaves_the_near_misses(tmp_path: Path, near: list[int]) -> None:
+    world = World({"m0": (6, "===="), "vbi-1": VBI, "spft-b-1": (12, "====")}, tmp_path, mode="spft-b", near_misses=2)
+    world.play()
+    assert world.rewards("spft-b-1") == [1] * 8 and not world.of("stopped")
+    world = World({"m0": (6, "===="), "vbi-1": VBI, "spft-a-1": (12, "====")}, tmp_path, near_misses=2)
+    world.play()
+    assert "m0 got nothing wrong: the near misses alone are wrong" in world.lines[0]
+
+
+def test_without_near_misses_nothing_is_made(tmp_path: Path) -> None:
+    world = World({"m0": M0, "vbi-1": VBI, "spft-a-1": (12, "====")}, tmp_path)
+    world.play()  # this world executes nothing
+    assert world.of("play")[0]["near_misses"] == 0
+
+
+def test_every_iteration_plays_a_part_of_its_own(tmp_path: Path, near: list[int]) -> None:
+    answers = {"m0": M0, "vbi-1": VBI, "spft-a-1": (12, "x=x="), "spft-a-2": (13, "====")}
+
+    def played(**settings: Any) -> list[set[str]]:
+        world = World(answers, tmp_path, iterations=2, near_misses=2, **settings)
+        world.play()
+        rows = [[row for row in world.trained[f"spft-a-{i}"].rows if not row.replay] for i in (1, 2)]
+        assert [event["questions"] for event in world.of("play")] == [len({r.chosen for r in part}) for part in rows]
+        return [{row.id.split("/")[0] for row in part} for part in rows]
+
+    everything = {question.id for question in PLAY}
+    assert played() == [everything, everything]
+    first, second = played(questions="parts")
+    assert len(first) == len(second) == 2 and first | second == everything
+    assert played(questions="parts") == [first, second]
+
+
+def test_an_iteration_without_mistakes_in_its_part_is_passed_over(tmp_path: Path) -> None:
+    """Another part may have some; only with the same questions would the next iteration find the same."""
+    settings: dict[str, Any] = {"mode": "dpo", "questions": "parts", "iterations": 4}
+    for place in range(4):
+        marks = "".join("x" if i == place else "=" for i in range(4))
+        world = World(
+            {"m0": M0, "vbi-1": (10, marks), **{f"dpo-{i}": (11, "====") for i in range(1, 5)}}, tmp_path, **settings
+        )
+        lines, _ = world.play()
+        (trained,) = world.trained.values()
+        assert [row.id.split("/")[0] for row in trained.rows if not row.replay] == [f"p{place}"]
+        assert lines["dpo"].last.name == trained.name and not lines["dpo"].stopped
+        assert len(world.of("skipped")) == 3 and not world.of("stopped")
+        assert all("made no usable mistakes (1 right)" in event["why"] for event in world.of("skipped"))
+
+
+def test_more_iterations_than_questions_cannot_have_a_part_each(tmp_path: Path) -> None:
+    world = World({"m0": M0, "vbi-1": VBI}, tmp_path, questions="parts", iterations=5)
+    with pytest.raises(UserError, match="a question for each of 5 iterations; the play set has 4: make more"):
+        world.play()
+
+
+def test_the_control_takes_as_many_steps(tmp_path: Path) -> None:
+    world = World(
+        {"m0": M0, "vbi-1": VBI, "spft-a-1": (12, "===="), "sft-1": (12, "====")}, tmp_path,
+        opponent="pool", baselines=["sft"],
+    )  # fmt: skip
+    world.play()
+    assert len(world.trained["sft-1"].rows) == len(world.trained["spft-a-1"].rows)
+    assert {event["mode"]: event["opponent"] for event in world.of("play")} == {"sft": "nobody", "spft-a": "m0, vbi-1"}
+    assert world.trained["sft-1"].start.name == "vbi-1" and world.trained["sft-1"].reference is None
+
+
 def test_against_a_pool_main_answers_for_itself_too_and_is_the_reference(tmp_path: Path) -> None:
     world = World({"m0": M0, "vbi-1": VBI, "spft-a-1": (12, "====")}, tmp_path, opponent="pool")
     world.play()
@@ -182,6 +287,9 @@ def test_an_opponent_that_always_errs_is_told(tmp_path: Path) -> None:
     world.play()
     assert world.rewards("spft-a-1") == [1, 1, 1, 1]
     assert "m0 got nothing right" in world.lines[0]
+    world = World({"m0": M0, "vbi-1": VBI, "spft-b-1": (12, "====")}, tmp_path, mode="spft-b")
+    world.play()
+    assert world.rewards("spft-b-1") == [1, 1, 1] and not world.lines  # the right answer has no row, and is one
 
 
 def test_verdicts_that_say_nothing_train_nothing(tmp_path: Path) -> None:
