@@ -8,13 +8,16 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from benchmarks.evidence.cells import LABELLED, Cell, Method, Unit, cell, methods_of
+from benchmarks.evidence.self_play import PlayCell, PlayUnit, play_cell, play_cells
 from benchmarks.measure import markdown
 from spftsql.evaluation.metrics import mcnemar
 
 BEGIN, END = "<!-- evidence: begin -->", "<!-- evidence: end -->"
+Against = Literal["start", "control"]
+AGAINST: tuple[Against, ...] = ("start", "control")
 _TITLES = {"sft": "SFT", "control": "SFT, same steps", "vbi-1": "+ 1 round", "vbi-2": "+ 2 rounds"}
 _T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
@@ -27,7 +30,7 @@ class Measured:
     name: str
     right: str  # a digit per question: 1 or 0
     covered: str
-    pairs: int  # synthetic pairs that were trained on in the last round
+    pairs: int  # synthetic pairs that were trained on in the last round, or rows of self-play in the last iteration
     seconds: float  # of the whole run that gave the cell, what was there already not counted
     machine: str
 
@@ -56,13 +59,15 @@ def append_results(path: Path, found: Iterable[Measured]) -> None:
         file.writelines(json.dumps(asdict(one)) + "\n" for one in found)
 
 
-def section(units: Sequence[Unit], done: Mapping[str, Measured], reasons: Mapping[Unit, str]) -> str:
+def section(
+    units: Sequence[Unit | PlayUnit], done: Mapping[str, Measured], reasons: Mapping[Unit | PlayUnit, str]
+) -> str:
     """The tables: a row for each method and setting, over its seeds, and what is missing.
 
     The control of a row is SFT for as many steps, paired by question and seed. `reasons` says why units cannot run.
     """
     rows = []
-    for setting, members in _settings(units).items():
+    for setting, members in _settings([unit for unit in units if isinstance(unit, Unit)]).items():
         for method in methods_of(members[0]):
             rows.append(_row(setting, method, members, done, reasons))
     header = ("data", "labels", "values linked", "new SQL", "filter", "method", "EX", "covered", "uncovered",
@@ -78,9 +83,72 @@ def section(units: Sequence[Unit], done: Mapping[str, Measured], reasons: Mappin
             "",
             markdown(rows, header),
             "",
+            *_self_play([unit for unit in units if isinstance(unit, PlayUnit)], done, reasons),
             END,
         ]
     )
+
+
+def _self_play(
+    units: Sequence[PlayUnit], done: Mapping[str, Measured], reasons: Mapping[Unit | PlayUnit, str]
+) -> list[str]:
+    """The table of self-play; nothing without units."""
+    if not units:
+        return []
+    rows: dict[tuple[object, ...], list[PlayCell]] = {}
+    for one in dict.fromkeys(one for unit in units for one in play_cells(unit)):
+        rows.setdefault((one.unit.setting, one.player, one.iteration, one.voted), []).append(one)
+    header = ("setting", "mode", "iteration", "answers", "EX", "gain over start", "p by seed", "gain over control",
+              "p by seed", "seeds")  # fmt: skip
+    return [
+        "### Self-play",
+        "",
+        "GeoQuery, question split, 30 % of the labels, values linked. The start is the model of one round of VBI-FT on "
+        "pairs made of labels; the control is continued SFT (`sft`) in the same setting, as many steps on the same "
+        "questions. Each mode's model is shown as it is, without the gate. Greedy answers and the vote of 8 samples on "
+        "what they return, are of the same models; both are paired with the same kind of answers of the start and of "
+        "the control. Intervals are over the seeds (95 %, Student); p is exact McNemar for each seed, uncorrected. A "
+        "setting is the recipe `geoquery` but for what its name says (`benchmarks/evidence/self_play.py`).",
+        "",
+        markdown([_play_row(cells, done, reasons) for cells in rows.values()], header),
+        "",
+    ]
+
+
+def _play_row(
+    cells: Sequence[PlayCell], done: Mapping[str, Measured], reasons: Mapping[Unit | PlayUnit, str]
+) -> tuple[str, ...]:
+    """A mode in a setting: its cells differ in the seed only."""
+    one = cells[0]
+    head = (one.unit.setting, one.player, str(one.iteration), "voted" if one.voted else "greedy")
+    found = [done[cell.key] for cell in cells if cell.key in done]
+    missing = [str(cell.unit.seed) for cell in cells if cell.key not in done]
+    if not found:
+        why = next((reasons[cell.unit] for cell in cells if cell.unit in reasons), "")
+        return (*head, "missing" + (f": {why}" if why else ""), "", "", "", "", "0")
+    figures: list[str] = []
+    for against in AGAINST:
+        gains, ps = play_gain(cells, done, against)
+        figures += [mean_with_interval(gains, signed=True), ", ".join(f"{p:.2g}" for p in ps) or "–"]
+    seeds = str(len(found)) + (f" (missing: {', '.join(missing)})" if missing else "")
+    accuracies = [value for measured in found if (value := measured.accuracy()) is not None]
+    return (*head, mean_with_interval(accuracies), *figures, seeds)
+
+
+def play_gain(
+    cells: Sequence[PlayCell], done: Mapping[str, Measured], against: Against
+) -> tuple[list[float], list[float]]:
+    """For each seed where both are there: accuracy gained over the start, or over the control, and McNemar's p."""
+    pairs = []
+    for one in cells:
+        if one.player == "start" or (against == "control" and one.player == "sft"):
+            continue
+        if against == "start":
+            other = play_cell(one.unit, "start", 0, one.voted)
+        else:
+            other = play_cell(one.unit, "sft", one.iteration, one.voted)
+        pairs.append((done.get(one.key), done.get(other.key)))
+    return _gains(pairs)
 
 
 def write_section(path: Path, text: str) -> None:
@@ -101,14 +169,17 @@ def gain(cells: Sequence[Cell], done: Mapping[str, Measured]) -> tuple[list[floa
 
     Without labels the base model takes the place of the control.
     """
+    controls = [done.get(cell(one.unit, "control" if one.unit.label_share else "sft").key) for one in cells]
+    return _gains(list(zip([done.get(one.key) for one in cells], controls, strict=True)))
+
+
+def _gains(pairs: Sequence[tuple[Measured | None, Measured | None]]) -> tuple[list[float], list[float]]:
     gains, ps = [], []
-    for one in cells:
-        control = done.get(cell(one.unit, "control" if one.unit.label_share else "sft").key)
-        own = done.get(one.key)
-        if own is None or control is None:
+    for own, other in pairs:
+        if own is None or other is None:
             continue
-        gains.append(sum(own.marks) / len(own.marks) - sum(control.marks) / len(control.marks))
-        ps.append(mcnemar(own.marks, control.marks).p)
+        gains.append(sum(own.marks) / len(own.marks) - sum(other.marks) / len(other.marks))
+        ps.append(mcnemar(own.marks, other.marks).p)
     return gains, ps
 
 
@@ -145,7 +216,7 @@ def _row(
     method: Method,
     units: Sequence[Unit],
     done: Mapping[str, Measured],
-    reasons: Mapping[Unit, str],
+    reasons: Mapping[Unit | PlayUnit, str],
 ) -> tuple[str, ...]:
     wanted = [cell(unit, method) for unit in units]
     found = [done[one.key] for one in wanted if one.key in done]

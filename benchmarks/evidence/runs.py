@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks.evidence.cells import Unit, cell, methods_of
 from benchmarks.evidence.results import Measured
+from benchmarks.evidence.self_play import PlayUnit
 from benchmarks.measure import machine
 from spftsql.config import Config
 from spftsql.evaluation.benchmarks import load_benchmark
@@ -33,8 +34,10 @@ _NEW_SQL: dict[str, dict[str, float]] = {
 }
 
 
-def obstacle(unit: Unit, data: Path, model: Path | None) -> str:
+def obstacle(unit: Unit | PlayUnit, data: Path, model: Path | None) -> str:
     """Why a unit cannot be run here; empty where it can."""
+    if isinstance(unit, PlayUnit):
+        return "" if (data / "geoquery").is_dir() else "no geoquery in SPFTSQL_DATA"
     if not (data / unit.data).is_dir():
         return f"no {unit.data} in SPFTSQL_DATA"
     if not unit.label_share and model is None:

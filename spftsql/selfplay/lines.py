@@ -92,7 +92,7 @@ def training_of(
     asked: Collection[str],
     near: Mapping[str, Sequence[Answer]],
 ) -> Training | None:
-    """What an iteration trains: the opponents' answers, from their debut, to the questions `asked` (ids), and `near` misses.
+    """What an iteration trains on the answers of the opponents' debut to the questions `asked` (ids) and on the misses.
 
     None where that gives nothing to train on, as against an opponent that never errs. The line has then stopped, unless
     the next iteration has other questions.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,9 +11,12 @@ import pytest
 
 from benchmarks.evidence.cells import Unit
 from benchmarks.evidence.runs import measure
+from benchmarks.evidence.self_play import PlayUnit, play_cells
+from benchmarks.evidence.self_play_runs import measure_play
 from spftsql.config import ScratchConfig
 from spftsql.records import PairRow, read_records
 from spftsql.selfplay.lineage import pair_files
+from spftsql.selfplay.table import read_outcomes
 
 pytestmark = [pytest.mark.integration, pytest.mark.long, pytest.mark.timeout(1800)]
 
@@ -69,6 +73,36 @@ def test_pairs_made_of_labels(tmp_path: Path, data_root: Path) -> None:
         assert all(row.question and row.question_model is None for row in trained)
         assert all(row.sql_rows > 0 and row.sql_status == "ran" for row in trained)
         assert all(id_.startswith("geoquery-train-") for row in made for id_ in json.loads(row.bindings)["parents"])
+
+
+def test_self_play_from_one_start(tmp_path: Path, data_root: Path) -> None:
+    """Greedy and voted cells of the same models, on stages that the settings of a seed share."""
+    settings = {**SMALL, "sft.steps": 250, "vbi.optimization.steps": 150, "synthesis.recombination": 0.7}
+    first = measure_play(PlayUnit("recipe", 0), data_root, tmp_path, settings)
+    names = [one.name.split("self-play/")[1] for one in first]
+    assert names == [one.name.split("self-play/")[1] for one in play_cells(PlayUnit("recipe", 0))]
+    found = dict(zip(names, first, strict=True))
+    assert {len(one.right) for one in first} == {279} and len({one.covered for one in first}) == 1
+    folder = tmp_path / PlayUnit("recipe", 0).folder
+    outcomes = read_outcomes(folder)
+    start = found["recipe/start/greedy/s0"]
+    # The loop has the gold in canonical form, the evaluation as it was published; the answers are the same.
+    assert abs(start.right.count("1") - sum(outcomes.right[outcomes.start].values())) <= 2 < start.right.count("1")
+    assert start.right != found["recipe/start/voted/s0"].right
+    played = found["recipe/sft/1/greedy/s0"].pairs
+    assert 5 < played == found["recipe/spin/1/greedy/s0"].pairs <= 15 and not start.pairs
+    assert len(list((folder / "evaluations").iterdir())) == 6
+
+    near = measure_play(PlayUnit("near-misses-2", 0), data_root, tmp_path, settings)
+    assert [one.name.split("near-misses-2/")[-1] for one in near[2:]] == [
+        f"{mode}/1/{answers}/s0" for mode in ("sft", "spft-a") for answers in ("greedy", "voted")
+    ]
+    assert [(one.key, one.right) for one in near[:2]] == [(one.key, one.right) for one in first[:2]]
+    assert near[2].pairs == near[4].pairs > 2 * played  # the control takes as many steps
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    built = Counter(e["name"] for e in events if e["event"] == "stage" and e["outcome"] == "built")
+    assert built["base"] == built["train-labels"] == built["train-round-1"] == built["verify-near-misses"] == 1
+    assert built["train-play-1"] == 2
 
 
 def test_cells_without_labels(tmp_path: Path, data_root: Path) -> None:
