@@ -104,7 +104,8 @@ def _self_play(
         "### Self-play",
         "",
         "GeoQuery, question split, 30 % of the labels, values linked. The start is the model of one round of VBI-FT on "
-        "pairs made of labels; the control is continued SFT (`sft`) in the same setting, as many steps on the same "
+        "pairs made of labels (that of the labels alone where it is the better one on the selection set); "
+        "the control is continued SFT (`sft`) in the same setting, as many steps on the same "
         "questions. Each mode's model is shown as it is, without the gate. Greedy answers and the vote of 8 samples on "
         "what they return, are of the same models; both are paired with the same kind of answers of the start and of "
         "the control. Intervals are over the seeds (95 %, Student); p is exact McNemar for each seed, uncorrected. A "
