@@ -84,6 +84,7 @@ def build_app(
                 "initial_replicas": options.replicas,
                 "max_replicas": options.max_replicas,
                 "target_ongoing_requests": options.requests_per_replica,
+                "downscale_delay_s": options.idle_seconds,
             }
         }
     variables = environment(cpu=not generation.gpus)

@@ -21,11 +21,10 @@ from spftsql.config import Config
 from spftsql.errors import Fault
 from spftsql.generation.checkpoint import Checkpoint, Unservable, adapter_rank
 from spftsql.generation.engine import EngineDied, open_engine
-from spftsql.generation.vllm_options import cpu_options, padded_rank
+from spftsql.generation.vllm_options import adapter_options, cpu_options
 from spftsql.records import GenerationRequest
 
 _BATCH_WAIT_S = 0.002  # long enough to join requests that arrive together, too short to be felt
-_LORAS = 8  # adapters that may be at work in one step
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +101,7 @@ class VllmModel:
         adapters = [model for model, checkpoint in self._checkpoints.items() if checkpoint.base != model]
         self._adapters: Mapping[str, int] = {model: number for number, model in enumerate(adapters, 1)}
         any_checkpoint = next(iter(self._checkpoints.values()))
-        options: dict[str, Any] = {}
-        if adapters:
-            wanted = max(adapter_rank(model) for model in adapters)
-            rank = padded_rank(wanted)
-            options |= {"enable_lora": True, "max_lora_rank": rank, "max_loras": min(len(adapters), _LORAS)}
+        options = adapter_options([adapter_rank(model) for model in adapters], cpu=not torch.cuda.is_available())
         if torch.cuda.is_available():
             options |= {"dtype": config.model.dtype}
         else:

@@ -357,7 +357,8 @@ class ServeConfig(Section):
 
     `keys` is the file that `spftsql keys` writes. `hosts` are the names by which clients reach the endpoint (beside
     the address it listens on); `origins` the web sites that may call it from a browser. The model has `replicas`
-    replicas, or up to `max_replicas` as requests come: one for each `requests_per_replica` in progress.
+    replicas, or up to `max_replicas` as requests come: one for each `requests_per_replica` in progress. One that was
+    not needed for `idle_seconds` goes again.
     """
 
     host: str = "127.0.0.1"
@@ -374,6 +375,7 @@ class ServeConfig(Section):
     replicas: int = Field(1, gt=0)
     max_replicas: int | None = Field(None, gt=0)
     requests_per_replica: int = Field(16, gt=0)
+    idle_seconds: float = Field(600.0, gt=0)
     ingress_replicas: int = Field(1, gt=0)
 
     @model_validator(mode="after")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ _CPU_SEQUENCES = 64  # full-length sequences that the KV cache on the CPU has ro
 _CPU_CACHE_BYTES = 1024**3
 _CPU_PREFILL_TOKENS = 8192
 _CPU_BLOCK = 32  # tokens; of a shared prefix only whole blocks are shared, and vLLM's own default here is 128
+_GPU_ADAPTERS = 8  # in one batch; others wait for a place
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM has kernels for
 
 
@@ -30,6 +32,18 @@ def environment(cpu: bool) -> dict[str, str]:
 def padded_rank(rank: int) -> int:
     """The smallest rank of adapters that vLLM has kernels for and that holds `rank`."""
     return next((size for size in _RANKS if size >= rank), rank)
+
+
+def adapter_options(ranks: Sequence[int], *, cpu: bool) -> dict[str, Any]:
+    """The arguments for an engine that serves adapters of these `ranks` beside their base, in the same batches.
+
+    On a CPU vLLM 0.32 gives a request for the base the adapter in the last place (vllm-project/vllm#48421), so there is
+    one place more than adapters, and it stays empty.
+    """
+    if not ranks:
+        return {}
+    places = len(ranks) + 1 if cpu else min(len(ranks), _GPU_ADAPTERS)
+    return {"enable_lora": True, "max_lora_rank": padded_rank(max(ranks)), "max_loras": places}
 
 
 def engine_options(config: Config, base: str, max_length: int, rank: int, *, cpu: bool) -> dict[str, Any]:

@@ -67,6 +67,7 @@ def served(ray_session: None, folder: Path) -> Iterator[tuple[str, Path, dict[st
         "serve.port": 0,
         "serve.max_replicas": 2,
         "serve.requests_per_replica": 4,
+        "serve.idle_seconds": 5,
         "generation.max_tokens": 200,
     }
     config = resolve("demo", [f"{name}={value}" for name, value in settings.items()])

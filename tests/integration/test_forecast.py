@@ -14,7 +14,7 @@ from spftsql.simulation.forecast import forecast, machines_of
 from tests import loops
 
 LOCAL = {"execution": "local", "generation.engine": "transformers"}
-LARGER = {"vbi.train_pairs": "160", "vbi.play_pairs": "800", "vbi.selection_pairs": "400", "selfplay.samples": "2"}
+LARGER = {"vbi.train_pairs": "160", "vbi.play_pairs": "1000", "vbi.selection_pairs": "400", "selfplay.samples": "4"}
 
 
 def took(record: RunRecord) -> float:

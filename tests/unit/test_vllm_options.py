@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from spftsql.config import Config
-from spftsql.generation.vllm_options import cache_bytes, engine_options, environment, padded_rank
+from spftsql.generation.vllm_options import adapter_options, cache_bytes, engine_options, environment, padded_rank
 from spftsql.recipes import validate
 
 
@@ -74,3 +74,12 @@ def test_vllm_knows_every_option(base: str) -> None:
     known = {field.name for field in dataclasses.fields(EngineArgs)}
     for cpu in (True, False):
         assert set(engine_options(settings(), base, 1024, 8, cpu=cpu)) <= known
+
+
+def test_on_a_cpu_one_place_for_adapters_stays_empty() -> None:
+    """vLLM's CPU kernels take the last place for a request without an adapter."""
+    assert adapter_options([], cpu=True) == adapter_options([], cpu=False) == {}
+    assert adapter_options([4, 12], cpu=True) == {"enable_lora": True, "max_lora_rank": 16, "max_loras": 3}
+    assert adapter_options([8] * 20, cpu=True)["max_loras"] == 21
+    assert adapter_options([8] * 20, cpu=False)["max_loras"] == 8
+    assert adapter_options([8], cpu=False)["max_loras"] == 1
