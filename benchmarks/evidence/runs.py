@@ -26,11 +26,11 @@ from spftsql.selfplay.run import run
 
 ROUNDS = 2
 _NEW_SQL: dict[str, dict[str, float]] = {
-    "values": {"column_substitution": 0.0},
-    "columns": {"column_substitution": 0.3},
-    "library": {"column_substitution": 0.3, "library": 0.3},
+    "values": {"column_substitution": 0.0, "recombination": 0.0},
+    "columns": {"column_substitution": 0.3, "recombination": 0.0},
+    "library": {"column_substitution": 0.3, "recombination": 0.0, "library": 0.3},
     "recombined": {"column_substitution": 0.0, "recombination": 1.0},
-    "composed": {"column_substitution": 0.3, "composition": 0.3},
+    "composed": {"column_substitution": 0.3, "recombination": 0.0, "composition": 0.3},
 }
 
 
