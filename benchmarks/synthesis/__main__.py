@@ -135,7 +135,7 @@ def speed(data: Data, wanted: int, limits: SandboxConfig, repeats: int) -> dict[
 
 def stream(data: Data, rows: int, minutes: float, limits: SandboxConfig) -> dict[str, float]:
     """Lets accepted statements pass; prints the memory at a hundred points, and says what the rows in between added."""
-    pool = with_composed(library(), 0.5, data.schemas, data.files, 0, 300)
+    pool = with_composed(library(), 0.5, data.schemas, data.files, 0, 900)
     sampler, tally, points = Sampler(pool, data.schemas, data.files, 0, 1.0), Tally(), []
     deadline, step = time.monotonic() + 60 * minutes, max(1, rows // 100)
     with local_executors({name: str(path) for name, path in data.files.items()}, limits) as executors:

@@ -91,10 +91,26 @@ def test_without_a_spare_node_the_loop_says_what_it_waits_for_and_goes_on_when_o
     check_as_undisturbed(tmp_path, quiet)
 
 
-@pytest.mark.parametrize("seconds", [10, 90], ids=["slow", "taken for dead"])
-def test_a_node_that_stands_still_for_a_while_costs_time_only(tmp_path: Path, quiet: Path, seconds: int) -> None:
+def test_a_node_that_stands_still_for_a_while_costs_time_only(tmp_path: Path, quiet: Path) -> None:
     with nodes(2) as there:
-        loop_with_deeds(there, tmp_path, tmp_path / "log", lambda kind, node: there.slow(node, seconds))
+        loop_with_deeds(there, tmp_path, tmp_path / "log", lambda kind, node: there.slow(node, 10))
+        assert len(there.cluster.alive()) == 3
+    check_as_undisturbed(tmp_path, quiet)
+
+
+def test_a_node_that_stands_still_for_so_long_that_it_is_taken_for_dead_is_replaced(
+    tmp_path: Path, quiet: Path
+) -> None:
+    """It finds out when it goes on, and ends itself; what its workers do in that moment counts once at most."""
+    with nodes(2) as there:
+
+        def freeze(kind: Kind, node: int) -> None:
+            there.slow(node, 90)
+            if kind != "generation":
+                there.add()
+
+        loop_with_deeds(there, tmp_path, tmp_path / "log", freeze)
+        assert len(there.cluster.alive()) == 1 + 2 + 2 - 3  # the head, those of the start, new ones, those lost
     check_as_undisturbed(tmp_path, quiet)
 
 
