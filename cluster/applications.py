@@ -30,14 +30,17 @@ class Arguments(BaseModel):
     settings: dict[str, Any] = {}  # of the configuration, by dotted name: serve.keys, serve.max_replicas, …
 
 
-def verifier(arguments: Arguments) -> Application:
-    """The verifier pool: an application called `verifier`, without a route. Raises as `serving_plan`."""
+def verifier(arguments: dict[str, Any]) -> Application:
+    """The verifier pool: an application called `verifier`, without a route. Raises as `serving_plan`.
+
+    It takes `Arguments` as a dictionary: Serve finds no class in an annotation that is evaluated late.
+    """
     from spftsql.verification.pool import pool_application
 
     return pool_application(_plan(arguments).config)
 
 
-def endpoint(arguments: Arguments) -> Application:
+def endpoint(arguments: dict[str, Any]) -> Application:
     """The model and its routes; the application `verifier` runs beside it. Raises as `serve.app.build_app`."""
     from serve.app import build_app
 
@@ -45,7 +48,8 @@ def endpoint(arguments: Arguments) -> Application:
     return build_app(plan.model, plan.name, plan.databases, plan.config, plan.adapters)
 
 
-def _plan(arguments: Arguments) -> ServingPlan:
+def _plan(given: dict[str, Any]) -> ServingPlan:
+    arguments = Arguments.model_validate(given)
     databases = [f"{name}={url}" for name, url in arguments.databases.items()]
     # Where the cluster's proxies listen, from other machines too: without a key in SPFTSQL_API_KEY this is refused.
     settings = [f"{name}={json.dumps(value)}" for name, value in arguments.settings.items()]

@@ -32,7 +32,6 @@ LESSONS = {"who is there": "SELECT name FROM person ORDER BY id"}
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalCluster]:
     monkeypatch.setenv("SPFTSQL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PYTHONPATH", str(CONFIG.parents[1]))
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
     started = start_cluster(1, 8, {})
     yield started
     stop_cluster(started)

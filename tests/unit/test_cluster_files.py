@@ -197,30 +197,32 @@ def test_the_endpoint_is_a_configuration_that_serve_takes() -> None:
         Arguments.model_validate({"model": "m", "verifers": 2})
 
 
-def test_the_applications_of_the_endpoint_can_be_built(tmp_path: Path) -> None:
+def test_serve_builds_the_applications_of_the_endpoint_from_a_file(tmp_path: Path) -> None:
     import sqlite3
 
-    from cluster.applications import Arguments, endpoint, verifier
+    from ray.serve._private.api import call_user_app_builder_with_args_if_necessary as build
+
+    from cluster.applications import endpoint, verifier
     from spftsql.errors import UserError
 
     sqlite3.connect(tmp_path / "shop.sqlite").execute("CREATE TABLE t (a)").connection.close()
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")  # the replica reads it, not the builder
-    arguments = Arguments(
-        model=str(tmp_path / "model"),
-        databases={"shop": str(tmp_path / "shop.sqlite")},
-        engine="transformers",
-        verifiers=3,
-        verifier_resources={"verification": 1},
-    )
-    pool = verifier(arguments)._bound_deployment
+    arguments = {
+        "model": str(tmp_path / "model"),
+        "databases": {"shop": str(tmp_path / "shop.sqlite")},
+        "engine": "transformers",
+        "verifiers": 3,
+        "verifier_resources": {"verification": 1},
+    }
+    pool = build(verifier, arguments)._bound_deployment
     assert pool.num_replicas == 3 and pool.ray_actor_options["resources"] == {"verification": 1}
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("SPFTSQL_API_KEY", raising=False)
         with pytest.raises(UserError, match="SPFTSQL_API_KEY"):
-            endpoint(arguments)
+            build(endpoint, arguments)
         patch.setenv("SPFTSQL_API_KEY", "secret-of-the-test")
-        assert endpoint(arguments)._bound_deployment.name == "ingress"
+        assert build(endpoint, arguments)._bound_deployment.name == "ingress"
 
 
 @pytest.mark.parametrize("path", sorted((CHECKOUT / "cluster" / "vm").glob("*.yaml")), ids=lambda path: path.stem)
