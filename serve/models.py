@@ -21,6 +21,7 @@ from spftsql.config import Config
 from spftsql.errors import Fault
 from spftsql.generation.checkpoint import Checkpoint, Unservable, adapter_rank
 from spftsql.generation.engine import EngineDied, open_engine
+from spftsql.generation.model_folders import ModelFolders
 from spftsql.generation.vllm_options import adapter_options, cpu_options
 from spftsql.records import GenerationRequest
 
@@ -99,7 +100,6 @@ class VllmModel:
         if len(bases) != 1:
             raise Fault(f"one replica serves one base model, not {len(bases)}")
         adapters = [model for model, checkpoint in self._checkpoints.items() if checkpoint.base != model]
-        self._adapters: Mapping[str, int] = {model: number for number, model in enumerate(adapters, 1)}
         any_checkpoint = next(iter(self._checkpoints.values()))
         options = adapter_options([adapter_rank(model) for model in adapters], cpu=not torch.cuda.is_available())
         if torch.cuda.is_available():
@@ -107,11 +107,16 @@ class VllmModel:
         else:
             options |= cpu_options(any_checkpoint.base, any_checkpoint.max_length)
         from vllm import AsyncEngineArgs
+        from vllm.lora.request import LoRARequest
         from vllm.v1.engine.async_llm import AsyncLLM
 
+        folders = self._folders = ModelFolders(config.generation)  # vLLM reads adapters again and again
+        self._adapters: Mapping[str, Any] = {
+            model: LoRARequest(model, number, str(folders.of(model))) for number, model in enumerate(adapters, 1)
+        }
         self._engine = AsyncLLM.from_engine_args(
             AsyncEngineArgs(
-                model=any_checkpoint.base,
+                model=str(folders.of(any_checkpoint.base)),
                 tokenizer=models[0],
                 generation_config="vllm",
                 max_model_len=any_checkpoint.max_length,
@@ -172,7 +177,7 @@ class VllmModel:
         try:
             async with contextlib.aclosing(
                 self._engine.generate(
-                    {"prompt_token_ids": prompt.tokens}, sampling, ask.id, lora_request=self._adapter(ask.model)
+                    {"prompt_token_ids": prompt.tokens}, sampling, ask.id, lora_request=self._adapters.get(ask.model)
                 )
             ) as outputs:
                 begun: dict[int, bool] = {}
@@ -183,13 +188,6 @@ class VllmModel:
             raise EngineDied(f"the vLLM engine died: {error}") from None
         finally:
             self._given_up += not finished
-
-    def _adapter(self, model: str) -> Any:
-        if model not in self._adapters:
-            return None
-        from vllm.lora.request import LoRARequest
-
-        return LoRARequest(model, self._adapters[model], model)
 
     @staticmethod
     def _pieces(output: Any, begun: dict[int, bool], ask: Ask) -> list[Piece]:

@@ -111,7 +111,13 @@ class ModelConfig(Section):
 
 
 class GenerationConfig(Section):
-    """The engines that write questions and SQL. Resources are per actor; `resources` are the cluster's own ones."""
+    """The engines that write questions and SQL. Resources are per actor; `resources` are the cluster's own ones.
+
+    `node_cache` is where every machine keeps copies of model directories, for its engines, its trainers, the endpoint
+    and later runs. `auto`: the cache folder (`SPFTSQL_CACHE`), with copies only of models that are on a mount of
+    another machine. A directory: copies of all models. `null`: none. A model whose files change gets a new copy; the
+    copy that was not used for longest goes first, and what does not fit is read from where it is.
+    """
 
     engine: Literal["vllm", "transformers"] = "vllm"
     actors: int = Field(1, gt=0)
@@ -122,6 +128,8 @@ class GenerationConfig(Section):
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
     batch_size: int = Field(256, gt=0)
     max_tokens: int = Field(256, gt=0)
+    node_cache: Literal["auto"] | Path | None = "auto"
+    copies_mb: int = Field(100_000, gt=0)  # of models, in the node cache
 
 
 class SandboxConfig(Section):

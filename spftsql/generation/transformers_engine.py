@@ -18,11 +18,20 @@ from spftsql.config import Config
 from spftsql.errors import Fault
 from spftsql.generation.checkpoint import Checkpoint, Completion, Prompt
 from spftsql.generation.engine import CheckpointEngine, Completed, Recent, RequestsFailed
+from spftsql.generation.model_folders import ModelFolders
 
 _MODELS_KEPT = 2
 _BATCH_TOKENS = 65_536  # prompt and answer tokens of a batch: what its KV cache may come to
 _BATCH_ROWS = 256
 _WINDOW = 1024  # prompts that are put into batches together
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A model, whose weights on the CPU are pages of the files in `folders`."""
+
+    model: Any
+    folders: ModelFolders
 
 
 @dataclass
@@ -43,7 +52,7 @@ class TransformersEngine(CheckpointEngine):
         super().__init__(config)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._dtype = torch.float32 if self._device.type == "cpu" else getattr(torch, config.model.dtype)
-        self._models: Recent[Any] = Recent(_MODELS_KEPT)
+        self._models: Recent[_Loaded] = Recent(_MODELS_KEPT, lambda loaded: loaded.folders.close())
 
     def close(self) -> None:
         """See `Engine`."""
@@ -53,7 +62,7 @@ class TransformersEngine(CheckpointEngine):
     def _complete(self, checkpoint: Checkpoint, prompts: Iterator[tuple[int, Prompt]]) -> Iterator[Completed]:
         while window := list(islice(prompts, _WINDOW)):
             try:
-                model = self._models.get(checkpoint.directory, lambda: self._load(checkpoint))
+                model = self._models.get(checkpoint.directory, lambda: self._load(checkpoint)).model
             except Exception as error:  # of many libraries: the weights' format, the architecture, the adapter
                 reason = f"{type(error).__name__}: {error}"
                 raise Fault(f"transformers cannot load {checkpoint.directory}: {reason}") from error
@@ -69,18 +78,23 @@ class TransformersEngine(CheckpointEngine):
                     found[row.source].append(Completion(row.tokens, row.tokens[-1] in checkpoint.stops))
                 yield from (Completed(window[at][0], prompt, found[at]) for at, prompt in batch)
 
-    def _load(self, checkpoint: Checkpoint) -> Any:
+    def _load(self, checkpoint: Checkpoint) -> _Loaded:
         from transformers import AutoModelForCausalLM
 
         begin = time.monotonic()
-        model: Any = AutoModelForCausalLM.from_pretrained(checkpoint.base, dtype=self._dtype)
-        if checkpoint.base != checkpoint.directory:
-            from peft import PeftModel
+        folders = ModelFolders(self._config.generation)
+        try:
+            model: Any = AutoModelForCausalLM.from_pretrained(folders.of(checkpoint.base), dtype=self._dtype)
+            if checkpoint.base != checkpoint.directory:
+                from peft import PeftModel
 
-            model = PeftModel.from_pretrained(model, checkpoint.directory)
-        model = model.to(self._device).eval()
+                model = PeftModel.from_pretrained(model, folders.of(checkpoint.directory))
+            model = model.to(self._device).eval()
+        except BaseException:
+            folders.close()
+            raise
         self.loading_s += time.monotonic() - begin
-        return model
+        return _Loaded(model, folders)
 
     @torch.inference_mode()
     def _decode(self, model: Any, stops: frozenset[int], prompts: Sequence[tuple[int, Prompt]]) -> list[_Row]:

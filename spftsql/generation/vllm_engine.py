@@ -21,6 +21,7 @@ from spftsql.config import Config
 from spftsql.errors import Fault
 from spftsql.generation.checkpoint import Checkpoint, Completion, Prompt, adapter_rank
 from spftsql.generation.engine import CheckpointEngine, Completed, EngineDied, Recent, RequestsFailed
+from spftsql.generation.model_folders import ModelFolders
 from spftsql.generation.vllm_options import (
     cache_bytes,
     engine_options,
@@ -36,11 +37,12 @@ _CPU_BYTES = 4 * 1024**3  # weights and caches that may lie in the CPU's memory 
 
 @dataclass
 class _Loaded:
-    """An LLM and the numbers under which it knows its adapters."""
+    """An LLM and its adapters, by their directories. vLLM reads an adapter anew when it has given up its place."""
 
     llm: Any
     size: int  # bytes of weights and cache; 0 on a GPU
-    adapters: dict[str, int] = field(default_factory=dict)
+    folders: ModelFolders
+    adapters: dict[str, Any] = field(default_factory=dict)
     names: Iterator[int] = field(default_factory=count)  # of requests, never twice the same
 
     @property
@@ -138,8 +140,10 @@ class VllmEngine(CheckpointEngine):
             return None
         from vllm.lora.request import LoRARequest
 
-        number = model.adapters.setdefault(checkpoint.directory, len(model.adapters) + 1)
-        return LoRARequest(checkpoint.directory, number, checkpoint.directory)
+        name = checkpoint.directory
+        if name not in model.adapters:
+            model.adapters[name] = LoRARequest(name, len(model.adapters) + 1, str(model.folders.of(name)))
+        return model.adapters[name]
 
     def _loaded(self, checkpoint: Checkpoint) -> _Loaded:
         rank = self._rank(checkpoint)
@@ -164,16 +168,23 @@ class VllmEngine(CheckpointEngine):
         if self._held + size > _CPU_BYTES:
             self._models.clear()
         begin = time.monotonic()
-        llm = self._vllm.LLM(**engine_options(self._config, base, length, rank, cpu=self._cpu))
+        folders = ModelFolders(self._config.generation)
+        try:
+            weights = str(folders.of(base))
+            llm = self._vllm.LLM(**engine_options(self._config, weights, length, rank, cpu=self._cpu))
+        except BaseException:
+            folders.close()
+            raise
         self.loading_s += time.monotonic() - begin
         self._held += size
         _wake_when_dead(llm.llm_engine.engine_core)
-        return _Loaded(llm, size)
+        return _Loaded(llm, size, folders)
 
     def _drop(self, model: _Loaded) -> None:
         model.llm.llm_engine.engine_core.shutdown()
         del model.llm
         gc.collect()
+        model.folders.close()
         self._held -= model.size
 
 

@@ -164,6 +164,7 @@ class DeepSpeedEngine:
             training.gradient_checkpointing,
             training.sharing,
             self._prepared.job.seed,
+            self._config.generation,
         )
 
     def _settings(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from spftsql.config import Config, Optimization
+from spftsql.config import Config, GenerationConfig, Optimization
 from spftsql.errors import UserError
 from spftsql.records import Mode, TrainRow, content_hash, read_records
 from spftsql.training.artefact import (
@@ -82,11 +82,15 @@ class TrainResult:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A job, read and tokenized. `dropout` is None where the mode trains without; `work` holds its scratch files."""
+    """A job, read and tokenized. `dropout` is None where the mode trains without; `work` holds its scratch files.
+
+    `node` says whether weights are read from copies on this machine.
+    """
 
     job: TrainJob
     model: Path
     reference: Path
+    node: GenerationConfig
     rows: list[Encoded]
     dropped: int
     batches: list[list[int]]
@@ -120,6 +124,7 @@ def prepare(job: TrainJob, config: Config) -> Prepared:
         job=job,
         model=model,
         reference=reference,
+        node=config.generation,
         rows=rows,
         dropped=dropped,
         batches=plan(rows, steps, optimization.batch_size, job.seed, job.synthetic_share, together),

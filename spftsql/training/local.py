@@ -128,6 +128,7 @@ class LocalEngine:
             training.gradient_checkpointing,
             training.sharing,
             prepared.job.seed,
+            config.generation,
         )
         self._module.to(device)
         self._trained = {name: p for name, p in self._module.named_parameters() if p.requires_grad}

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spftsql.config import LoraConfig
+from spftsql.config import GenerationConfig, LoraConfig
 from spftsql.errors import UserError
+from spftsql.generation.model_folders import ModelFolders
 from spftsql.training.artefact import named_base, resolve_model
 from spftsql.training.attention import masked_blocks, use_forest
 from spftsql.training.batches import Micro, Sharing
@@ -57,21 +58,23 @@ def sequence_sums(token_logps: Tensor, micro: Micro) -> Tensor:
     return sums.index_add(0, micro.sequence[completion], token_logps[completion])
 
 
-def load_causal_lm(folder: Path, dtype: torch.dtype, bits: int | None = None) -> Any:
+def load_causal_lm(folder: Path, dtype: torch.dtype, node: GenerationConfig | None = None) -> Any:
     """A causal LM on the CPU, with PyTorch's fused attention; an adapter is merged into its base.
 
-    Raises `UserError` when `folder` holds none.
+    `node` says whether weights are read from copies on this machine (see `ModelFolders`). Raises `UserError` when
+    `folder` holds none.
     """
     base = named_base(folder)
-    if base is None:
-        return _load_base(folder, dtype, bits)
-    from peft import PeftModel
+    with ModelFolders(node) as folders:
+        if base is None:
+            return _load_base(folder, folders, dtype, None)
+        from peft import PeftModel
 
-    adapted = PeftModel.from_pretrained(_load_base(resolve_model(base), dtype, bits), folder)
+        adapted = PeftModel.from_pretrained(_load_base(resolve_model(base), folders, dtype, None), folders.of(folder))
     return adapted.merge_and_unload().requires_grad_(True)  # peft had frozen the base
 
 
-def _load_base(folder: Path, dtype: torch.dtype, bits: int | None) -> Any:
+def _load_base(folder: Path, folders: ModelFolders, dtype: torch.dtype, bits: int | None) -> Any:
     from transformers import AutoModelForCausalLM
 
     settings: dict[str, Any] = {"dtype": dtype, "attn_implementation": "sdpa"}
@@ -86,25 +89,28 @@ def _load_base(folder: Path, dtype: torch.dtype, bits: int | None) -> Any:
         )
         settings["device_map"] = {"": torch.cuda.current_device()}  # it is packed on the GPU
     try:
-        return AutoModelForCausalLM.from_pretrained(folder, **settings)
+        return AutoModelForCausalLM.from_pretrained(folders.of(folder), **settings)
     except ImportError as error:
         raise UserError(f"training.lora.bits needs bitsandbytes: pip install 'spftsql[gpu]' ({error})") from None
     except (OSError, ValueError) as error:
         raise UserError(f"no causal language model can be loaded from {folder}: {str(error).splitlines()[0]}") from None
 
 
-def load_with_adapters(folder: Path, dtype: torch.dtype, config: LoraConfig, dropout: bool) -> tuple[Any, Any]:
+def load_with_adapters(
+    folder: Path, dtype: torch.dtype, config: LoraConfig, dropout: bool, node: GenerationConfig | None = None
+) -> tuple[Any, Any]:
     """A causal LM with low-rank adapters on all linear layers, in place; everything else is frozen.
 
     Returns the model and the peft model around it. An adapter directory goes on with its adapter, anything else begins
-    with a new one. Raises `UserError` for an adapter of another size: it cannot go on, and over its merged form the
-    next adapter would have no base that is on disk.
+    with a new one; `node` is that of `load_causal_lm`. Raises `UserError` for an adapter of another size: it cannot go
+    on, and over its merged form the next adapter would have no base that is on disk.
     """
     from peft import LoraConfig as PeftConfig
     from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
 
     base = named_base(folder)
-    causal = _load_base(resolve_model(base) if base is not None else folder, dtype, config.bits)
+    with ModelFolders(node) as folders:
+        causal = _load_base(resolve_model(base) if base is not None else folder, folders, dtype, config.bits)
     if config.bits:
         causal = prepare_model_for_kbit_training(causal, use_gradient_checkpointing=False)
     probability = config.dropout if dropout else 0.0
@@ -124,7 +130,8 @@ def load_with_adapters(folder: Path, dtype: torch.dtype, config: LoraConfig, dro
             f"for {config.rank} and {config.alpha}: set them alike, or merge it first (`spftsql export --merge`)"
         )
     settings.lora_dropout, settings.inference_mode = probability, False
-    return causal, PeftModel.from_pretrained(causal, folder, is_trainable=True, config=settings)
+    with ModelFolders(node) as folders:
+        return causal, PeftModel.from_pretrained(causal, folders.of(folder), is_trainable=True, config=settings)
 
 
 def set_dropout(causal: Any, probability: float) -> None:
@@ -151,18 +158,19 @@ def prepare_for_training(
     gradient_checkpointing: bool,
     sharing: Sharing,
     seed: int,
+    node: GenerationConfig | None = None,
 ) -> tuple[CompletionModel, Any]:
     """Loads `folder` for training; returns the module to call and the peft model (None without adapters).
 
     `dropout` None switches every dropout off, as the pair losses need it: π and its reference must agree at the start.
-    Adapters are initialised from `seed`.
+    Adapters are initialised from `seed`; `node` is that of `load_causal_lm`.
     """
     adapted = None
     if lora is None:
-        causal = load_causal_lm(folder, dtype)
+        causal = load_causal_lm(folder, dtype, node)
     else:
         torch.manual_seed(seed)
-        causal, adapted = load_with_adapters(folder, dtype, lora, dropout=dropout is not None)
+        causal, adapted = load_with_adapters(folder, dtype, lora, dropout is not None, node)
     set_dropout(causal, dropout or 0.0)
     if gradient_checkpointing:
         causal.gradient_checkpointing_enable({"use_reentrant": False})

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from spftsql.cache import cache_folder
 from spftsql.config import TrainingConfig
+from spftsql.generation.model_folders import ModelFolders
 from spftsql.records import content_hash
 from spftsql.training.artefact import named_base, resolve_model, tokenizer_hash
 from spftsql.training.batches import Encoded, collate, split
@@ -68,7 +69,9 @@ def _compute(
     pairs = [i for i, row in enumerate(rows) if row.rejected is not None]
     # Without a backward pass memory is no concern but for the tokens: questions of one schema all go together.
     passes = split(rows, pairs, workers, len(pairs), training.micro_tokens, training.sharing)[rank] if pairs else []
-    model = CompletionModel(load_causal_lm(prepared.reference, dtype), training.sharing).to(device).eval()
+    model = (
+        CompletionModel(load_causal_lm(prepared.reference, dtype, prepared.node), training.sharing).to(device).eval()
+    )
     with torch.inference_mode():
         for indices in filter(None, passes):
             micro = collate([rows[i] for i in indices], prepared.pad_id, False, training.sharing).to(device)
@@ -77,20 +80,21 @@ def _compute(
 
 
 def _key(prepared: Prepared, dtype: torch.dtype) -> str:
-    return content_hash(
-        _weights_hash(prepared.reference), tokenizer_hash(prepared.reference), str(dtype), _rows_hash(prepared.rows)
-    )
+    with ModelFolders(prepared.node) as folders:
+        weights = _weights_hash(prepared.reference, folders)
+    return content_hash(weights, tokenizer_hash(prepared.reference), str(dtype), _rows_hash(prepared.rows))
 
 
-def _weights_hash(folder: Path) -> str:
+def _weights_hash(folder: Path, folders: ModelFolders) -> str:
     """A hash of all bytes of the weights and of an adapter's base: small steps in bfloat16 change few of them."""
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.iterdir() if path.suffix in _WEIGHTS or path.name == "config.json"):
+    files = folders.of(folder).iterdir()
+    for path in sorted(path for path in files if path.suffix in _WEIGHTS or path.name == "config.json"):
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     if base := named_base(folder):
         digest.update((folder / "adapter_config.json").read_bytes())
-        digest.update(_weights_hash(resolve_model(base)).encode())
+        digest.update(_weights_hash(resolve_model(base), folders).encode())
     return digest.hexdigest()
 
 

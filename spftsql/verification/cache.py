@@ -24,10 +24,10 @@ import msgpack  # type: ignore[import-untyped]
 from filelock import FileLock
 
 from spftsql.config import SandboxConfig, VerificationConfig
+from spftsql.node_cache import node_folder
 from spftsql.sandbox.location import Engine
 from spftsql.sandbox.result import Execution
 from spftsql.verdicts.reading import nondeterminism
-from spftsql.verification.node_cache import node_folder
 
 _CHECKSUM_BYTES = 8
 _LARGEST = 4 << 20  # bytes of one result; larger ones are cheaper to have again than to keep

@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from spftsql.endpoint import start_endpoint
+from spftsql.generation.model_folders import directory_key
 from spftsql.recipes import resolve
 from tests.serving import learnt_model
 
@@ -69,6 +70,7 @@ def served(ray_session: None, folder: Path) -> Iterator[tuple[str, Path, dict[st
         "serve.requests_per_replica": 4,
         "serve.idle_seconds": 5,
         "generation.max_tokens": 200,
+        "generation.node_cache": folder / "node",
     }
     config = resolve("demo", [f"{name}={value}" for name, value in settings.items()])
     model = learnt_model(folder / "model", LESSONS, config.prompt)
@@ -83,7 +85,7 @@ def served(ray_session: None, folder: Path) -> Iterator[tuple[str, Path, dict[st
         serve.shutdown()
 
 
-def test_adapters_of_one_base_answer_by_their_names(served: tuple[str, Path, dict[str, Path]]) -> None:
+def test_adapters_of_one_base_answer_by_their_names(served: tuple[str, Path, dict[str, Path]], folder: Path) -> None:
     url, model, adapters = served
     names = [entry["id"] for entry in httpx.get(f"{url}/v1/models", timeout=60).json()["data"]]
     assert names == ["tiny", *adapters, "tiny@people", *(f"{name}@people" for name in adapters)]
@@ -96,6 +98,8 @@ def test_adapters_of_one_base_answer_by_their_names(served: tuple[str, Path, dic
 
     wanted = {name: said_by(model, path, "who is there", 12) for name, path in {"tiny": None, **adapters}.items()}
     assert len(set(wanted.values())) == 3
+    copies = {path.name for path in (folder / "node" / "models").iterdir() if path.is_dir()}
+    assert copies == {directory_key(path) for path in (model, *adapters.values())}
     with ThreadPoolExecutor(6) as threads:  # in one batch of the engine
         said = list(threads.map(ask, [*wanted, *wanted]))
     assert said == [*wanted.values(), *wanted.values()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,22 +13,25 @@ import pytest
 from spftsql.config import Config
 from spftsql.errors import Fault
 from spftsql.generation.engine import Engine, open_engine
+from spftsql.generation.model_folders import ModelFolders, directory_key
 from spftsql.recipes import validate
 from spftsql.records import GenerationRequest
+from tests.model_copies import exchange_weights
 
 pytestmark = pytest.mark.integration
 
+WEIGHTS = "adapter_model.safetensors"
 QUESTIONS = [
     f"{words} {i} ?" for i, words in enumerate(["which states border", "how long is the river", "cities in"] * 8)
 ]
 
 
-def settings(engine: str) -> Config:
+def settings(engine: str, **generation: object) -> Config:
     tree = {
         "name": "test",
         "data": {"benchmark": "demo"},
         "model": {"path": "unused", "max_length": 96},
-        "generation": {"engine": engine},
+        "generation": {"engine": engine, **generation},
     }
     return validate(tree, "test")
 
@@ -37,12 +41,30 @@ def ask(model: str, text: str, **changes: object) -> GenerationRequest:
     return replace(request, **changes)  # type: ignore[arg-type]
 
 
+def make_adapter(base: str, folder: Path) -> str:
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    lora = LoraConfig(r=8, lora_alpha=64, target_modules="all-linear", init_lora_weights=False)
+    get_peft_model(model, lora).save_pretrained(folder)
+    return str(folder)
+
+
 @pytest.fixture(scope="module")
-def vllm() -> Iterator[Engine]:
+def node(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """Everything here is answered from copies of the models."""
+    return settings("vllm", node_cache=tmp_path_factory.mktemp("node"))
+
+
+@pytest.fixture(scope="module")
+def vllm(node: Config) -> Iterator[Engine]:
     pytest.importorskip("vllm")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("spftsql.generation.vllm_engine._CPU_MODELS_KEPT", 3)
-        engine = open_engine(settings("vllm"))
+        engine = open_engine(node)
     yield engine
     engine.close()
 
@@ -101,18 +123,26 @@ def test_unservable_rows_become_error_rows(vllm: Engine, tiny_models: list[str])
 
 
 def test_adapter_over_its_base(vllm: Engine, transformers: Engine, tiny_models: list[str], tmp_path: Path) -> None:
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    torch.manual_seed(0)
-    base = AutoModelForCausalLM.from_pretrained(tiny_models[0], dtype=torch.float32)
-    lora = LoraConfig(r=8, lora_alpha=64, target_modules="all-linear", init_lora_weights=False)
-    get_peft_model(base, lora).save_pretrained(tmp_path / "adapter")
-    requests = [ask(model, q) for q in QUESTIONS[:4] for model in (str(tmp_path / "adapter"), tiny_models[0])]
+    adapter = make_adapter(tiny_models[0], tmp_path / "adapter")
+    requests = [ask(model, q) for q in QUESTIONS[:4] for model in (adapter, tiny_models[0])]
     expected = transformers.generate(requests)
     assert vllm.generate(requests) == expected
     assert expected[0].text != expected[1].text
+
+
+def test_weights_of_base_and_adapter_are_those_of_the_copies(
+    vllm: Engine, node: Config, transformers: Engine, tiny_models: list[str], tmp_path: Path
+) -> None:
+    base = shutil.copytree(tiny_models[0], tmp_path / "base")
+    adapter, other = (make_adapter(model, tmp_path / str(i)) for i, model in enumerate((str(base), tiny_models[1])))
+    shutil.copyfile(Path(adapter) / WEIGHTS, Path(other) / WEIGHTS)
+    exchange_weights(ModelFolders(node.generation), base, Path(tiny_models[1]))
+    found = vllm.generate([ask(model, q) for model in (str(base), adapter) for q in QUESTIONS[:4]])
+    expected = transformers.generate([ask(model, q) for model in (tiny_models[1], other) for q in QUESTIONS[:4]])
+    assert [sample.text for sample in found] == [sample.text for sample in expected]
+    assert [sample.model for sample in found] == [str(base)] * 4 + [adapter] * 4
+    assert isinstance(node.generation.node_cache, Path)
+    assert (node.generation.node_cache / "models" / directory_key(Path(adapter))).is_dir()
 
 
 def test_model_that_cannot_be_loaded_is_a_fault_and_the_others_still_work(

@@ -223,5 +223,5 @@ def test_mounts_of_other_machines_are_known_by_their_kind(
         f"21 1 0:99 / /elsewhere rw - nfs x rw\n"
         f"22 1 {os.major(device)}:{os.minor(device)} / / rw,relatime shared:1 - {kind} host:/x rw\n"
     )
-    monkeypatch.setattr("spftsql.verification.node_cache._MOUNTS", mounts)
+    monkeypatch.setattr("spftsql.node_cache._MOUNTS", mounts)
     assert is_remote(tmp_path) is remote

@@ -13,9 +13,11 @@ from spftsql.config import Config
 from spftsql.errors import UserError
 from spftsql.generation.engine import Recent, open_engine
 from spftsql.generation.local import generate_dataset
+from spftsql.generation.model_folders import ModelFolders
 from spftsql.generation.transformers_engine import TransformersEngine
 from spftsql.recipes import validate
 from spftsql.records import GenerationRequest, Sample, read_records, write_records
+from tests.model_copies import exchange_weights
 
 QUESTIONS = [
     "which states border texas ?",
@@ -122,6 +124,35 @@ def test_adapter_directory_is_loaded_over_its_base(
     with_adapter = engine.generate([replace(request, model=adapter)])
     assert with_adapter[0].error is None
     assert with_adapter[0].text != engine.generate([request])[0].text
+
+
+def test_weights_are_read_from_the_copies_on_this_machine(
+    engine: TransformersEngine, tiny_models: list[str], tmp_path: Path
+) -> None:
+    base, other = tiny_models[:2]
+    adapter, over_other = make_adapter(base, tmp_path / "adapter"), make_adapter(other, tmp_path / "other")
+    shutil.copyfile(
+        tmp_path / "adapter" / "adapter_model.safetensors", tmp_path / "other" / "adapter_model.safetensors"
+    )
+    config = settings(node_cache=tmp_path / "cache")
+    wanted = [ask(model, q) for model in (base, adapter) for q in QUESTIONS]
+    assert TransformersEngine(config).generate(wanted) == engine.generate(wanted)
+    copies = ModelFolders(config.generation)
+    exchange_weights(copies, Path(base), Path(other))
+    copies.close()
+    copied = TransformersEngine(config)
+    found = copied.generate(wanted)
+    assert [sample.model for sample in found] == [request.model for request in wanted]
+    expected = engine.generate([ask(model, q) for model in (other, over_other) for q in QUESTIONS])
+    assert [sample.text for sample in found] == [sample.text for sample in expected]
+    assert expected != engine.generate(wanted)
+
+    (large := tmp_path / "large").mkdir()
+    (large / "model.safetensors").write_bytes(bytes(1 << 20))
+    room = config.generation.model_copy(update={"copies_mb": 1})
+    assert ModelFolders(room).of(large) == large  # what is loaded is in use
+    copied.close()
+    assert ModelFolders(room).of(large) != large
 
 
 def make_adapter(base: str, folder: Path) -> str:
