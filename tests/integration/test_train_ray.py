@@ -17,8 +17,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from spftsql.config import ClusterConfig, Config, LoraConfig, ModelConfig, Optimization, ScratchConfig, TrainingConfig
+from spftsql.config import (
+    ClusterConfig,
+    Config,
+    GenerationConfig,
+    LoraConfig,
+    ModelConfig,
+    Optimization,
+    ScratchConfig,
+    TrainingConfig,
+)
 from spftsql.errors import Fault, UserError
+from spftsql.generation.model_folders import directory_key
 from spftsql.records import TrainRow, write_records
 from spftsql.training.artefact import check_tokenizer, read_manifest
 from spftsql.training.checkpoints import latest_checkpoint
@@ -107,7 +117,9 @@ def check_equal(base: Path, folder: Path, **training: Any) -> None:
 
     jobs, config = jobs_of(base, folder), config_of(**training)
     calls: list[tuple[str, int, int]] = []
-    results = train_ray(jobs, config, folder / "metrics.jsonl", lambda *call: calls.append(call))
+    copies = config.model_copy(update={"generation": GenerationConfig(node_cache=folder / "node")})
+    results = train_ray(jobs, copies, folder / "metrics.jsonl", lambda *call: calls.append(call))
+    assert (folder / "node" / "models" / directory_key(base)).is_dir()
     assert [(result.name, result.steps) for result in results] == [("sft", STEPS), ("spft-a", STEPS)]
     assert calls == [(job.name, step, STEPS) for job in jobs for step in range(1, STEPS + 1)]
     assert sorted(path.name for path in folder.iterdir() if path.name.startswith(".")) == []
