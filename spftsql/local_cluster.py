@@ -35,7 +35,7 @@ class LocalCluster:
 
     address: str  # of Ray itself, for `spftsql run --address`
     dashboard: str  # for `spftsql submit --address`
-    folder: str  # Ray's temporary folder; every node's command line names it
+    folder: str  # of the temporary folders of all nodes; every node's command line names it
     pids: tuple[int, ...]
 
     def alive(self) -> list[int]:
@@ -87,8 +87,9 @@ def _start_node(
     """Starts the next node of a cluster, the first being its head, whose port for Ray's client is `client`."""
     number = len(cluster.pids)
     own = [f"--dashboard-agent-listen-port={ports[0]}", f"--metrics-export-port={ports[1]}"]
-    own += [f"--temp-dir={cluster.folder}", f"--num-cpus={cpus}", f"--resources={json.dumps(dict(resources))}"]
-    own += [f"--node-ip-address={_HOST}"]
+    own += [f"--num-cpus={cpus}", f"--resources={json.dumps(dict(resources))}", f"--node-ip-address={_HOST}"]
+    # One for each: a node that fetches a job's code removes what it finds in the place, the job's own folder even.
+    own += [f"--temp-dir={Path(cluster.folder) / str(number)}"]
     if number == 0:
         own += ["--head", f"--port={urlsplit('//' + cluster.address).port}", f"--ray-client-server-port={client}"]
         own += [f"--dashboard-port={urlsplit(cluster.dashboard).port}", f"--dashboard-host={_HOST}"]

@@ -13,6 +13,8 @@ from rich.console import Console
 
 from spftsql import cluster_command
 from spftsql.errors import Fault, UserError
+from spftsql.job_following import follow_job
+from spftsql.job_server import connect
 from spftsql.local_cluster import find_cluster, start_cluster
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
@@ -31,6 +33,18 @@ assert sorted(places) == sorted(node["NodeID"] for node in nodes)
 print(len(places), ray.cluster_resources()["CPU"], ray.cluster_resources()["verification"])
 """
 
+# A job that has the other node fetch the job's code as well, and then looks for its own folder.
+JOB = """
+import os
+import ray
+ray.init(address="auto", log_to_driver=False)
+where = ray.remote(num_cpus=0)(lambda: ray.get_runtime_context().get_node_id())
+nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+places = ray.get([where.options(label_selector={"ray.io/node-id": node}).remote() for node in nodes])
+assert len(places) == 2 and sorted(places) == sorted(nodes)
+print("found", os.listdir(os.getcwd()))
+"""
+
 
 @pytest.fixture
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,7 +57,7 @@ def processes_of(folder: str) -> list[str]:
 
 
 @pytest.mark.long
-def test_two_nodes_are_up_do_work_and_go(own_cache: None) -> None:
+def test_two_nodes_are_up_do_work_and_go(own_cache: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     console = Console(width=200)
     with console.capture() as said:
         cluster_command.cluster_up(True, 2, 3, {"verification": 4}, console)
@@ -56,6 +70,14 @@ def test_two_nodes_are_up_do_work_and_go(own_cache: None) -> None:
         command = [sys.executable, "-c", PROGRAM, cluster.address]
         done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
         assert done.stdout.split() == ["2", "6.0", "8.0"], done.stderr
+        (tmp_path / "code").mkdir()
+        (tmp_path / "code" / "job.py").write_text(JOB)
+        client = connect(cluster.dashboard)
+        job = client.submit_job(
+            entrypoint=f"{sys.executable} job.py", runtime_env={"working_dir": str(tmp_path / "code")}
+        )
+        assert follow_job(client, job) == 0
+        assert "found ['job.py']" in capsys.readouterr().out
         with console.capture() as said:
             cluster_command.cluster_status(console)
         assert re.search(r"2 of 2 nodes run", said.get())
