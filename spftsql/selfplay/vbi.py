@@ -30,6 +30,7 @@ from spftsql.synthesis.templates import Template
 
 _QUESTION_RESERVE = 1.3  # statements that are given to the question model, per pair wanted
 _SHOWN = 5  # pairs that a complaint names
+_REASONS = 3  # that a complaint gives
 
 
 def question_row(stages: Stages, example: Example) -> TrainRow:
@@ -110,7 +111,10 @@ def phrased(stages: Stages, round_: int, made: Sequence[Made], writer: Candidate
     pairs = len(done) - dropped.total()
     stages.run.event("phrased", round=round_, statements=len(done), pairs=pairs, dropped=dict(dropped))
     if not pairs:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common())
+        shown = dropped.most_common(_REASONS)
+        reasons = ", ".join(f"{number} {reason}" for reason, number in shown)
+        if rest := dropped.total() - sum(number for _, number in shown):
+            reasons += f", {rest} for other reasons, see events.jsonl"
         raise UserError(
             f"round {round_}: none of {len(done)} synthetic statements got a question ({reasons}): train the question "
             "model longer, ask for more synthesis.candidates, or loosen synthesis.filter"

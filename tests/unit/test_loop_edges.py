@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -133,9 +134,30 @@ def test_a_statement_that_could_not_be_asked_about_is_dropped_with_the_reason() 
     ]
     assert found[0].pair is not None and found[0].pair.question == "cities in texas"
     assert told.events[0]["pairs"] == 1 and sum(told.events[0]["dropped"].values()) == 2
-    with pytest.raises(UserError, match=r"none of 1 synthetic statements got a question \(1 not asked: the prompt"):
-        one_error = [Sample("round1/2", "shop", "m", 0, "", 0, "error", "the prompt has 9000 tokens")]
-        there, _ = stages(
-            config(), prompts=prompts, generate=lambda *_: one_error, request=lambda identity, *_: identity
-        )
-        vbi.phrased(there, 1, asked[2:], writer, writer)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "said"),
+    [
+        ([9000], "none of 1 synthetic statements got a question (1 not asked: the prompt has 9000 tokens): train"),
+        (
+            [7, 8, 8, 9, 10, 11],
+            "(2 not asked: the prompt has 8 tokens, 1 not asked: the prompt has 7 tokens, "
+            "1 not asked: the prompt has 9 tokens, 2 for other reasons, see events.jsonl): train",
+        ),
+    ],
+)
+def test_where_no_statement_gets_a_question_the_line_has_the_most_frequent_reasons(
+    tokens: list[int], said: str
+) -> None:
+    def generate(title: str, requests: list[str], models: list[Candidate]) -> list[Sample]:
+        pairs = zip(requests, tokens, strict=True)
+        return [Sample(id_, "shop", "m", 0, "", 0, "error", f"the prompt has {count} tokens") for id_, count in pairs]
+
+    prompts = SimpleNamespace(sql_to_text=lambda *_: "prompt", parse_question=lambda text: text)
+    there, told = stages(config(), prompts=prompts, generate=generate, request=lambda identity, *_: identity)
+    asked = [Made(made(number, "", TEXAS).statement, MADE[0].verdict) for number in range(len(tokens))]
+    writer = Candidate("base", "m", "m")
+    with pytest.raises(UserError, match=re.escape(said)):
+        vbi.phrased(there, 1, asked, writer, writer)
+    assert sum(told.events[0]["dropped"].values()) == len(tokens)
