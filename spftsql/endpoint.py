@@ -10,17 +10,19 @@ import socket
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
 from rich.console import Console
 
+from spftsql.capacity import needs, shortages
 from spftsql.causes import cause_of
 from spftsql.config import Config, ServeConfig
 from spftsql.errors import Fault, UserError
 from spftsql.keys import read_keys
-from spftsql.session import end_session, ensure_session
+from spftsql.session import end_session, ensure_session, offers
 
 if TYPE_CHECKING:
     from spftsql.serving import ServingPlan
@@ -43,8 +45,8 @@ def start_endpoint(
 
     Runs in this process's Ray session and starts one where there is none. Called again, it replaces the model
     that is served: requests in progress end with the old one, others wait until the new one is loaded. Raises
-    `UserError` before anything heavy happens: for a database or model directory that cannot be read, a port in use, or
-    an address beyond loopback without keys.
+    `UserError` before anything heavy happens: for a database or model directory that cannot be read, a port in use,
+    an address beyond loopback without keys, or a machine without room for the model.
     """
     model_dir = model_dir.resolve()
     if not any((model_dir / name).is_file() for name in ("config.json", "adapter_config.json")):
@@ -63,6 +65,8 @@ def start_endpoint(
     others = {other: folder.resolve() for other, folder in (adapters or {}).items()}
     application = build_app(model_dir, name, databases, config, others)
     ensure_session(config)
+    if config.cluster.address is None:  # a session on this machine, which nothing will join
+        _refuse_impossible(config)
     url = start_serve(config)
     from ray import serve
 
@@ -176,12 +180,23 @@ def _take_down(config: Config) -> None:
     import ray
     from ray import serve
 
-    if ray.is_initialized():
+    if not ray.is_initialized():
+        return
+    # Ray complains that the controller of Serve, which is being ended, has ended.
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
         if config.cluster.address is None:
             serve.shutdown()
         else:
             serve.delete(APP)  # the cluster's other applications are not ours
         end_session()
+
+
+def _refuse_impossible(config: Config) -> None:
+    """Raises `UserError` when this machine has no room for the model, for which Serve would wait in silence."""
+    lacking = shortages(needs(config, ["generation"]), offers())
+    if lacking:
+        advice = "; `--set generation.gpus=0` serves it on CPUs" if config.generation.gpus else ""
+        raise UserError(f"this machine cannot serve it: {'; '.join(lacking)}{advice}")
 
 
 def _refuse_taken_port(config: Config) -> None:

@@ -19,6 +19,7 @@ from spftsql.errors import Fault
 from spftsql.generation.checkpoint import Checkpoint, Completion, Prompt
 from spftsql.generation.engine import CheckpointEngine, Completed, Recent, RequestsFailed
 from spftsql.generation.model_folders import ModelFolders
+from spftsql.training.artefact import quiet_transformers
 
 _MODELS_KEPT = 2
 _BATCH_TOKENS = 65_536  # prompt and answer tokens of a batch: what its KV cache may come to
@@ -81,6 +82,7 @@ class TransformersEngine(CheckpointEngine):
     def _load(self, checkpoint: Checkpoint) -> _Loaded:
         from transformers import AutoModelForCausalLM
 
+        quiet_transformers()
         begin = time.monotonic()
         folders = ModelFolders(self._config.generation)
         try:

@@ -244,6 +244,15 @@ def test_ask_says_what_is_wrong_in_one_line(url: str) -> None:
         console.print(render_answer(ask(url, "people", "tell me everything", key=KEY)))
 
 
+def test_a_model_that_this_machine_has_no_room_for_is_refused_and_the_one_that_is_served_stays(
+    url: str, model: Path, database: Path
+) -> None:
+    config = resolve("demo", ["generation.engine=transformers", "serve.port=0", "generation.resources={quantum: 1}"])
+    with pytest.raises(UserError, match=r"this machine cannot serve it: .* 1 quantum, and no node has any"):
+        start_endpoint(model, "large", {"people": str(database)}, config)
+    assert post(url, "/v1/sql", {"database": "people", "question": "tell me everything"}).json()["model"] == "tiny"
+
+
 def test_agents_use_the_tools_with_the_sdks_own_client(url: str) -> None:
     import asyncio
 
