@@ -1,4 +1,4 @@
-"""The commands of README.md and docs/ that need files and servers alone, run as they stand there.
+"""The commands of README.md and docs/ about files, models and servers, run as they stand there.
 
 `tests/fixtures/docs/commands.yaml` lists them; `tests/unit/test_docs.py` holds that nothing else is unmarked.
 """
@@ -6,60 +6,38 @@
 from __future__ import annotations
 
 import json
-import os
-import re
-import shlex
 import shutil
 import sqlite3
-import subprocess
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
+from spftsql.recipes import resolve
+from tests.chat_server import Chat, chat_server
 from tests.conftest import CHECKOUT
+from tests.documented import WIDE, Command, free_port, listed, own_database, recipe_of, run, serving
 from tests.made_run import make_run
 from tests.postgres import PASSWORD, Server
+from tests.serving import learnt_model
 
 pytestmark = [pytest.mark.integration, pytest.mark.long, pytest.mark.timeout(2400)]
 
-LISTED: Mapping[str, Any] = yaml.safe_load((CHECKOUT / "tests" / "fixtures" / "docs" / "commands.yaml").read_text())
-SETTINGS: Mapping[str, Sequence[str]] = {"tiny": ["model.max_length=128", "generation.max_tokens=32"]}
-
-
-@dataclass(frozen=True)
-class Command:
-    """A command as a page has it, what makes it small, and the exit code that it has."""
-
-    text: str
-    small: Sequence[str] = ()
-    exit: int = 0
-
-    @property
-    def words(self) -> list[str]:
-        return shlex.split(self.text)[1:]
-
-
-def listed(group: str) -> list[Command]:
-    rows = [row if isinstance(row, dict) else {"command": row} for row in LISTED[group]]
-    small = {name: [f"--set={setting}" for setting in settings] for name, settings in SETTINGS.items()}
-    return [Command(row["command"], small.get(row.get("with"), ()), row.get("exit", 0)) for row in rows]
+# What the model of the runs has learnt, so that what is asked in the pages has an answer.
+LESSONS = {
+    "Which region sold most last year?": "SELECT region FROM orders GROUP BY region ORDER BY COUNT(*) DESC, region",
+    "how many orders came from Lyon last month": "SELECT COUNT(*) FROM orders",
+}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, data_root: Path, tiny_models: list[str]) -> Path:
     """A folder with what the pages speak of: databases, labels, recipes, predictions, models, runs."""
     folder = tmp_path_factory.mktemp("docs")
-    with closing(sqlite3.connect(folder / "sales.sqlite")) as connection:
-        connection.executescript(
-            "CREATE TABLE orders (id INTEGER PRIMARY KEY, customer TEXT, region TEXT); "
-            "INSERT INTO orders VALUES (1, 'a', 'north'), (2, 'b', 'south');"
-        )
+    own_database(folder, tiny_models[0])
+    build_wide_model(folder / WIDE)
+    (folder / "models" / "qwen-7b").symlink_to(folder / WIDE)
     shop = (CHECKOUT / "tests" / "fixtures" / "templates" / "shop.sql").read_text()
     with closing(sqlite3.connect(folder / "Chinook_Sqlite.sqlite")) as connection:
         connection.executescript(shop)
@@ -70,16 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, data_root: Path, tiny_model
     duckdb = pytest.importorskip("duckdb")
     with duckdb.connect(folder / "events.duckdb") as events:
         events.execute("CREATE TABLE clicks AS SELECT range AS id FROM range(10)")
-    (folder / "labels").mkdir()
-    label = {"db_id": "sales", "question": "how many orders are there", "sql": "SELECT COUNT(*) FROM orders"}
-    for name in ("train", "gate", "test"):
-        (folder / "labels" / f"{name}.jsonl").write_text(json.dumps(label) + "\n")
-    for page, recipe in (("own-database", "sales"), ("synthesis", "chinook")):
-        text = (CHECKOUT / "docs" / f"{page}.md").read_text(encoding="utf-8")
-        (found,) = [part for part in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if f"name: {recipe}\n" in part]
-        (folder / f"{recipe}.yaml").write_text(found)
-    (folder / "models").mkdir()
-    (folder / "models" / "Qwen2.5-Coder-1.5B-Instruct").symlink_to(tiny_models[0])
+    (folder / "chinook.yaml").write_text(recipe_of("synthesis", "chinook"))
     (folder / "data").mkdir()
     for benchmark in ("spider-dk", "bird"):
         (folder / "data" / benchmark).symlink_to(data_root / benchmark)
@@ -95,42 +64,33 @@ def folder(tmp_path_factory: pytest.TempPathFactory, data_root: Path, tiny_model
         rows = ["SELECT 1" if i % wrong == 0 else sql for i, sql in enumerate(golds)]
         (folder / f"{name}.json").write_text(json.dumps(rows))
     (folder / "runs").mkdir()
+    model = learnt_model(folder / "learnt", LESSONS, resolve("demo").prompt)
     for name in ("spider", "sales", "chinook"):
         make_run(folder / "made" / name)
-        (folder / "made" / name / "demo").rename(folder / "runs" / name)
+        run_ = (folder / "made" / name / "demo").rename(folder / "runs" / name)
+        places = [next(run_.glob(f"stages/train-{one}")) for one in ("round-1-*/vbi-1", "play-1-*/spft-a-1")]
+        for place in places:
+            shutil.copytree(model, place, dirs_exist_ok=True)
+        result = json.loads((run_ / "result.json").read_text())
+        result |= {"served_path": str(places[0]), "databases": {"sales": str(folder / "sales.sqlite")}}
+        (run_ / "result.json").write_text(json.dumps(result))
     return folder
 
 
-def run(
-    folder: Path, command: Command, replaced: Mapping[str, str] = {}, answer: str = "", **environment: str
-) -> subprocess.CompletedProcess[str]:
-    """Runs a command of a page, some of its words replaced, and holds its exit code against the list."""
-    words = [_replaced(word, replaced) for word in command.words]
-    done = subprocess.run(
-        [sys.executable, "-m", "spftsql", *words, *command.small],
-        cwd=folder,
-        env={**os.environ, **environment},
-        input=answer,
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
-    assert done.returncode == command.exit, (command.text, done.stdout[-3000:], done.stderr[-3000:])
-    assert "Traceback" not in done.stderr, command.text
-    return done
+def build_wide_model(folder: Path) -> None:
+    from spftsql.config import ScratchConfig
+    from spftsql.training.scratch import build_scratch_model
 
-
-def _replaced(word: str, replaced: Mapping[str, str]) -> str:
-    for old, new in replaced.items():
-        word = word.replace(old, new) if "/" in old else (new if word == old else word)
-    return word
+    size = ScratchConfig(hidden_size=32, layers=1, heads=2, intermediate_size=64, vocabulary=500)
+    text = "which artists have albums ? SELECT name FROM table WHERE text ; number primary key e.g. values"
+    build_scratch_model(size, 1024, [text] * 8, folder, 0)
 
 
 @pytest.mark.parametrize("command", listed("files"), ids=lambda command: command.text)
 def test_commands_about_files(folder: Path, command: Command) -> None:
     done = run(folder, command)
     assert done.stdout or done.stderr
+    assert "Loading weights" not in done.stderr  # a bar of a library's own
 
 
 @pytest.mark.parametrize("command", listed("scores"), ids=lambda command: command.text)
@@ -140,8 +100,58 @@ def test_commands_that_score(folder: Path, command: Command) -> None:
 
 @pytest.mark.parametrize("command", listed("servers"), ids=lambda command: command.text)
 def test_commands_about_servers(folder: Path, command: Command, sales: str) -> None:
-    places = {"postgresql://reader@db.example/sales": sales, "postgresql://reader@db/shop": sales}
-    assert run(folder, command, places, PGPASSWORD=PASSWORD).stdout
+    assert run(folder, command, {"sales": sales}, PGPASSWORD=PASSWORD).stdout
+
+
+@pytest.fixture(scope="module")
+def others() -> Iterator[Chat]:
+    """An endpoint of somebody else, which answers all questions with the same statement."""
+    with chat_server(Chat(lambda question: ["SELECT 1"])) as chat:
+        yield chat
+
+
+@pytest.mark.parametrize("command", listed("models"), ids=lambda command: command.text)
+def test_commands_about_models(folder: Path, others: Chat, command: Command) -> None:
+    done = run(folder, command, {"endpoint of others": others.url}, MY_KEY="a key")
+    assert "execution accuracy" in done.stdout and "4 of " in done.stdout
+    if "--endpoint" in command.text:
+        assert others.keys == {"Bearer a key"} and len(others.bodies) == 8
+    if "--html" in command.text:
+        assert "<html" in (folder / "bird.html").read_text()
+
+
+def endpoint() -> dict[str, str]:
+    port = free_port()
+    return {"port": str(port), "endpoint": f"http://127.0.0.1:{port}"}
+
+
+def test_the_session_with_a_database_of_ones_own(folder: Path) -> None:
+    serve, ask = listed("own-database")
+    places = endpoint()
+    with serving(folder, serve, places):
+        said = run(folder, ask, places).stdout
+        assert "SELECT region FROM orders" in said and said.index("north") < said.index("south")
+
+
+def test_the_session_with_two_databases(folder: Path, sales: str) -> None:
+    serve, ask, chat = listed("two-databases")
+    places = {**endpoint(), "warehouse": sales}
+    with serving(folder, serve, places, PGPASSWORD=PASSWORD):
+        assert "1 rows" in run(folder, ask, places).stdout
+        lines = ["how many orders came from Lyon last month", "/db wh", "/sql SELECT max(id) AS latest FROM orders"]
+        said = run(folder, chat, places, answer="\n".join(lines)).stdout
+        assert said.startswith("Database sales of sales, wh.") and "COUNT(*)" in said and "latest" in said
+
+
+def test_the_session_with_keys(folder: Path) -> None:
+    create, serve = listed("keys")
+    _, ask = listed("own-database")
+    places = endpoint()
+    key = run(folder, create).stdout.strip()
+    with serving(folder, serve, places):
+        assert "north" in run(folder, ask, places, SPFTSQL_API_KEY=key).stdout
+        refused = run(folder, Command(ask.text, ask.more, exit=2), places, SPFTSQL_API_KEY="another").stderr
+        assert refused.startswith("spftsql: ") and refused.count("\n") == 1
 
 
 @pytest.fixture(scope="module")

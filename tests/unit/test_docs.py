@@ -101,7 +101,8 @@ def test_a_wrong_command_is_noticed(line: str) -> None:
 
 @cache
 def listed() -> frozenset[str]:
-    groups = yaml.safe_load((CHECKOUT / "tests" / "fixtures" / "docs" / "commands.yaml").read_text(encoding="utf-8"))
+    file = CHECKOUT / "tests" / "fixtures" / "docs" / "commands.yaml"
+    groups = yaml.safe_load(file.read_text(encoding="utf-8"))["commands"]
     return frozenset(row if isinstance(row, str) else row["command"] for rows in groups.values() for row in rows)
 
 
