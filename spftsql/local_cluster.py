@@ -143,7 +143,8 @@ def node_lines(cluster: LocalCluster) -> list[str]:
     from spftsql.job_server import in_words
 
     shown = [
-        {k: v for k, v in node.items() if k not in ("memory", "object_store_memory")} for node in nodes_of(cluster)
+        {name: amount for name, amount in sorted(node.items()) if name not in ("memory", "object_store_memory")}
+        for node in nodes_of(cluster)
     ]
     return [f"node {number}: {in_words(node)}" for number, node in enumerate(shown, 1)]
 

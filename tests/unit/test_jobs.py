@@ -19,6 +19,7 @@ from spftsql.errors import Fault, UserError
 from spftsql.job_command import amounts, stage_arguments
 from spftsql.job_following import Follower, demand_line
 from spftsql.job_server import beyond, has_fixed_size, offered, waiting
+from spftsql.local_cluster import LocalCluster, node_lines
 from spftsql.recipes import resolve
 from spftsql.submission import _placed, chosen_stage
 
@@ -207,3 +208,10 @@ def test_paths_of_a_recipe_are_those_of_this_machine_or_refused(
     elsewhere = elsewhere.model_copy(update={"data": config.data.model_copy(update={"root": Path("/shared/labels")})})
     with pytest.raises(UserError, match=r"a database's url is the relative path a\.sqlite"):
         _placed(elsewhere, local=False)
+
+
+def test_nodes_that_offer_the_same_are_said_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = [{"verification": 8.0, "memory": 5.0, "CPU": 4.0}, {"CPU": 4.0, "verification": 8.0}]
+    monkeypatch.setattr("spftsql.local_cluster.nodes_of", lambda cluster: told)
+    lines = node_lines(LocalCluster("127.0.0.1:1", "http://127.0.0.1:2", "/tmp/none", ()))
+    assert lines == ["node 1: 4 CPU + 8 verification", "node 2: 4 CPU + 8 verification"]
