@@ -22,9 +22,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.measure import in_turns, machine, markdown
+from spftsql.cluster.local import start_cluster, stop_cluster
 from spftsql.config import DatabaseConfig
 from spftsql.databases.catalogue import open_catalogue
-from spftsql.local_cluster import start_cluster, stop_cluster
 from spftsql.recipes import resolve
 from spftsql.records import Example, GenerationRequest, VerificationRequest, read_records, write_records
 from spftsql.reporting.run_record import RunRecord, read_run
@@ -148,8 +148,8 @@ def _pipelining(
     record: RunRecord, folder: Path, overrides: Sequence[str], repeats: int
 ) -> tuple[list[float], list[float]]:
     """Seconds of generation with verification in its stream, and of one after the other, in a session of its own."""
+    from spftsql.cluster.session import end_session, ensure_session
     from spftsql.generation.stage import generate_dataset_ray
-    from spftsql.session import end_session, ensure_session
     from spftsql.verification.pool import start_pool
     from spftsql.verification.samples import Checks, SampleReader
     from spftsql.verification.stage import verify_dataset_ray

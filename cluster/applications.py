@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 from ray.serve import Application
 
-from spftsql.serving import ServingPlan, serving_plan
+from spftsql.serving.plan import ServingPlan, serving_plan
 
 
 class Arguments(BaseModel):

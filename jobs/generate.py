@@ -10,8 +10,8 @@ import sys
 from argparse import Namespace
 
 from spftsql.config import Config
-from spftsql.job_driver import drive, stage_alone, stage_parser
 from spftsql.progress import Reporter
+from spftsql.submitting.driver import drive, stage_alone, stage_parser
 
 
 def work(config: Config, arguments: Namespace) -> None:

@@ -13,10 +13,10 @@ from argparse import Namespace
 from rich.console import Console
 
 from spftsql.config import Config
-from spftsql.job_driver import drive, job_parser
 from spftsql.progress import Reporter
 from spftsql.selfplay.run import run
 from spftsql.selfplay.table import rich_table
+from spftsql.submitting.driver import drive, job_parser
 
 
 def work(config: Config, arguments: Namespace) -> None:

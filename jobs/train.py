@@ -13,9 +13,9 @@ from typing import get_args
 
 from spftsql.config import Config
 from spftsql.errors import UserError
-from spftsql.job_driver import drive, stage_alone, stage_parser
 from spftsql.progress import Reporter
 from spftsql.records import Mode
+from spftsql.submitting.driver import drive, stage_alone, stage_parser
 from spftsql.training.job import TrainJob
 
 

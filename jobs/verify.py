@@ -13,9 +13,9 @@ from collections import Counter
 
 from spftsql.config import Config
 from spftsql.errors import Fault
-from spftsql.job_driver import drive, stage_alone, stage_parser
 from spftsql.progress import Reporter
 from spftsql.records import Verdict, read_records
+from spftsql.submitting.driver import drive, stage_alone, stage_parser
 
 
 def work(config: Config, arguments: Namespace) -> None:

@@ -41,8 +41,8 @@ from serve.schemas import (
 from serve.service import Service
 from spftsql import __version__
 from spftsql.errors import Fault
-from spftsql.feedback import store_feedback
-from spftsql.keys import KeyRing, Principal
+from spftsql.serving.feedback import store_feedback
+from spftsql.serving.keys import KeyRing, Principal
 
 _RETRY = {"Retry-After": "1"}
 _EVENTS = {

@@ -21,9 +21,9 @@ from serve.models import PortableModel, VllmModel
 from serve.service import Service
 from spftsql.config import Config, DatabaseConfig
 from spftsql.databases.catalogue import Database, open_catalogue
-from spftsql.endpoint import KEY_VARIABLE, refuse_exposure
 from spftsql.generation.vllm_options import environment
-from spftsql.keys import KeyRing, key_hash, read_keys, unknown_grants
+from spftsql.serving.endpoint import KEY_VARIABLE, refuse_exposure
+from spftsql.serving.keys import KeyRing, key_hash, read_keys, unknown_grants
 from spftsql.verification.pool import PoolClient
 
 _LOAD_ATTEMPTS = 2
@@ -66,8 +66,8 @@ def build_app(
     """The application that serves `model_dir` as `model_name` over `databases` (name to URL).
 
     `adapters` are further directories over the same base model by name, for the completions. The verifier pool must
-    run beside it (`spftsql.endpoint` starts both). Raises `UserError` for a database that cannot be read, and for an
-    address beyond loopback without keys.
+    run beside it (`spftsql.serving.endpoint` starts both). Raises `UserError` for a database that cannot be read,
+    and for an address beyond loopback without keys.
     """
     owner_key = os.environ.get(KEY_VARIABLE) or None
     refuse_exposure(config.serve, owner_key)

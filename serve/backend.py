@@ -14,8 +14,8 @@ from serve.metrics import Metrics
 from serve.models import Ask, Piece
 from spftsql.errors import Fault
 from spftsql.sandbox.result import Execution, Granted
+from spftsql.serving.voting import Contest
 from spftsql.verification.pool import PoolClient, PoolGone
-from spftsql.voting import Contest
 
 T = TypeVar("T")
 

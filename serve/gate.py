@@ -21,7 +21,7 @@ from serve.errors import ApiError
 from serve.metrics import Metrics
 from serve.page_files import FOLDER as PAGE_FOLDER
 from spftsql.errors import UserError
-from spftsql.keys import OWNER, KeyRing, Principal
+from spftsql.serving.keys import OWNER, KeyRing, Principal
 
 OPEN = ("/", "/healthz")  # no key is needed for these
 OPEN_FOLDER = PAGE_FOLDER

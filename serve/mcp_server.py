@@ -18,7 +18,7 @@ from serve.service import Service
 from spftsql import __version__
 from spftsql.databases.schema_text import schema_text
 from spftsql.errors import Fault
-from spftsql.keys import Principal
+from spftsql.serving.keys import Principal
 
 PATH = "/mcp"
 _PORTS = ":*"

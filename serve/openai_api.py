@@ -17,7 +17,7 @@ from serve.schemas import ChatRequest, CompletionBase, CompletionRequest
 from serve.service import Service, Written
 from serve.sql_text import SqlText
 from spftsql.errors import Fault
-from spftsql.keys import Principal
+from spftsql.serving.keys import Principal
 
 _TEMPERATURE = 1.0  # OpenAI's default
 _Parse = Callable[[str], str]

@@ -34,12 +34,12 @@ from serve.sql_text import SqlText
 from spftsql.config import Config
 from spftsql.databases.catalogue import Database
 from spftsql.errors import Fault
-from spftsql.grants import Grant, NotGranted, granted_columns, granted_part, granted_sql
-from spftsql.keys import Principal
 from spftsql.prompts import PromptBuilder
 from spftsql.records import Verdict, content_hash
 from spftsql.sandbox.result import Execution, Granted
-from spftsql.voting import Ballot, vote
+from spftsql.serving.grants import Grant, NotGranted, granted_columns, granted_part, granted_sql
+from spftsql.serving.keys import Principal
+from spftsql.serving.voting import Ballot, vote
 
 _PARTS_KEPT = 256  # granted parts of databases
 _RETRY = {"Retry-After": "5"}

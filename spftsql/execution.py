@@ -103,7 +103,7 @@ class RayExecution:
 
     def _ensure_session(self) -> None:
         begin = time.monotonic()
-        from spftsql.session import ensure_session
+        from spftsql.cluster.session import ensure_session
 
         ensure_session(self._config)
         self.starts.setdefault("session", round(time.monotonic() - begin, 3))
@@ -112,8 +112,8 @@ class RayExecution:
         """Says when a stage waits for a node. A session of our own has no other node than this machine."""
         if self._config.cluster.address is None:
             return nullcontext()
-        from spftsql.capacity import told_when_waiting
-        from spftsql.session import offers
+        from spftsql.cluster.session import offers
+        from spftsql.planning.capacity import told_when_waiting
 
         return told_when_waiting(self._config, stage, offers)
 

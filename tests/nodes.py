@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from spftsql.local_cluster import LocalCluster, add_node, start_cluster, stop_cluster
+from spftsql.cluster.local import LocalCluster, add_node, start_cluster, stop_cluster
 from tests import loops
 from tests.killing import descendants, title
 

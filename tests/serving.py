@@ -20,11 +20,11 @@ from serve.models import REFUSED, Ask, Piece
 from serve.service import Service
 from spftsql.config import Config, DatabaseConfig, PromptConfig, ScratchConfig
 from spftsql.databases.catalogue import open_catalogue
-from spftsql.keys import KeyRing
 from spftsql.recipes import resolve
 from spftsql.sandbox.result import Execution, Granted
+from spftsql.serving.keys import KeyRing
+from spftsql.serving.voting import Contest
 from spftsql.verification.worker import Verifier
-from spftsql.voting import Contest
 
 Answers = Callable[[str], Sequence[str]]
 SECRET = "123-45-6789"
@@ -116,7 +116,7 @@ def service_of(
 
 def api_of(service: Service, keys: Path | None = None, owner: str | None = None) -> FastAPI:
     """The application over it."""
-    from spftsql.keys import key_hash
+    from spftsql.serving.keys import key_hash
 
     return create_api(service, KeyRing(keys, key_hash(owner) if owner else None))
 

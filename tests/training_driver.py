@@ -11,7 +11,7 @@ import signal
 import sys
 from pathlib import Path
 
-from spftsql.session import end_session, ensure_session
+from spftsql.cluster.session import end_session, ensure_session
 from spftsql.training.distributed import train_ray
 
 if __name__ == "__main__":

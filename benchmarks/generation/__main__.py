@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def _measure(data: Path, folder: Path, given: argparse.Namespace) -> dict[str, float]:
-    from spftsql.session import end_session, ensure_session
+    from spftsql.cluster.session import end_session, ensure_session
 
     questions = prompts.spider_questions(data, given.databases, given.questions)
     catalogue = prompts.spider_catalogue(data, list(questions))

@@ -24,11 +24,11 @@ from typing import Any
 from benchmarks.measure import Ratio, in_turns, machine, markdown, ratio
 from benchmarks.serving.load import TOKENS, Side, Times, chat, sql
 from benchmarks.serving.sides import build_model, configuration, ray_serve_llm, vllm_serve
+from spftsql.cluster.session import end_session, ensure_session
 from spftsql.config import ScratchConfig
 from spftsql.databases.schema_text import schema_text
-from spftsql.endpoint import start_endpoint
 from spftsql.prompts import PromptBuilder
-from spftsql.session import end_session, ensure_session
+from spftsql.serving.endpoint import start_endpoint
 
 LESSONS = {
     "How many tracks are there?": "SELECT count(*) FROM Track",

@@ -37,7 +37,7 @@ Call = Callable[[list[VerificationRequest], int], Awaitable[Sequence[object]]]
 @contextmanager
 def session() -> Iterator[Config]:
     """A Ray session of this machine with a configuration for it; results of statements are not kept."""
-    from spftsql.session import end_session, ensure_session
+    from spftsql.cluster.session import end_session, ensure_session
 
     settings = ["serve.port=0", "cluster.dashboard=true", f"verification.workers={_WORKERS}", "verification.cpus=0.01"]
     config = resolve("demo", settings)
@@ -167,7 +167,7 @@ def curve_of_waiting_workers(config: Config, sizes: Sequence[int]) -> list[Point
     """The pool grown step by step through its external scaler, and measured at every size once its workers run."""
     import ray
 
-    from spftsql.scaling import scale_verifiers
+    from spftsql.cluster.scaling import scale_verifiers
     from spftsql.verification.pool import PoolClient, pool_stats, start_pool, stop_pool
 
     address = f"http://{ray._private.worker.global_worker.node.webui_url}"  # type: ignore[attr-defined]

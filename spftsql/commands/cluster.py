@@ -24,8 +24,8 @@ def cluster_up(
     ] = None,
 ) -> None:
     """Starts several Ray nodes on this machine, with a token."""
-    from spftsql import cluster_command
-    from spftsql.job_command import amounts
+    from spftsql.cluster import command as cluster_command
+    from spftsql.submitting.command import amounts
 
     cluster_command.cluster_up(local, nodes, cpus, amounts("--resources", resources or []), terminal)
 
@@ -33,7 +33,7 @@ def cluster_up(
 @cluster_app.command("status")
 def cluster_status() -> None:
     """Shows the cluster on this machine."""
-    from spftsql import cluster_command
+    from spftsql.cluster import command as cluster_command
 
     cluster_command.cluster_status(terminal)
 
@@ -41,7 +41,7 @@ def cluster_status() -> None:
 @cluster_app.command("down")
 def cluster_down() -> None:
     """Ends the cluster on this machine."""
-    from spftsql import cluster_command
+    from spftsql.cluster import command as cluster_command
 
     cluster_command.cluster_down(terminal)
 
@@ -49,7 +49,7 @@ def cluster_down() -> None:
 @jobs_app.command("list")
 def jobs_list(address: Address) -> None:
     """The jobs of a cluster, latest first."""
-    from spftsql.job_command import list_jobs, print_to
+    from spftsql.submitting.command import list_jobs, print_to
 
     print_to(terminal, list_jobs(address))
 
@@ -61,7 +61,7 @@ def jobs_logs(
     follow: Annotated[bool, typer.Option("--follow", help="Go on until the job ends; its exit code is taken.")] = False,
 ) -> None:
     """The output of a job."""
-    from spftsql.job_command import show_logs
+    from spftsql.submitting.command import show_logs
 
     raise typer.Exit(show_logs(job, address, follow))
 
@@ -69,7 +69,7 @@ def jobs_logs(
 @jobs_app.command("status")
 def jobs_status(job: JobId, address: Address) -> None:
     """Where a job stands."""
-    from spftsql.job_command import job_status, print_to
+    from spftsql.submitting.command import job_status, print_to
 
     print_to(terminal, job_status(job, address))
 
@@ -77,7 +77,7 @@ def jobs_status(job: JobId, address: Address) -> None:
 @jobs_app.command("stop")
 def jobs_stop(job: JobId, address: Address) -> None:
     """Ends a job; what its run has finished stays, and the same recipe submitted again goes on."""
-    from spftsql.job_command import print_to, stop_job
+    from spftsql.submitting.command import print_to, stop_job
 
     print_to(terminal, stop_job(job, address))
 
@@ -93,7 +93,7 @@ def scale_verifiers(
     maximum: Annotated[int | None, typer.Option("--max", help="Most verifiers (with --watch).")] = None,
 ) -> None:
     """Sets the number of verifier workers of a cluster; no verdict is lost or repeated. Exit 2: no room for them."""
-    from spftsql import scaling
+    from spftsql.cluster import scaling
 
     if watch:
         if count is not None or maximum is None:

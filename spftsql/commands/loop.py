@@ -30,7 +30,7 @@ def run(
     extra = [f"cluster.address={address}"] if address else []
     config = resolve(recipe, ["serve.port=0", *(overrides or []), *extra])  # nothing of a run is served
     if dry_run:
-        from spftsql.plan import dry_run as plan
+        from spftsql.planning.dry_run import dry_run as plan
 
         report = plan(config)
         for line in report.lines:
@@ -38,10 +38,10 @@ def run(
         if report.problems:
             raise UserError("; ".join(report.problems))
         return
+    from spftsql.cluster.session import end_session
     from spftsql.progress import Reporter
     from spftsql.selfplay.run import run as run_loop
     from spftsql.selfplay.table import rich_table
-    from spftsql.session import end_session
 
     try:
         result = run_loop(config, Reporter())
@@ -65,11 +65,11 @@ def compare(
     address: Annotated[str | None, typer.Option(help="Address of a running Ray cluster.")] = None,
 ) -> None:
     """Methods side by side on the same questions, common stages done once; running it again resumes."""
+    from spftsql.cluster.session import end_session
     from spftsql.comparison.command import run_compare
     from spftsql.comparison.measuring import chosen_methods
     from spftsql.progress import Reporter
     from spftsql.recipes import resolve
-    from spftsql.session import end_session
 
     chosen = chosen_methods(methods)
     extra = [f"cluster.address={address}"] if address else []
@@ -94,7 +94,7 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
     """Tokens, statements, GPU-hours, disk and money of every stage, before anything is started."""
-    from spftsql.plan_report import run_plan
+    from spftsql.planning.report import run_plan
 
     run_plan(recipe, overrides or [], gpus, price, actual, as_json, terminal, simulate, calibrate)
 
@@ -115,9 +115,9 @@ def submit(
     ] = None,
 ) -> None:
     """Runs a recipe, or one stage, as a job on a Ray cluster; the code is uploaded, data and models are not."""
-    from spftsql.job_command import amounts, stage_arguments
-    from spftsql.submission import chosen_stage
-    from spftsql.submission import submit as submit_job
+    from spftsql.submitting.command import amounts, stage_arguments
+    from spftsql.submitting.submission import chosen_stage
+    from spftsql.submitting.submission import submit as submit_job
 
     arguments = stage_arguments({"input": source, "output": target, "mode": mode, "model": model})
     chosen = chosen_stage(stage, arguments)

@@ -30,8 +30,8 @@ def serve(
     overrides: Overrides = None,
 ) -> None:
     """Serves a model: /v1/sql, OpenAI's /v1/chat/completions and /v1/completions, /mcp, /metrics. Ends with Ctrl-C."""
-    from spftsql.endpoint import serve_forever
-    from spftsql.serving import serving_plan
+    from spftsql.serving.endpoint import serve_forever
+    from spftsql.serving.plan import serving_plan
 
     extra = [f"serve.keys={keys}"] if keys else []
     serve_forever(serving_plan(model, db or [], host, port, engine, [*extra, *(overrides or [])]))
@@ -46,8 +46,8 @@ def ask(
     as_json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
 ) -> None:
     """Asks a served model; prints SQL, verdict and rows. The key is in SPFTSQL_API_KEY. Exit 1: it did not run."""
-    from spftsql.client import ask as ask_endpoint
-    from spftsql.client import ask_live, render_answer
+    from spftsql.serving.client import ask as ask_endpoint
+    from spftsql.serving.client import ask_live, render_answer
 
     if as_json:
         answer = ask_endpoint(url, database, question, n=n, evidence=evidence)
@@ -65,7 +65,7 @@ def chat(
     n: Annotated[int, typer.Option(min=1, max=16, help="Samples to vote over.")] = 1,
 ) -> None:
     """A conversation with a served model: questions, their SQL and rows, and questions that follow from them."""
-    from spftsql.client import run_chat
+    from spftsql.serving.client import run_chat
 
     run_chat(url, database, n, terminal)
 
@@ -84,7 +84,7 @@ def keys_create(
     rate: Annotated[int | None, typer.Option(help="Requests a minute; default: as many as it likes.")] = None,
 ) -> None:
     """Makes a key and prints it, this once; the file keeps its hash."""
-    from spftsql.keys import DEFAULT_SCOPES, create_key
+    from spftsql.serving.keys import DEFAULT_SCOPES, create_key
 
     key, entry = create_key(file, name, scope or DEFAULT_SCOPES, db or (), rate)
     Console(stderr=True, highlight=False).print(f"Key {entry.id} for {name}, kept as a hash in {file}:", markup=False)
@@ -97,7 +97,7 @@ def keys_revoke(
     file: KeysFile = _KEYS,
 ) -> None:
     """Revokes a key; a running endpoint refuses it within a second."""
-    from spftsql.keys import revoke_key
+    from spftsql.serving.keys import revoke_key
 
     entry = revoke_key(file, key)
     terminal.print(f"Key {entry.id} ({entry.name}) is revoked.", markup=False)
@@ -106,6 +106,6 @@ def keys_revoke(
 @keys_app.command("list")
 def keys_list(file: KeysFile = _KEYS) -> None:
     """Shows who has keys and what they may do."""
-    from spftsql.keys import keys_table, read_keys
+    from spftsql.serving.keys import keys_table, read_keys
 
     terminal.print(keys_table(read_keys(file)))

@@ -18,9 +18,9 @@ def synthesize(
     overrides: Overrides = None,
 ) -> None:
     """SQL over a recipe's databases, executed and deduplicated; with --questions, pairs."""
+    from spftsql.cluster.session import end_session
     from spftsql.recipes import resolve
     from spftsql.selfplay.synthesize_command import run_synthesize
-    from spftsql.session import end_session
 
     config = resolve(recipe, ["serve.port=0", *(overrides or [])])
     try:

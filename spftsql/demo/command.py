@@ -21,8 +21,8 @@ from spftsql.selfplay.table import read_outcomes, rich_table
 
 def run_demo(overrides: Sequence[str], out: Console) -> None:
     """Runs (or resumes) the demo and prints its table, a question, and the endpoint's answer with its verdict."""
-    from spftsql.client import ask, render_answer
-    from spftsql.session import end_session, ensure_session
+    from spftsql.cluster.session import end_session, ensure_session
+    from spftsql.serving.client import ask, render_answer
 
     begin = time.monotonic()
     config = resolve("demo", ["serve.port=0", *overrides])
@@ -60,7 +60,7 @@ class _Endpoint:
 
     def warm(self, candidate: Candidate) -> None:
         """Starts with `candidate` in the background, where Ray runs anyway."""
-        from spftsql.session import ensure_session
+        from spftsql.cluster.session import ensure_session
 
         if self._config.execution == "ray":
             ensure_session(self._config)
@@ -77,7 +77,7 @@ class _Endpoint:
         return self._start(model)
 
     def _start(self, model: Path) -> str:
-        from spftsql.endpoint import start_endpoint
+        from spftsql.serving.endpoint import start_endpoint
 
         file = self._config.run_dir.resolve() / self._config.name / f"{DATABASE_NAME}.sqlite"
         return start_endpoint(model, self._config.name, {DATABASE_NAME: str(file)}, self._config)

@@ -21,8 +21,8 @@ from spftsql.errors import UserError
 from spftsql.evaluation.hardness import spider_hardness
 from spftsql.evaluation.locations import database_configs
 from spftsql.evaluation.sources import Part, Questions, read_questions
-from spftsql.feedback import labelled_examples
 from spftsql.records import Example, content_hash
+from spftsql.serving.feedback import labelled_examples
 
 PARTS: tuple[Part, ...] = ("train", "gate", "test")
 

@@ -31,8 +31,8 @@ from spftsql.evaluation.scoring import (
 from spftsql.evaluation.sources import Questions, read_split
 from spftsql.evaluation.threads import VerifierThreads
 from spftsql.records import VerificationRequest, content_hash
+from spftsql.serving.voting import vote
 from spftsql.verification.batches import batches_by_database
-from spftsql.voting import vote
 
 GREEDY, SAMPLES, VOTED = "greedy.jsonl", "samples.jsonl", "voted.jsonl"
 _BATCH = 64

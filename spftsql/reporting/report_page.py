@@ -238,8 +238,8 @@ def _cost(record: RunRecord) -> dict[str, Any]:
 
 def _planned(record: RunRecord) -> Section | None:
     """What `spftsql plan` says of the run's settings, beside what the stages took."""
-    from spftsql.cost_plan import plan_costs
-    from spftsql.plan_report import compared, comparison_section
+    from spftsql.planning.cost_plan import plan_costs
+    from spftsql.planning.report import compared, comparison_section
 
     if record.config is None:
         return None

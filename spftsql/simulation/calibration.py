@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from spftsql.config import Config
-from spftsql.cost_plan import StagePlan, sizes_of, stages_of
 from spftsql.errors import UserError
+from spftsql.planning.cost_plan import StagePlan, sizes_of, stages_of
 from spftsql.reporting.run_record import RunRecord, StageRecord
 from spftsql.simulation.forecast import Machines, passes, pipelined, units_of
 from spftsql.simulation.rates import Rates, StageFacts

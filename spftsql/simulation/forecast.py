@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from spftsql.config import Config, Optimization
-from spftsql.cost_plan import StagePlan
 from spftsql.generation.units import Group, Span, plan
-from spftsql.roofline import SEQUENCES
+from spftsql.planning.cost_plan import StagePlan
+from spftsql.planning.roofline import SEQUENCES
 from spftsql.simulation.pipeline import Outcome, Part, simulate
 from spftsql.simulation.rates import Rates
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from spftsql.config import Config
-from spftsql.cost_plan import shape_of
-from spftsql.roofline import (
+from spftsql.planning.cost_plan import shape_of
+from spftsql.planning.roofline import (
     DECODE_REACHED,
     EXECUTIONS_PER_CORE,
     PREFILL_REACHED,

@@ -10,11 +10,11 @@ from typing import Any
 from rich.console import Console
 
 from spftsql.config import Config
-from spftsql.cost_plan import model_bytes_of, sizes_of, stages_of
 from spftsql.errors import UserError
 from spftsql.evaluation.score_report import Section, show_sections
+from spftsql.planning.cost_plan import model_bytes_of, sizes_of, stages_of
+from spftsql.planning.roofline import Device
 from spftsql.reporting.run_record import RunRecord
-from spftsql.roofline import Device
 from spftsql.simulation.calibration import measured
 from spftsql.simulation.forecast import Forecast, at_sizes
 from spftsql.simulation.rates import Rates, assumed

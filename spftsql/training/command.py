@@ -43,8 +43,8 @@ def finetune(wanted: Finetuning, report: Reporter) -> None:
     Raises `UserError` when the pairs or the model cannot be used, and when the output is there already: then a run
     would train nothing.
     """
+    from spftsql.cluster.session import end_session
     from spftsql.execution import open_execution
-    from spftsql.session import end_session
     from spftsql.training.job import TrainJob
 
     out = wanted.out.resolve()

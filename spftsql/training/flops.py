@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from spftsql.config import TrainingConfig
-from spftsql.shapes import Shape, shape_of_directory
+from spftsql.planning.shapes import Shape, shape_of_directory
 from spftsql.training.artefact import named_base, resolve_model
 from spftsql.training.batches import Micro
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from spftsql.errors import UserError
-from spftsql.shapes import LOGITS_AT_A_TIME
+from spftsql.planning.shapes import LOGITS_AT_A_TIME
 
 
 def check_logits(config: Any) -> None:

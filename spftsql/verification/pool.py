@@ -26,11 +26,11 @@ from spftsql.errors import Fault, UserError
 from spftsql.records import Verdict, VerificationRequest, content_hash
 from spftsql.sandbox.execute import Sandbox
 from spftsql.sandbox.result import Execution, Granted
+from spftsql.serving.voting import Contest
 from spftsql.verification.cache import open_results, source_hash
 from spftsql.verification.node_cache import open_node_cache
 from spftsql.verification.replicas import ExecutorFactory
 from spftsql.verification.worker import CHUNK, Verifier
-from spftsql.voting import Contest
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -293,12 +293,12 @@ def start_pool(config: Config, sandbox: ExecutorFactory = Sandbox) -> Deployment
     """Starts the pool in this process's Ray session and returns its handle when it answers.
 
     A running pool of the same code and settings is used as it is, another one is replaced. Its size can be changed
-    while it runs (`spftsql.scaling`). `sandbox` makes what executes the statements. Raises `Fault` when the pool does
-    not come up.
+    while it runs (`spftsql.cluster.scaling`). `sandbox` makes what executes the statements. Raises `Fault` when
+    the pool does not come up.
     """
     from ray import serve
 
-    from spftsql.endpoint import start_serve  # not needed by the workers, whose memory counts
+    from spftsql.serving.endpoint import start_serve  # not needed by the workers, whose memory counts
 
     start_serve(config)
     handle = _running(pool_version(_settings(config), sandbox))

@@ -18,12 +18,12 @@ from spftsql.errors import Fault, UserError
 from spftsql.records import Policy, Status, Verdict, VerificationRequest
 from spftsql.sandbox.execute import Sandbox
 from spftsql.sandbox.result import Execution, Granted
+from spftsql.serving.voting import Contest, vote
 from spftsql.verdicts import Stability, digest, verdict_of
 from spftsql.verification.cache import ResultCache, engine_version, repeatable, result_keys
 from spftsql.verification.gold_stability import gold_stability
 from spftsql.verification.node_cache import NodeCache
 from spftsql.verification.replicas import Executor, ExecutorFactory, Replicas
-from spftsql.voting import Contest, vote
 
 CHUNK = 16  # statements whose results are in memory together
 _CACHE_BYTES = 64 << 20

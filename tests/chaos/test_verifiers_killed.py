@@ -115,7 +115,7 @@ def verify(
 def test_workers_and_children_killed_replicas_away_and_the_pool_scaled(
     dashboard: str, databases: dict[str, Source], config: Config, tmp_path: Path
 ) -> None:
-    from spftsql.scaling import PoolScaler
+    from spftsql.cluster.scaling import PoolScaler
     from spftsql.verification.pool import pool_stats, start_pool
 
     start_pool(config)

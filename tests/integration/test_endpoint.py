@@ -19,11 +19,11 @@ import httpx
 import pytest
 from rich.console import Console
 
-from spftsql.client import ask, render_answer
 from spftsql.config import Config
-from spftsql.endpoint import start_endpoint
 from spftsql.errors import UserError
 from spftsql.recipes import resolve
+from spftsql.serving.client import ask, render_answer
+from spftsql.serving.endpoint import start_endpoint
 from tests.browser import chromium, look
 from tests.serving import learnt_model
 from tests.web_page import Reader
@@ -407,9 +407,9 @@ def test_serve_refuses_before_it_starts_anything(model: Path, database: Path, tm
 import sys
 from pathlib import Path
 from spftsql.recipes import resolve
-from spftsql.endpoint import serve_forever
+from spftsql.serving.endpoint import serve_forever
 from spftsql.errors import UserError
-from spftsql.serving import ServingPlan
+from spftsql.serving.plan import ServingPlan
 from spftsql.prompts import PromptBuilder
 model, database, host, port = sys.argv[1:]
 config = resolve("demo", ["generation.engine=transformers", f"serve.port={port}", f"serve.host={host}"])

@@ -17,10 +17,10 @@ import httpx
 import pytest
 import yaml
 
-from spftsql.endpoint import wait_ready
-from spftsql.keys import create_key
-from spftsql.local_cluster import LocalCluster, start_cluster, stop_cluster
+from spftsql.cluster.local import LocalCluster, start_cluster, stop_cluster
 from spftsql.recipes import resolve
+from spftsql.serving.endpoint import wait_ready
+from spftsql.serving.keys import create_key
 from tests.serving import learnt_model
 
 pytestmark = [pytest.mark.integration, pytest.mark.long, pytest.mark.timeout(1200)]

@@ -10,7 +10,7 @@ import duckdb
 import pytest
 from starlette.testclient import TestClient
 
-from spftsql.keys import create_key
+from spftsql.serving.keys import create_key
 from tests.postgres import Server, start_server
 from tests.serving import SECRET, api_of, people, service_of, tokenizer_folder
 

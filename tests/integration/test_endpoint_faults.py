@@ -15,9 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from spftsql.endpoint import start_endpoint
-from spftsql.keys import create_key
 from spftsql.recipes import resolve
+from spftsql.serving.endpoint import start_endpoint
+from spftsql.serving.keys import create_key
 from tests.serving import learnt_model
 
 pytestmark = pytest.mark.integration

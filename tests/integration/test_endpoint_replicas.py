@@ -12,9 +12,9 @@ from typing import Any
 import httpx
 import pytest
 
-from spftsql.endpoint import start_endpoint
 from spftsql.generation.model_folders import directory_key
 from spftsql.recipes import resolve
+from spftsql.serving.endpoint import start_endpoint
 from tests.serving import learnt_model
 
 pytestmark = [pytest.mark.integration, pytest.mark.long, pytest.mark.timeout(900)]

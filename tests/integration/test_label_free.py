@@ -18,7 +18,7 @@ import yaml
 
 from spftsql.config import Config, ScratchConfig
 from spftsql.errors import UserError
-from spftsql.plan import dry_run
+from spftsql.planning.dry_run import dry_run
 from spftsql.progress import Reporter
 from spftsql.recipes import validate
 from spftsql.records import PairRow, read_records

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from spftsql import cluster_command
+from spftsql.cluster import command as cluster_command
+from spftsql.cluster.local import find_cluster, start_cluster
 from spftsql.errors import Fault, UserError
-from spftsql.job_following import follow_job
-from spftsql.job_server import connect
-from spftsql.local_cluster import find_cluster, start_cluster
+from spftsql.submitting.following import follow_job
+from spftsql.submitting.server import connect
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 PROGRAM = """
 import sys
 from spftsql.recipes import resolve
-from spftsql.session import ensure_session
+from spftsql.cluster.session import ensure_session
 ensure_session(resolve("demo", [f"cluster.address={sys.argv[1]}"]))
 import ray
 where = ray.remote(num_cpus=0, resources={"verification": 2})(lambda: ray.get_runtime_context().get_node_id())
@@ -92,7 +92,7 @@ def test_two_nodes_are_up_do_work_and_go(own_cache: None, tmp_path: Path, capsys
 
 @pytest.mark.long
 def test_a_cluster_that_cannot_start_leaves_nothing(own_cache: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spftsql.local_cluster._free_ports", lambda count: [1] * count)  # a port of the system's own
+    monkeypatch.setattr("spftsql.cluster.local._free_ports", lambda count: [1] * count)  # a port of the system's own
     monkeypatch.setattr("tempfile.mkdtemp", lambda prefix: str(Path(os.environ["SPFTSQL_CACHE"]) / "spft"))
     (Path(os.environ["SPFTSQL_CACHE"]) / "spft").mkdir()
     with pytest.raises(Fault, match="does not come up"):

@@ -21,11 +21,11 @@ import pytest
 from rich.console import Console
 
 from spftsql.errors import UserError
-from spftsql.job_command import job_status, list_jobs, show_logs, stop_job
-from spftsql.job_following import follow_job
-from spftsql.job_server import connect
 from spftsql.records import Verdict, VerificationRequest, read_records, write_records
-from spftsql.submission import submit, submit_module
+from spftsql.submitting.command import job_status, list_jobs, show_logs, stop_job
+from spftsql.submitting.following import follow_job
+from spftsql.submitting.server import connect
+from spftsql.submitting.submission import submit, submit_module
 from tests import loops
 
 pytestmark = pytest.mark.integration
@@ -169,7 +169,7 @@ class Cutting:
 def test_output_survives_lost_connections_without_a_line_lost_or_doubled(
     cluster: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("spftsql.job_following._SILENCE_S", 5.0)
+    monkeypatch.setattr("spftsql.submitting.following._SILENCE_S", 5.0)
     with closing(Cutting(cluster)) as proxy:
         client = connect(proxy.address)
         job = client.submit_job(entrypoint=printing(400, 6))
@@ -259,7 +259,7 @@ def test_a_session_joins_a_cluster_that_wants_its_token(cluster: str, gcs: str) 
     program = f"""
 from spftsql.recipes import resolve
 from spftsql.errors import UserError
-from spftsql.session import end_session, ensure_session
+from spftsql.cluster.session import end_session, ensure_session
 try:
     ensure_session(resolve("demo", ["cluster.address={gcs}", "training.resources={{quantum: 1}}"]))
 except UserError as error:

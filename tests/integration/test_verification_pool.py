@@ -163,7 +163,7 @@ def test_scaling_up_and_down_loses_and_repeats_no_verdict(
     sizes: tuple[int, ...],
     rows: int,
 ) -> None:
-    from spftsql.scaling import PoolScaler, scale_verifiers
+    from spftsql.cluster.scaling import PoolScaler, scale_verifiers
 
     numbers: list[int] = []
 
@@ -194,7 +194,7 @@ class Over(Exception):
 def test_the_policy_loop_follows_the_load_between_its_bounds(
     busy_cpu: None, ray_session: str, databases: dict[str, Path], config: Config, tmp_path: Path
 ) -> None:
-    from spftsql.scaling import PoolScaler, follow_load, scale_verifiers
+    from spftsql.cluster.scaling import PoolScaler, follow_load, scale_verifiers
     from spftsql.verification.pool import start_pool
 
     start_pool(config)

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from spftsql.feedback import labelled_examples, read_feedback
-from spftsql.keys import create_key
+from spftsql.serving.feedback import labelled_examples, read_feedback
+from spftsql.serving.keys import create_key
 from tests.browser import axe, chromium, look, picture
 from tests.web_page import CATEGORIES, CELLS, HOSTILE, MONTHS, Page, Reader, served_page
 

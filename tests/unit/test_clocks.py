@@ -26,10 +26,10 @@ HOUR = 3600.0
 
 # Where the wall clock is read, and what for: never to end or to begin something.
 TIMESTAMPS = {
-    "spftsql/feedback.py": "when an answer was rated",
+    "spftsql/serving/feedback.py": "when an answer was rated",
     "spftsql/generation/unit_run.py": "when a part was begun, in its lineage",
-    "spftsql/job_command.py": "how long a job of another machine has run, shown only",
-    "spftsql/keys.py": "when a key was made and revoked",
+    "spftsql/submitting/command.py": "how long a job of another machine has run, shown only",
+    "spftsql/serving/keys.py": "when a key was made and revoked",
     "spftsql/reporting/run_record.py": "how long the stage of another process has run, shown only",
     "spftsql/run_storage.py": "when a lease ends, which is not believed without a look (below)",
     "spftsql/runs.py": "when an event happened",

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from spftsql.cli import main
-from spftsql.cost_plan import Sizes, StagePlan, plan_costs, sizes_of, stages_of
 from spftsql.errors import UserError
-from spftsql.plan_report import compared
+from spftsql.planning.cost_plan import Sizes, StagePlan, plan_costs, sizes_of, stages_of
+from spftsql.planning.report import compared
+from spftsql.planning.roofline import DEVICES, decode_rate, parse_gpus, prefill_rate, training_rate
+from spftsql.planning.shapes import KNOWN
 from spftsql.recipes import resolve
 from spftsql.reporting.run_record import read_run
-from spftsql.roofline import DEVICES, decode_rate, parse_gpus, prefill_rate, training_rate
-from spftsql.shapes import KNOWN
 from tests.made_run import make_run
 
 SEVEN = KNOWN["Qwen/Qwen2.5-Coder-7B-Instruct"]

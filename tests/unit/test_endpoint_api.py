@@ -12,8 +12,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from serve.service import Service
-from spftsql.feedback import labelled_examples, read_feedback
-from spftsql.keys import create_key, revoke_key
+from spftsql.serving.feedback import labelled_examples, read_feedback
+from spftsql.serving.keys import create_key, revoke_key
 from tests.serving import SECRET, ScriptedBackend, api_of, people, service_of, tokenizer_folder
 
 ANSWERS: dict[str, Sequence[str]] = {
@@ -276,7 +276,7 @@ def test_a_key_has_scopes_a_rate_and_an_end(served: tuple[Service, ScriptedBacke
                 assert client.get("/metrics").status_code == 403
         revoke_key(file, "slow")
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("spftsql.keys._LOOK_S", -1.0)
+            patch.setattr("spftsql.serving.keys._LOOK_S", -1.0)
             assert client.get("/v1/databases").status_code == 401
         for headers in ({}, {"Authorization": "Bearer "}, {"Authorization": f"Basic {slow}"}, {"Authorization": slow}):
             client.headers.pop("Authorization", None)

@@ -12,10 +12,10 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from spftsql.cli import app
-from spftsql.client import ask, ask_live, run_chat
 from spftsql.errors import Fault, UserError
-from spftsql.feedback import labelled_examples
-from spftsql.keys import KeyRing, create_key, read_keys
+from spftsql.serving.client import ask, ask_live, run_chat
+from spftsql.serving.feedback import labelled_examples
+from spftsql.serving.keys import KeyRing, create_key, read_keys
 from tests.serving import ScriptedBackend, api_of, people, running, service_of, tokenizer_folder
 
 
@@ -128,6 +128,6 @@ def test_a_damaged_file_of_keys_lets_nobody_in(tmp_path: Path) -> None:
 
 def test_an_endpoint_that_breaks_off_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     console = Console(file=io.StringIO(), force_terminal=True)
-    monkeypatch.setattr("spftsql.client._events", lambda *_: iter([("token", {"index": 0, "text": "SELECT"})]))
+    monkeypatch.setattr("spftsql.serving.client._events", lambda *_: iter([("token", {"index": 0, "text": "SELECT"})]))
     with pytest.raises(Fault, match="broke off"):
         ask_live("http://x", "people", "q", console)

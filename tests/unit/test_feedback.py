@@ -9,7 +9,7 @@ import pytest
 from spftsql.config import DataConfig
 from spftsql.errors import UserError
 from spftsql.evaluation.benchmarks import load_benchmark
-from spftsql.feedback import labelled_examples, read_feedback, store_feedback
+from spftsql.serving.feedback import labelled_examples, read_feedback, store_feedback
 
 
 def test_the_last_word_on_a_question_counts(tmp_path: Path) -> None:

@@ -13,15 +13,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spftsql import job_following
-from spftsql.capacity import needs, refuse_impossible, told_when_waiting
+from spftsql.cluster.local import LocalCluster, node_lines
 from spftsql.errors import Fault, UserError
-from spftsql.job_command import amounts, stage_arguments
-from spftsql.job_following import Follower, demand_line
-from spftsql.job_server import beyond, has_fixed_size, offered, waiting
-from spftsql.local_cluster import LocalCluster, node_lines
+from spftsql.planning.capacity import needs, refuse_impossible, told_when_waiting
 from spftsql.recipes import resolve
-from spftsql.submission import _placed, chosen_stage
+from spftsql.submitting import following as job_following
+from spftsql.submitting.command import amounts, stage_arguments
+from spftsql.submitting.following import Follower, demand_line
+from spftsql.submitting.server import beyond, has_fixed_size, offered, waiting
+from spftsql.submitting.submission import _placed, chosen_stage
 
 NODES = [{"CPU": 8.0, "GPU": 1.0}, {"CPU": 4.0, "verification": 10.0}]
 
@@ -212,6 +212,6 @@ def test_paths_of_a_recipe_are_those_of_this_machine_or_refused(
 
 def test_nodes_that_offer_the_same_are_said_to(monkeypatch: pytest.MonkeyPatch) -> None:
     told = [{"verification": 8.0, "memory": 5.0, "CPU": 4.0}, {"CPU": 4.0, "verification": 8.0}]
-    monkeypatch.setattr("spftsql.local_cluster.nodes_of", lambda cluster: told)
+    monkeypatch.setattr("spftsql.cluster.local.nodes_of", lambda cluster: told)
     lines = node_lines(LocalCluster("127.0.0.1:1", "http://127.0.0.1:2", "/tmp/none", ()))
     assert lines == ["node 1: 4 CPU + 8 verification", "node 2: 4 CPU + 8 verification"]

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from spftsql.config import Config, LoraConfig
-from spftsql.plan import dry_run, models_trained
+from spftsql.planning.dry_run import dry_run, models_trained
+from spftsql.planning.shapes import GIB, KNOWN, TrainingMemory, generation_memory, shape_of_directory, training_memory
 from spftsql.recipes import resolve
-from spftsql.shapes import GIB, KNOWN, TrainingMemory, generation_memory, shape_of_directory, training_memory
 
 SEVEN = KNOWN["Qwen/Qwen2.5-Coder-7B-Instruct"]
 
@@ -195,7 +195,7 @@ def test_every_model_of_the_run_is_counted() -> None:
 
 def test_a_dry_run_starts_and_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from spftsql.recipes import resolve; from spftsql.plan import dry_run; "
+        "import sys; from spftsql.recipes import resolve; from spftsql.planning.dry_run import dry_run; "
         "assert dry_run(resolve('demo')).problems == []; "
         "print(*({'ray', 'torch', 'vllm', 'transformers'} & set(sys.modules)))"
     )

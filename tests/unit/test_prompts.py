@@ -18,7 +18,6 @@ from spftsql.config import Config, DatabaseConfig, GenerationConfig, PromptConfi
 from spftsql.databases.catalogue import Database, open_catalogue
 from spftsql.evaluation.local_model import LocalChoice, LocalModel
 from spftsql.evaluation.sources import Question
-from spftsql.keys import OWNER
 from spftsql.linking import scoring
 from spftsql.prompts import PromptBuilder
 from spftsql.recipes import validate
@@ -26,8 +25,9 @@ from spftsql.records import Example, GenerationRequest, Sample, Verdict, Verific
 from spftsql.sandbox.result import Execution
 from spftsql.selfplay.candidates import Candidate, Exam
 from spftsql.selfplay.stages import Stages
+from spftsql.serving.keys import OWNER
+from spftsql.serving.voting import Contest
 from spftsql.verification.samples import Checks
-from spftsql.voting import Contest
 
 QUESTION = "How many guests from são paulo booked rooms?"
 EVIDENCE = "rooms refers to booked_rooms; VIP guests have kind = 'Gold''s'"

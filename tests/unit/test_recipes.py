@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from spftsql.errors import UserError
-from spftsql.plan import dry_run
+from spftsql.planning.dry_run import dry_run
+from spftsql.planning.shapes import KNOWN
 from spftsql.recipes import recipe_names, resolve
-from spftsql.shapes import KNOWN
 
 MODELS = {
     "qwen2.5-coder-1.5b": "Qwen/Qwen2.5-Coder-1.5B-Instruct",

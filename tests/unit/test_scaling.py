@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spftsql import scaling
 from spftsql.cli import main
-from spftsql.errors import Fault, UserError
-from spftsql.scaling import (
+from spftsql.cluster import scaling
+from spftsql.cluster.scaling import (
     Load,
     PoolScaler,
     PoolState,
@@ -24,6 +23,7 @@ from spftsql.scaling import (
     scale_verifiers,
     watch_verifiers,
 )
+from spftsql.errors import Fault, UserError
 from spftsql.verification import pool
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "scaling"

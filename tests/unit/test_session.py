@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from spftsql.session import _unix_connection, _watch
+from spftsql.cluster.session import _unix_connection, _watch
 
 
 def listening() -> socket.socket:

@@ -276,7 +276,7 @@ def test_a_model_that_changes_its_logits_is_refused() -> None:
 
 
 def test_operations_are_counted_where_they_are_done() -> None:
-    from spftsql.shapes import Shape
+    from spftsql.planning.shapes import Shape
 
     shape = Shape("Qwen2ForCausalLM", 8, 3, 2, 2, 16, 50, 64, tied=True)
     row = Encoded("a", "label", [5] * 10, [6, 1], [7, 8, 1], 1)

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from spftsql.cli import main
-from spftsql.cost_plan import StagePlan, model_bytes_of, sizes_of, stages_of
 from spftsql.errors import UserError
+from spftsql.planning.cost_plan import StagePlan, model_bytes_of, sizes_of, stages_of
+from spftsql.planning.roofline import DEVICES
 from spftsql.recipes import resolve
 from spftsql.reporting.run_record import read_run
-from spftsql.roofline import DEVICES
 from spftsql.simulation.calibration import fit, measured
 from spftsql.simulation.forecast import Machines, at_sizes, forecast, machines_of, units_of
 from spftsql.simulation.pipeline import Part, simulate

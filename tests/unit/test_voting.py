@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from spftsql.records import Verdict
-from spftsql.voting import vote
+from spftsql.serving.voting import vote
 
 
 def verdict(status: str = "ran", digest: str = "", rows: int = 1, null: bool = False) -> Verdict:

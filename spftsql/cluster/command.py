@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from rich.console import Console
 
+from spftsql.cluster.local import find_cluster, node_lines, start_cluster, stop_cluster
 from spftsql.errors import UserError
-from spftsql.local_cluster import find_cluster, node_lines, start_cluster, stop_cluster
 
 
 def cluster_up(local: bool, nodes: int, cpus: int, resources: Mapping[str, float], console: Console) -> None:

@@ -86,8 +86,8 @@ def _check_capacity(config: Config) -> None:
     from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
     from ray.experimental.internal_kv import _internal_kv_get
 
-    from spftsql.capacity import needs, refuse_impossible
-    from spftsql.job_server import has_fixed_size
+    from spftsql.planning.capacity import needs, refuse_impossible
+    from spftsql.submitting.server import has_fixed_size
 
     told = _internal_kv_get(DEBUG_AUTOSCALING_STATUS)
     for line in refuse_impossible(needs(config), offers(), has_fixed_size(json.loads(told) if told else {})):

@@ -11,8 +11,8 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from spftsql.cluster.session import use_token
 from spftsql.errors import Fault, UserError
-from spftsql.session import use_token
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient

@@ -1,8 +1,8 @@
 """`spftsql plan RECIPE`: tokens, statements, GPU-hours, disk and money of every stage, before anything is started.
 
 Counts follow from the recipe and the benchmark's questions; times from the roofline and the share of it that is reached
-(`spftsql.roofline`). What cannot be known before is assumed, and said: the length of questions and answers, a prompt's
-schema at its limit, no early end of trainings.
+(`spftsql.planning.roofline`). What cannot be known before is assumed, and said: the length of questions and answers, a
+prompt's schema at its limit, no early end of trainings.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from spftsql.config import Config, DataConfig, Optimization, fold_config
 from spftsql.errors import UserError
 from spftsql.evaluation.benchmarks import PARTS
-from spftsql.roofline import (
+from spftsql.planning.roofline import (
     DECODE_REACHED,
     EXECUTIONS_PER_CORE,
     PREFILL_REACHED,
@@ -26,7 +26,7 @@ from spftsql.roofline import (
     prefill_rate,
     training_rate,
 )
-from spftsql.shapes import GIB, KNOWN, Shape, scratch_shape, shape_of_directory
+from spftsql.planning.shapes import GIB, KNOWN, Shape, scratch_shape, shape_of_directory
 
 LETTERS_PER_TOKEN = 3.2  # of questions and SQL
 TASK_TOKENS = 35  # the task, values of the question and the chat template, beside schema and question

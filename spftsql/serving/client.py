@@ -15,8 +15,8 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
-from spftsql.endpoint import KEY_VARIABLE
 from spftsql.errors import Fault, UserError
+from spftsql.serving.endpoint import KEY_VARIABLE
 
 _ANSWER_S = 300.0
 _HELP = """Ask in plain words. A further question may lean on the one before it.

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import yaml
 
+from spftsql.cluster.session import end_session
 from spftsql.config import Config
 from spftsql.errors import Fault, UserError
 from spftsql.execution import Execution, open_execution
 from spftsql.recipes import resolve, validate
-from spftsql.session import end_session
-from spftsql.submission import RECIPE_VARIABLE
+from spftsql.submitting.submission import RECIPE_VARIABLE
 
 
 def job_parser(description: str) -> argparse.ArgumentParser:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from spftsql.config import Config
 from spftsql.errors import UserError
-from spftsql.shapes import (
+from spftsql.planning.shapes import (
     ARCHITECTURES,
     GIB,
     HEADROOM,

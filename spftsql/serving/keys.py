@@ -24,7 +24,7 @@ from rich.table import Table as ConsoleTable
 
 from spftsql.databases.schema import Schema
 from spftsql.errors import UserError
-from spftsql.grants import Grant
+from spftsql.serving.grants import Grant
 
 Scope = Literal["ask", "query", "raw", "feedback", "metrics"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 from rich.console import Console
 
-from spftsql.capacity import needs, refuse_impossible, shortages
 from spftsql.config import Config
 from spftsql.errors import Fault, UserError
-from spftsql.job_following import DRIVER_KEY, follow_job
-from spftsql.job_server import connect, dashboard_url, has_fixed_size, is_this_machine, nodes, settled_status
+from spftsql.planning.capacity import needs, refuse_impossible, shortages
 from spftsql.recipes import resolve
 from spftsql.records import content_hash
 from spftsql.sandbox.location import locate
+from spftsql.submitting.following import DRIVER_KEY, follow_job
+from spftsql.submitting.server import connect, dashboard_url, has_fixed_size, is_this_machine, nodes, settled_status
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient

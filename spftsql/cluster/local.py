@@ -140,7 +140,7 @@ def stop_cluster(cluster: LocalCluster) -> None:
 
 def node_lines(cluster: LocalCluster) -> list[str]:
     """One line for each node that has joined: its address and what it offers."""
-    from spftsql.job_server import in_words
+    from spftsql.submitting.server import in_words
 
     shown = [
         {name: amount for name, amount in sorted(node.items()) if name not in ("memory", "object_store_memory")}
@@ -151,7 +151,7 @@ def node_lines(cluster: LocalCluster) -> list[str]:
 
 def nodes_of(cluster: LocalCluster) -> list[Mapping[str, float]]:
     """What each living node offers. Raises `UserError` or `Fault` when the dashboard does not tell."""
-    from spftsql.job_server import connect, nodes
+    from spftsql.submitting.server import connect, nodes
 
     return nodes(connect(cluster.dashboard))
 

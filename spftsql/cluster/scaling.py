@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from spftsql.errors import Fault, UserError
-from spftsql.job_server import connect, dashboard_url
+from spftsql.submitting.server import connect, dashboard_url
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient

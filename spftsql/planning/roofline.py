@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 
 from spftsql.errors import UserError
-from spftsql.shapes import Shape
+from spftsql.planning.shapes import Shape
 
 # What is reached of the roofline. Generation: 12,500 tokens/s of an 8B model on one H100 with vLLM as others report it,
 # of 22,000 to 51,000 possible ones. Training: of the 10 to 29 % (LoRA, RL) and 40 % (full, well-packed) that others

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from spftsql.config import Config
 from spftsql.errors import UserError
-from spftsql.job_server import Resources, beyond
+from spftsql.submitting.server import Resources, beyond
 
 _LOOK_S = 10.0
 

@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING
 import httpx
 from rich.console import Console
 
-from spftsql.capacity import needs, shortages
 from spftsql.causes import cause_of
+from spftsql.cluster.session import end_session, ensure_session, offers
 from spftsql.config import Config, ServeConfig
 from spftsql.errors import Fault, UserError
-from spftsql.keys import read_keys
-from spftsql.session import end_session, ensure_session, offers
+from spftsql.planning.capacity import needs, shortages
+from spftsql.serving.keys import read_keys
 
 if TYPE_CHECKING:
-    from spftsql.serving import ServingPlan
+    from spftsql.serving.plan import ServingPlan
 
 APP = "endpoint"
 KEY_VARIABLE = "SPFTSQL_API_KEY"

@@ -10,8 +10,8 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 
 from spftsql.errors import Fault, UserError
-from spftsql.job_following import follow_job
-from spftsql.job_server import connect, dashboard_url
+from spftsql.submitting.following import follow_job
+from spftsql.submitting.server import connect, dashboard_url
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from spftsql.errors import Fault
-from spftsql.job_server import Resources, beyond, cluster_status, has_fixed_size, in_words, nodes, offered, waiting
+from spftsql.submitting.server import (
+    Resources,
+    beyond,
+    cluster_status,
+    has_fixed_size,
+    in_words,
+    nodes,
+    offered,
+    waiting,
+)
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient

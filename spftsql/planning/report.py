@@ -10,14 +10,14 @@ from pathlib import Path
 from rich.console import Console
 
 from spftsql.config import Config
-from spftsql.cost_plan import CostPlan, Priced, StagePlan, gib, plan_costs
 from spftsql.errors import UserError
 from spftsql.evaluation.score_report import Section, show_sections
+from spftsql.planning.cost_plan import CostPlan, Priced, StagePlan, gib, plan_costs
+from spftsql.planning.roofline import parse_gpus
+from spftsql.planning.shapes import GIB
 from spftsql.recipes import resolve
 from spftsql.reporting.cost import Cost, stage_cost
 from spftsql.reporting.run_record import RunRecord, read_run
-from spftsql.roofline import parse_gpus
-from spftsql.shapes import GIB
 
 
 @dataclass(frozen=True)
