@@ -174,6 +174,9 @@ def test_a_verdict_follows_from_content_statement_limits_and_engine(sqlite_engin
     )
     # How long a statement takes is not among what it follows from: those near the limit are left out.
     near = {r.sql for r in requests if max(one[r.id].elapsed_ms, two[r.id].elapsed_ms) > 50}
+    # Nor how long the statements take that look whether a gold is certain.
+    untold = "for all that can be told"
+    near |= {r.gold_sql for r in requests if untold in one[r.id].reason or untold in two[r.id].reason}
     known = [r.id for r in requests if not {r.sql, r.gold_sql} & near]
     assert len(known) > 500
     assert {one[name].status for name in known} == {"equal", "different", "error", "truncated", "unverifiable"}
