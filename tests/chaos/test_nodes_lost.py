@@ -106,6 +106,7 @@ def test_a_node_that_stands_still_for_so_long_that_it_is_taken_for_dead_is_repla
 
         def freeze(kind: Kind, node: int) -> None:
             there.slow(node, 90)
+            there.await_end(node)
             if kind != "generation":
                 there.add()
 
@@ -120,8 +121,8 @@ def test_a_run_whose_head_dies_ends_with_a_line_and_goes_on_with_a_new_head(tmp_
         process = loops.start(tmp_path, {**SETTINGS, **there.settings}, log)
         try:
             at_work(process, there, tmp_path, "training", log)
-            weights = (tmp_path / "demo" / "stages").glob("train-labels-*/.*.work/step-*")
-            until(lambda: next(weights, None), process, time.monotonic() + 600, "no checkpoint", log)
+            stages, weights = tmp_path / "demo" / "stages", "train-labels-*/.*.work/step-*"
+            until(lambda: next(stages.glob(weights), None), process, time.monotonic() + 600, "no checkpoint", log)
             there.lose(there.cluster.pids[0])
             process.wait(300)
         finally:
