@@ -11,6 +11,7 @@ import gc
 import os
 import threading
 import time
+import warnings
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -62,6 +63,7 @@ class VllmEngine(CheckpointEngine):
         self._cpu = not torch.cuda.is_available()
         for name, value in environment(self._cpu).items():
             os.environ.setdefault(name, value)
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"vllm\.")  # of torch, about vLLM's own code
         import vllm
         from vllm.sampling_params import RequestOutputKind
 

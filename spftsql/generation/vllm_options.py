@@ -58,6 +58,7 @@ def engine_options(config: Config, base: str, max_length: int, rank: int, *, cpu
         "max_model_len": max_length,
         "enable_prefix_caching": True,
         "disable_log_stats": True,
+        "use_tqdm_on_load": False,
         "seed": config.seed,
     }
     if rank:

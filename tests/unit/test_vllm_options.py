@@ -35,6 +35,7 @@ def test_gpu_is_used_for_throughput(base: str) -> None:
         "max_model_len": 4096,
         "enable_prefix_caching": True,
         "disable_log_stats": True,
+        "use_tqdm_on_load": False,
         "seed": 0,
         "dtype": "bfloat16",
         "tensor_parallel_size": 2,
