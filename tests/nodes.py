@@ -76,15 +76,6 @@ class Nodes:
             if number == signal.SIGSTOP:
                 time.sleep(seconds)
 
-    def await_end(self, node: int) -> None:
-        """Until a node that was taken for dead has heard of it."""
-        deadline = time.monotonic() + 120
-        while node in self.cluster.alive():
-            assert time.monotonic() < deadline, "a node that is taken for dead goes on"
-            with suppress(ChildProcessError):
-                os.waitpid(node, os.WNOHANG)
-            time.sleep(0.2)
-
     def end(self) -> None:
         stop_cluster(self.cluster)
 

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -102,16 +103,15 @@ def test_a_node_that_stands_still_for_so_long_that_it_is_taken_for_dead_is_repla
     tmp_path: Path, quiet: Path
 ) -> None:
     """It finds out when it goes on, and ends itself; what its workers do in that moment counts once at most."""
-    with nodes(2) as there:
+    with nodes(4) as there, ThreadPoolExecutor(len(STAGES)) as threads:
+        frozen: list[Future[None]] = []
 
         def freeze(kind: Kind, node: int) -> None:
-            there.slow(node, 90)
-            there.await_end(node)
-            if kind != "generation":
-                there.add()
+            frozen.append(threads.submit(there.slow, node, 90))  # meanwhile the loop goes on elsewhere
 
         loop_with_deeds(there, tmp_path, tmp_path / "log", freeze)
-        assert len(there.cluster.alive()) == 1 + 2 + 2 - 3  # the head, those of the start, new ones, those lost
+        for one in frozen:
+            one.result()
     check_as_undisturbed(tmp_path, quiet)
 
 

@@ -15,6 +15,7 @@ from tests import loops
 
 LOCAL = {"execution": "local", "generation.engine": "transformers"}
 LARGER = {"vbi.train_pairs": "160", "vbi.play_pairs": "1000", "vbi.selection_pairs": "400", "selfplay.samples": "4"}
+LARGER |= {"synthesis.per_structure": "0"}  # or the demo's templates would not give so many
 
 
 def took(record: RunRecord) -> float:
