@@ -27,6 +27,7 @@ from spftsql.planning.roofline import (
     training_rate,
 )
 from spftsql.planning.shapes import GIB, KNOWN, Shape, scratch_shape, shape_of_directory
+from spftsql.selfplay.candidates import TRIED_PER_NEAR_MISS
 
 LETTERS_PER_TOKEN = 3.2  # of questions and SQL
 TASK_TOKENS = 35  # the task, values of the question and the chat template, beside schema and question
@@ -34,7 +35,6 @@ UNKNOWN_QUESTION, UNKNOWN_ANSWER = 20, 40  # tokens, where there are no question
 PREFIX_HITS = 0.95  # share of a schema's tokens that the prefix cache has, with rows grouped by database
 _RESERVE = 1.3  # statements that are phrased, per pair wanted
 _DRAWN = 2.3  # statements tried, per pair wanted
-_EDITED = 4  # statements tried, per near miss wanted
 _ROW_BYTES = 1000  # of a sample with its request and verdict, in Parquet
 
 
@@ -269,7 +269,7 @@ def stages_of(config: Config, sizes: Sizes) -> Iterator[StagePlan]:
         return  # self-play needs the synthetic questions
     modes = list(dict.fromkeys([*play.baselines, play.mode]))
     if play.near_misses and play.iterations:
-        yield StagePlan("verify-near-misses", executions=vbi.play_pairs * play.near_misses * _EDITED)
+        yield StagePlan("verify-near-misses", executions=vbi.play_pairs * play.near_misses * TRIED_PER_NEAR_MISS)
     played = vbi.play_pairs / (play.iterations if play.questions == "parts" else 1)
     for iteration in range(1, play.iterations + 1):
         opponents = min(play.pool, vbi.rounds + iteration) if play.opponent == "pool" else 1

@@ -9,6 +9,7 @@ from spftsql.config import Optimization
 from spftsql.records import Example, Mode, TrainRow, Verdict
 
 NEAR_MISS = "near-miss"  # who wrote an answer that no candidate wrote (see `near_misses.py`)
+TRIED_PER_NEAR_MISS = 4  # statements that are executed for each one wanted: some give what the gold gives
 
 
 @dataclass(frozen=True)

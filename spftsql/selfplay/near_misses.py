@@ -14,12 +14,11 @@ from sqlglot import exp
 
 from spftsql.databases.schema import Schema
 from spftsql.records import Example, VerificationRequest
-from spftsql.selfplay.candidates import NEAR_MISS, Answer
+from spftsql.selfplay.candidates import NEAR_MISS, TRIED_PER_NEAR_MISS, Answer
 from spftsql.selfplay.stages import Stages
 from spftsql.suites.mutations import mutants
 from spftsql.synthesis.canonical import parse, write
 
-_TRIED = 4  # statements that are executed per near miss wanted: some give what the gold gives
 _WRONG = ("different", "error")
 
 
@@ -31,7 +30,7 @@ def near_misses(stages: Stages, questions: Sequence[Example], wanted: int) -> di
     asked: dict[str, tuple[Example, str]] = {}
     requests = []
     for example in questions if wanted else ():
-        for number, (text, sql) in enumerate(_written(stages, example)[: _TRIED * wanted]):
+        for number, (text, sql) in enumerate(_written(stages, example)[: TRIED_PER_NEAR_MISS * wanted]):
             identity = f"{NEAR_MISS}/{example.id}/{number}"
             asked[identity] = example, text
             policy = stages.config.verification.policy
