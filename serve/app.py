@@ -88,8 +88,6 @@ def build_app(
             }
         }
     variables = environment(cpu=not generation.gpus)
-    if generation.engine == "vllm":
-        variables["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"  # the async engine has a process of its own
     model = serve.deployment(
         name="model",
         max_ongoing_requests=_WAITING,

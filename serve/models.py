@@ -106,6 +106,8 @@ class VllmModel:
             options |= {"dtype": config.model.dtype}
         else:
             options |= cpu_options(any_checkpoint.base, any_checkpoint.max_length)
+            # By default the engine has two processes, of which one waits for the other, busily.
+            options |= {"distributed_executor_backend": "uni"}
         from vllm import AsyncEngineArgs
         from vllm.lora.request import LoRARequest
         from vllm.v1.engine.async_llm import AsyncLLM

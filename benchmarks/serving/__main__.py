@@ -24,7 +24,7 @@ from typing import Any
 from benchmarks.measure import Ratio, in_turns, machine, markdown, ratio
 from benchmarks.serving.load import TOKENS, Side, Times, chat, sql
 from benchmarks.serving.sides import build_model, configuration, ray_serve_llm, vllm_serve
-from spftsql.cluster.session import end_session, ensure_session
+from spftsql.cluster.session import end_session
 from spftsql.config import ScratchConfig
 from spftsql.databases.schema_text import schema_text
 from spftsql.prompts import PromptBuilder
@@ -39,7 +39,7 @@ LESSONS = {
     "Which albums are by AC/DC?": "SELECT Title FROM Album JOIN Artist ON Album.ArtistId = Artist.ArtistId "
     "WHERE Artist.Name = 'AC/DC'",
 }
-REQUESTS = {1: 8, 8: 32, 32: 64}  # at each concurrency, in one round
+REQUESTS = {1: 16, 8: 64, 32: 160}  # at each concurrency, in one round
 DATABASES = 10
 
 
@@ -61,7 +61,6 @@ def main() -> None:
         databases = _copies(chinook, folder)
         model = build_model(folder / "bench", schema_text(_catalogue["chinook0"].schema))
         try:
-            ensure_session(config)
             url = start_endpoint(model, "bench", databases, config)
             ours = Side("endpoint", url, "bench")
             if options.only in ("chat", None):

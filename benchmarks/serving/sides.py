@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import subprocess
@@ -104,6 +105,7 @@ def ray_serve_llm(model: Path, url: str) -> Iterator[Side]:
         **({} if torch.cuda.is_available() else resources),
     )
     serve.run(build_openai_app({"llm_configs": [config]}), name="stock", route_prefix="/stock")
+    logging.getLogger().setLevel(logging.WARNING)  # that import logs every request of this process
     try:
         yield Side("ray.serve.llm", f"{url}/stock", "bench")
     finally:

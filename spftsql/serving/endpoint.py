@@ -64,6 +64,8 @@ def start_endpoint(
 
     others = {other: folder.resolve() for other, folder in (adapters or {}).items()}
     application = build_app(model_dir, name, databases, config, others)
+    # People wait for it: Ray gives its workers the lowest share of a busy machine (niceness 15).
+    os.environ.setdefault("RAY_worker_niceness", "0")
     ensure_session(config)
     if config.cluster.address is None:  # a session on this machine, which nothing will join
         _refuse_impossible(config)

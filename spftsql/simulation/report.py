@@ -43,7 +43,7 @@ def run_simulation(
     about = (
         f"rates of {calibrated.root}" if calibrated is not None else f"rates assumed of {device.name if device else ''}"
     )
-    show_sections([forecasts_section(config.name, about, found, rates), *_stage_sections(found)], console)
+    show_sections([*forecasts_sections(config.name, about, found, rates), *_stage_sections(found)], console)
 
 
 def forecast_tree(forecast: Forecast) -> dict[str, Any]:
@@ -57,36 +57,41 @@ def forecast_tree(forecast: Forecast) -> dict[str, Any]:
     }
 
 
-def forecasts_section(name: str, about: str, forecasts: Sequence[Forecast], rates: Rates) -> Section:
-    """Wall clock, what it waits for, and who idles, by number of GPUs."""
+def forecasts_sections(name: str, about: str, forecasts: Sequence[Forecast], rates: Rates) -> list[Section]:
+    """By number of GPUs: machines with their wall clock, and what that waits for, and who idles."""
     lines = (
         f"{name}: {about}; {rates.databases} databases; one stage after another, verification within generation",
         "verifiers stay as the recipe has them (verification.workers); of the GPUs as many train as make it shortest",
     )
-    header = (
-        *("GPUs", "engines", "trainers", "verifiers", "wall clock", "waits for", "engines", "verifiers", "trainers"),
-        *("starts", "driver", "idle GPUs", "idle verifiers"),
-    )
-    rows = tuple(
+    clocks = tuple(
         (
-            "as it is" if f.machines.gpus is None else str(f.machines.gpus),
+            _gpus(f),
             str(f.machines.engines),
             str(f.machines.trainers),
             str(f.machines.verifiers),
             duration(f.wall_s),
             f.bottleneck,
-            *(f"{f.shares[part]:.0%}" for part in ("engines", "verifiers", "trainers", "starts", "driver")),
-            f"{f.gpus_idle:.0%}",
-            f"{f.idle['verifiers']:.0%}",
         )
         for f in forecasts
     )
-    return Section("", lines, header, rows)
+    parts = ("engines", "verifiers", "trainers", "starts", "driver")
+    shares = tuple(
+        (_gpus(f), *(f"{f.shares[part]:.0%}" for part in parts), f"{f.gpus_idle:.0%}", f"{f.idle['verifiers']:.0%}")
+        for f in forecasts
+    )
+    return [
+        Section("", lines, ("GPUs", "engines", "trainers", "verifiers", "wall clock", "waits most for"), clocks),
+        Section("waits for", (), ("GPUs", *parts, "idle GPUs", "idle verifiers"), shares),
+    ]
+
+
+def _gpus(forecast: Forecast) -> str:
+    return "as it is" if forecast.machines.gpus is None else str(forecast.machines.gpus)
 
 
 def _stage_sections(forecasts: Sequence[Forecast]) -> list[Section]:
     """Seconds of every stage, by number of GPUs."""
-    header = ("stage", *("as it is" if f.machines.gpus is None else str(f.machines.gpus) for f in forecasts))
+    header = ("stage", *(_gpus(f) for f in forecasts))
     rows = tuple(
         (stages[0].name, *(duration(stage.wall_s) for stage in stages))
         for stages in zip(*(f.stages for f in forecasts), strict=True)
