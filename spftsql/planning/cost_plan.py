@@ -7,6 +7,7 @@ prompt's schema at its limit, no early end of trainings.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ from spftsql.planning.roofline import (
 )
 from spftsql.planning.shapes import GIB, KNOWN, Shape, scratch_shape, shape_of_directory
 from spftsql.selfplay.candidates import TRIED_PER_NEAR_MISS
+from spftsql.synthesis.accepting import WINDOW
 
 LETTERS_PER_TOKEN = 3.2  # of questions and SQL
 TASK_TOKENS = 35  # the task, values of the question and the chat template, beside schema and question
@@ -246,7 +248,8 @@ def stages_of(config: Config, sizes: Sizes) -> Iterator[StagePlan]:
     synthetic = 0
     for round_ in range(1, vbi.rounds + 1):
         wanted = vbi.train_pairs + (vbi.play_pairs + vbi.selection_pairs if round_ == 1 else 0)
-        yield StagePlan(f"verify-sql-{round_}", executions=round(wanted * _DRAWN))
+        windows = math.ceil(wanted * _DRAWN / WINDOW)
+        yield StagePlan(f"verify-sql-{round_}", executions=windows * WINDOW)
         phrased = round(wanted * _RESERVE)
         yield asked(f"generate-questions-{round_}", phrased, phrased * config.synthesis.candidates, sizes.question)
         if config.synthesis.filter != "none":

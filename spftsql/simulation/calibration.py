@@ -48,13 +48,19 @@ def measured(record: RunRecord) -> Rates:
         starts={},
         databases=_databases(record),
     )
-    gaps = _gaps(record, {stage.name for stages in of_plan.values() for stage in stages})
+    before = _gaps(record, {stage.name for stages in of_plan.values() for stage in stages})
+    driver_s, gaps = split_gaps(
+        {name: sum(before.get(stage.name, 0.0) for stage in stages) for name, stages in of_plan.items()},
+        {name: plan.requests or plan.executions for name, plan in plans.items()},
+    )
+    rates = replace(rates, driver_s=driver_s)
     machines = Machines(
         None, max(u.workers for u in used["engines"]), max(u.workers for u in used["verifiers"]),
         max(u.workers for u in used["trainers"]),
     )  # fmt: skip
     facts = {
-        name: _facts(plans[name], stages, record, gaps, config, rates, machines) for name, stages in of_plan.items()
+        name: _facts(plans[name], stages, record, gaps[name], config, rates, machines)
+        for name, stages in of_plan.items()
     }
     rates = replace(rates, stages=facts)
     for name, stages in of_plan.items():
@@ -81,6 +87,16 @@ def fit(amounts: Sequence[tuple[float, float, float]], seconds: Sequence[float])
     return float(best[0]), float(best[1]), float(best[2])
 
 
+def split_gaps(gaps: Mapping[str, float], rows: Mapping[str, int]) -> tuple[float, dict[str, float]]:
+    """Seconds before stages as seconds for each row of any stage, and what each stage has beside them.
+
+    A first use of a library or a model that is built belongs to a stage, however many rows it has.
+    """
+    amounts = [(1.0, float(rows[name]), 0.0) for name in gaps]
+    _, row_s, _ = fit(amounts, list(gaps.values())) if gaps else (0.0, 0.0, 0.0)
+    return row_s, {name: max(0.0, gap - row_s * rows[name]) for name, gap in gaps.items()}
+
+
 def _matching(record: RunRecord, name: str, plans: Mapping[str, StagePlan]) -> list[StageRecord]:
     """The run's stages of a planned name, of which there may be several with numbers behind it."""
 
@@ -99,19 +115,19 @@ def _facts(
     plan: StagePlan,
     stages: Sequence[StageRecord],
     record: RunRecord,
-    gaps: Mapping[str, float],
+    gap_s: float,
     config: Config,
     rates: Rates,
     machines: Machines,
 ) -> StageFacts:
     """What a stage had over its plan; the start of a generation stage is not in it yet."""
     uses = [use for stage in stages for use in record.uses.get(stage.name, ())]
-    seconds, gap = sum(stage.seconds for stage in stages), sum(gaps.get(stage.name, 0.0) for stage in stages)
+    seconds = sum(stage.seconds for stage in stages)
     engine, verifier, trainer = (_total(uses, who) for who in _WHO)
     statement_s = verifier.busy_s / verifier.rows if verifier and verifier.rows else None
     if plan.kind == "generate":
         if engine is None or not engine.rows:
-            return StageFacts(gap_s=gap / max(plan.requests, 1))
+            return StageFacts(gap_s=gap_s)
         units = units_of(plan, config, machines.engines, rates.databases)
         known = rates.pass_s * engine.steps + rates.read_s * engine.read + rates.written_s * engine.written
         return StageFacts(
@@ -119,7 +135,7 @@ def _facts(
             written=engine.written / max(plan.written, 1.0),
             passes=engine.steps / sum(passes(unit.samples) for unit in units),
             price=engine.busy_s / known if known else 1.0,
-            gap_s=gap / max(plan.requests, 1),
+            gap_s=gap_s,
             statement_s=statement_s,
         )
     if plan.kind == "train":
@@ -127,14 +143,14 @@ def _facts(
         workers = trainer.workers if trainer else 1
         return StageFacts(
             start_s=max(0.0, seconds - busy / workers),
-            gap_s=gap / max(plan.trained, 1.0),
+            gap_s=gap_s,
             token_s=busy / max(plan.trained, 1.0),
         )
     busy = verifier.busy_s / verifier.workers if verifier else 0.0
     return StageFacts(
         executions=sum(stage.executions for stage in stages) / max(plan.executions, 1),
         start_s=max(0.0, seconds - busy),
-        gap_s=gap / max(plan.executions, 1),
+        gap_s=gap_s,
         statement_s=statement_s,
     )
 

@@ -176,7 +176,7 @@ def _generated(
     facts, outcome = rates.of(plan_.name), pipelined(config, plan_, behind, rates, machines)
     return StageForecast(
         plan_.name,
-        gap_s=facts.gap_s * plan_.requests,
+        gap_s=facts.gap_s + rates.driver_s * plan_.requests,
         start_s=facts.start_s,
         engines_s=outcome.generated_s,
         verifiers_s=outcome.wall_s - outcome.generated_s,
@@ -192,7 +192,7 @@ def _verified(plan_: StagePlan, rates: Rates, machines: Machines, done: bool) ->
     start = 0.0 if done and not rates.stages else facts.start_s
     return StageForecast(
         plan_.name,
-        gap_s=facts.gap_s * plan_.executions,
+        gap_s=facts.gap_s + rates.driver_s * plan_.executions,
         start_s=start,
         verifiers_s=busy / machines.verifiers,
         verifiers_busy_s=busy,
@@ -209,7 +209,7 @@ def _trained(config: Config, plan_: StagePlan, rates: Rates, machines: Machines,
     exchanged = plan_.steps * 2 * model_bytes / _LINK if machines.gpus and workers > _NODE else 0.0
     return StageForecast(
         plan_.name,
-        gap_s=facts.gap_s * plan_.trained,
+        gap_s=facts.gap_s,
         start_s=facts.start_s,
         trainers_s=waits + exchanged,
         trainers_busy_s=busy,

@@ -33,8 +33,8 @@ class StageFacts:
     """What a stage of a run had over its plan (ratios), and what its time went to.
 
     `passes` are an engine's for requests that all have a place at the same time; `price` is what its work took over
-    what the run's prices say. `start_s` is what starts and ends took, `gap_s` what went by before the stage for each of
-    its rows. `statement_s` and `token_s` are seconds of one verifier and of one trainer.
+    what the run's prices say. `start_s` is what starts and ends took, `gap_s` what went by before the stage beside the
+    driver's seconds for its rows. `statement_s` and `token_s` are seconds of one verifier and of one trainer.
     """
 
     read: float = 1.0
@@ -54,7 +54,7 @@ class Rates:
 
     `starts` are by kind of stage; `stages` has by name what is known of a run's stages; `databases` is how many the
     rows are about. `trainers` is how many workers `trained_s` was measured with, and `exchange_s` what a step takes
-    more with other workers on other machines.
+    more with other workers on other machines. `driver_s` is what the driver does for a row before its stage.
     """
 
     pass_s: float
@@ -64,6 +64,7 @@ class Rates:
     trained_s: float
     starts: Mapping[str, float]
     databases: int = 1
+    driver_s: float = 0.0
     stages: Mapping[str, StageFacts] = field(default_factory=dict)
 
     def of(self, name: str) -> StageFacts:

@@ -29,7 +29,7 @@ from spftsql.verification.worker import Verifier
 
 Executor = Callable[[Sequence[VerificationRequest]], Sequence[Verdict]]
 
-_WINDOW = 512  # statements drawn before any of them is judged
+WINDOW = 512  # statements drawn before any of them is judged, at least
 _PER_DATABASE = 32  # so many on average where there are many databases: each has to be opened
 _LARGEST_WINDOW = 8192
 _AHEAD = 2  # windows that are drawn, and not yet judged; fixed, because it decides what is drawn
@@ -96,7 +96,7 @@ def judged(
     """
     tally = tally if tally is not None else Tally()
     results = Seen()
-    size = min(max(_WINDOW, _PER_DATABASE * sampler.databases), _LARGEST_WINDOW)
+    size = min(max(WINDOW, _PER_DATABASE * sampler.databases), _LARGEST_WINDOW)
     waiting: deque[tuple[list[Candidate], list[Future[Sequence[Verdict]]]]] = deque()
     free: deque[Executor] = deque(executors)
 

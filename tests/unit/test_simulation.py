@@ -14,7 +14,7 @@ from spftsql.planning.cost_plan import StagePlan, model_bytes_of, sizes_of, stag
 from spftsql.planning.roofline import DEVICES
 from spftsql.recipes import resolve
 from spftsql.reporting.run_record import read_run
-from spftsql.simulation.calibration import fit, measured
+from spftsql.simulation.calibration import fit, measured, split_gaps
 from spftsql.simulation.forecast import Machines, at_sizes, forecast, machines_of, units_of
 from spftsql.simulation.pipeline import Part, simulate
 from spftsql.simulation.rates import Rates, assumed
@@ -62,6 +62,16 @@ def test_prices_are_found_again_and_never_negative() -> None:
     assert min(odd) >= 0 and odd[0] == pytest.approx(0.1)
 
 
+def test_a_first_use_is_not_multiplied_by_the_rows_of_its_stage() -> None:
+    rows = {"a": 100, "b": 2000, "c": 500, "d": 0}
+    row_s, beside = split_gaps({name: 0.2 + 0.001 * count for name, count in rows.items()}, rows)
+    assert row_s == pytest.approx(0.001) and beside == pytest.approx(dict.fromkeys(rows, 0.2))
+    gaps = {"a": 4.0, "b": 0.1, "c": 0.1, "d": 2.0}  # the more rows, the less: nothing of it is for rows
+    row_s, beside = split_gaps(gaps, rows)
+    assert row_s == 0 and beside == gaps
+    assert split_gaps({}, {}) == (0.0, {})
+
+
 RATES = Rates(pass_s=0.0, read_s=1e-5, written_s=1e-3, statement_s=1e-3, trained_s=1e-4, starts={}, databases=64)
 PLANS = [
     StagePlan("generate-round-1", requests=4096, samples=4096, read=1e5, written=2e5),
@@ -75,6 +85,8 @@ def test_a_forecast_is_the_work_over_the_workers() -> None:
     one = forecast(config, PLANS, RATES, Machines(None, 1, 4, 1), 0.0)
     generate, verify, train = one.stages
     assert generate.engines_s == pytest.approx(201.0) and train.trainers_s == pytest.approx(100.0)
+    again = forecast(config, PLANS[:1], replace(RATES, driver_s=0.01), Machines(None, 1, 4, 1), 0.0)
+    assert again.stages[0].gap_s == pytest.approx(40.96) and generate.gap_s == 0
     assert verify.wall_s == 0 and generate.verifiers_busy_s == pytest.approx(4.096)
     assert generate.verifiers_s < 0.1 and one.bottleneck == "engines"
     assert one.idle["engines"] == pytest.approx(1 - 201 / one.wall_s)
