@@ -78,10 +78,10 @@ FINDERS: Mapping[Kind, Finder] = {
 
 @dataclass
 class Killer:
-    """Kills one process of a random kind among `kinds` every `interval_s` seconds, within `with`.
+    """Kills one process every `interval_s` seconds, within `with`: of those of `kinds` that it has killed least.
 
-    `seed` fixes the order of kinds and which of the processes that are there is taken. A kind of which nothing is there
-    is passed over. `killed` counts by kind.
+    `seed` decides between kinds that were killed as often, and which of the processes that are there is taken. A kind
+    of which nothing is there is passed over. `killed` counts by kind, and goes on from what it is given.
     """
 
     root: int
@@ -103,7 +103,7 @@ class Killer:
 
     def kill_one(self, chance: random.Random) -> Kind | None:
         """Kills one process; None when there is nothing to kill."""
-        for kind in chance.sample(list(self.kinds), len(self.kinds)):
+        for kind in sorted(self.kinds, key=lambda kind: (self.killed.get(kind, 0), chance.random())):
             there = sorted(self.finders[kind](self.root))
             if there:
                 try:
@@ -143,12 +143,10 @@ def loop_under_fire(
         process = loops.start(run_dir, settings, log)
         starts += 1
         try:
-            with Killer(process.pid, kinds, interval_s, seed + starts) as killer:
-                while process.poll() is None and sum(killer.killed.values()) + sum(killed.values()) < kills:
+            with Killer(process.pid, kinds, interval_s, seed + starts, killed=killed):
+                while process.poll() is None and sum(killed.values()) < kills:
                     time.sleep(0.2)
         finally:
-            for kind, count in killer.killed.items():
-                killed[kind] = killed.get(kind, 0) + count
             done = sum(killed.values()) >= kills
             if process.poll() is None and done:
                 _await(process, deadline)

@@ -99,7 +99,7 @@ def kill_in_stage(run_dir: Path, settings: Mapping[str, str], stage: str, log: P
         if running:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    assert running, f"the loop ended before {stage} began:\n{log.read_text()[-3000:]}"
+    assert running, f"the loop ended ({process.returncode}) before {stage} began:\n{log.read_text()[-3000:]}"
     return True
 
 

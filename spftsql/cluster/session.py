@@ -11,6 +11,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
@@ -62,7 +63,7 @@ def ensure_session(config: Config) -> None:
         options |= {"address": address}
     try:
         with _silent_stderr():
-            ray.init(**options)
+            _for_good(lambda: ray.init(**options))
     except (ConnectionError, ValueError, RuntimeError) as error:
         where = f"be reached at {address}" if address else "start here"
         hint = "; if the cluster wants a token, set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH" if address else ""
@@ -71,6 +72,27 @@ def ensure_session(config: Config) -> None:
     _end_with_the_cluster(address or "this machine")
     if address is not None:
         _check_capacity(config)
+
+
+def _for_good(start: Callable[[], object]) -> None:
+    """Calls `start` in a thread that stays: Linux kills the processes of a session with the thread that started them.
+
+    The call may come from a pool of threads that is over long before the run. Raises what `start` raises.
+    """
+    if threading.current_thread() is threading.main_thread():
+        start()
+        return
+    started: Future[object] = Future()
+
+    def stay() -> None:
+        try:
+            started.set_result(start())
+        except BaseException as error:
+            started.set_exception(error)
+        threading.Event().wait()
+
+    threading.Thread(target=stay, name="session", daemon=True).start()
+    started.result()
 
 
 def use_token() -> None:

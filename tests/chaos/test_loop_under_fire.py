@@ -15,6 +15,7 @@ from tests.loops import check_every_verdict_is_there_once, check_no_stage_is_bui
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(3600)]
 
 LOCAL = {"execution": "local", "generation.engine": "transformers"}
+LOCAL |= {"sft.steps": "300", "question_model.steps": "300", "vbi.optimization.steps": "600"}  # or it ends too soon
 RAY = {"execution": "ray", "generation.engine": "vllm", "training.workers": "2", "training.micro_batch": "8"}
 
 
@@ -56,7 +57,7 @@ def test_the_loop_under_a_clock_that_jumps_decides_as_without(tmp_path: Path, qu
 
 def test_the_loop_in_one_process_under_fire_decides_as_without(tmp_path: Path, quiet: Path) -> None:
     _, killed = loop_under_fire(
-        tmp_path, LOCAL, tmp_path / "log", kinds=["child", "driver"], interval_s=10, seed=7, kills=8, timeout_s=2400
+        tmp_path, LOCAL, tmp_path / "log", kinds=["child", "driver"], interval_s=4, seed=7, kills=8, timeout_s=2400
     )
     print(f"killed: {killed}")
     check_as_undisturbed(tmp_path, quiet)

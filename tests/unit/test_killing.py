@@ -68,3 +68,11 @@ def test_the_seed_gives_the_order() -> None:
 
     assert order(1) == order(1) != order(2)
     assert set(order(1)) == set(FINDERS)
+
+
+def test_kinds_that_are_there_come_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.killing.os.kill", lambda pid, number: None)
+    finders = {kind: (lambda root: [1]) for kind in FINDERS}
+    killer = Killer(0, ["child", "actor", "driver"], 1, 0, finders=finders, killed={"child": 2})
+    kinds = [killer.kill_one(random.Random(7)) for _ in range(4)]
+    assert sorted(map(str, kinds)) == ["actor", "actor", "driver", "driver"] and killer.killed["child"] == 2
