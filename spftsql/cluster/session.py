@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import os
 import socket
+import subprocess
 import sys
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from spftsql.config import Config
@@ -129,6 +131,7 @@ def end_session() -> None:
 
     if ray.is_initialized():
         ray.shutdown()
+    _last_words.close()
 
 
 def _end_with_the_cluster(where: str) -> None:
@@ -143,14 +146,35 @@ def _end_with_the_cluster(where: str) -> None:
         "head": lambda: socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_S),
         "node": lambda: _unix_connection(node.raylet_socket_name),
     }
+    _last_words.callback(_say_when_killed(where))
     threading.Thread(target=_watch, args=(reach, where, ray.is_initialized), name="cluster", daemon=True).start()
+
+
+_last_words = ExitStack()  # closed: nothing is left to be said
+atexit.register(_last_words.close)
+
+
+def _say_when_killed(where: str) -> Callable[[], None]:
+    """Has a line said when this process ends without a word; returns what takes that back.
+
+    Ray ends a driver in silence that needs its node in the seconds before `_watch` finds that one gone.
+    """
+    line = f"spftsql: killed, or ended because the Ray node at {where} is gone; what is finished is kept: run again"
+    script = 'trap "" INT TERM; read -r over || echo "$0" >&2'
+    shell = subprocess.Popen(["sh", "-c", script, line], stdin=subprocess.PIPE, text=True)
+    return lambda: shell.communicate("over\n") and None
+
+
+def _end(code: int) -> None:
+    _last_words.close()
+    os._exit(code)
 
 
 def _watch(
     reach: Mapping[str, Callable[[], socket.socket]],
     where: str,
     at_work: Callable[[], bool],
-    end: Callable[[int], object] = os._exit,
+    end: Callable[[int], object] = _end,
     look_s: float = _LOOK_S,
 ) -> None:
     """Looks every few seconds whether the processes of the cluster listen, while `at_work`.

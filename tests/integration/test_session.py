@@ -22,8 +22,31 @@ end_session()
 """
 
 
-@pytest.mark.integration
-@pytest.mark.timeout(120)
+NODE_LOST = """
+import os, signal, time
+from spftsql.cluster.session import ensure_session
+from spftsql.recipes import resolve
+from tests.killing import FINDERS
+
+ensure_session(resolve("demo", ["cluster.cpus=2"]))
+import ray
+for raylet in FINDERS["raylet"](os.getpid()):
+    os.kill(raylet, signal.SIGKILL)
+time.sleep(0.5)
+ray.put(b"x" * 10**7)
+time.sleep(60)
+"""
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
+
+
+def test_a_process_that_ray_ends_with_its_node_has_said_so() -> None:
+    """Ray ends whoever needs the object store of a node that is gone, and says nothing."""
+    done = subprocess.run([sys.executable, "-c", NODE_LOST], capture_output=True, text=True, check=False)
+    lines = done.stderr.splitlines()
+    assert done.returncode and len(lines) == 1 and "Ray node at this machine is gone; what is finished" in lines[0]
+
+
 def test_a_session_outlives_the_thread_that_started_it() -> None:
     """A resumed run may come to its first statements within the pool of threads that has them executed."""
     done = subprocess.run([sys.executable, "-c", STARTED_ELSEWHERE], capture_output=True, text=True, check=False)
