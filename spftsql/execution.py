@@ -19,6 +19,7 @@ from spftsql.databases.places import Databases
 from spftsql.progress import Advance
 
 if TYPE_CHECKING:
+    from spftsql.generation.onward import Onward
     from spftsql.training.job import TrainJob, TrainResult
     from spftsql.usage import Use
     from spftsql.verification.samples import Checks
@@ -32,8 +33,19 @@ class Execution(Protocol):
 
     starts: dict[str, float]
 
-    def generate(self, source: Path, target: Path, progress: Advance, checks: Checks | None = None) -> list[Use]:
-        """`GenerationRequest` rows to `Sample` rows; with `checks` they are verified while others are written."""
+    def generate(
+        self,
+        source: Path,
+        target: Path,
+        progress: Advance,
+        checks: Checks | None = None,
+        onward: Onward | None = None,
+        before: Path | None = None,
+    ) -> list[Use]:
+        """`GenerationRequest` rows to `Sample` rows; with `checks` they are verified while others are written.
+
+        With `onward` a second model may be asked about them meanwhile, and `before` is where its samples are then.
+        """
 
     def verify(self, source: Path, target: Path, progress: Advance) -> Use:
         """`VerificationRequest` rows to `Verdict` rows."""
@@ -50,8 +62,16 @@ class LocalExecution:
         self._config, self._databases = config, databases
         self.starts: dict[str, float] = {}
 
-    def generate(self, source: Path, target: Path, progress: Advance, checks: Checks | None = None) -> list[Use]:
-        """See `Execution`."""
+    def generate(
+        self,
+        source: Path,
+        target: Path,
+        progress: Advance,
+        checks: Checks | None = None,
+        onward: Onward | None = None,
+        before: Path | None = None,
+    ) -> list[Use]:
+        """See `Execution`. One engine has one model at a time: nothing is asked of a second one meanwhile."""
         from spftsql.generation.local import generate_dataset
 
         return generate_dataset(source, target, self._config, progress, checks)
@@ -77,13 +97,23 @@ class RayExecution:
         self._config, self._databases = config, databases
         self.starts: dict[str, float] = {}
 
-    def generate(self, source: Path, target: Path, progress: Advance, checks: Checks | None = None) -> list[Use]:
+    def generate(
+        self,
+        source: Path,
+        target: Path,
+        progress: Advance,
+        checks: Checks | None = None,
+        onward: Onward | None = None,
+        before: Path | None = None,
+    ) -> list[Use]:
         """See `Execution`."""
         self._ensure_session()
         from spftsql.generation.stage import generate_dataset_ray
 
         with self._telling("generation"):
-            return generate_dataset_ray(source, target, self._config, progress, checks=checks)
+            return generate_dataset_ray(
+                source, target, self._config, progress, checks=checks, onward=onward, before=before
+            )
 
     def verify(self, source: Path, target: Path, progress: Advance) -> Use:
         """See `Execution`."""

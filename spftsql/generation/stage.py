@@ -30,6 +30,7 @@ from spftsql.causes import cause_of
 from spftsql.config import Config
 from spftsql.errors import Fault, UserError, disk_faults
 from spftsql.generation.engine import Engine, EngineDied, open_engine
+from spftsql.generation.onward import Onward, answer, divided, notes_of
 from spftsql.generation.unit_run import UnitRun
 from spftsql.generation.vllm_options import environment
 from spftsql.generation.work import Opened, Unit, Work, open_work, read_lineage
@@ -72,8 +73,35 @@ class EngineActor:
                 for stored in attempt.run(on_death=_end_process):
                     yield _row(stored.part)
         except (UserError, Fault) as error:
-            kind = (UserError if isinstance(error, UserError) else Fault).__name__
-            yield _row("", kind, " ".join(str(error).split()))
+            yield _row("", _kind_of(error), " ".join(str(error).split()))
+
+
+class OnwardActor(EngineActor):
+    """A callable that holds an engine for the second model of a round trip; see `generation.onward`."""
+
+    def __init__(self, config: Config, work: Work, onward: Onward) -> None:
+        """Opens the engine. `work` is that of the first model."""
+        super().__init__(config, work)
+        self._onward = onward
+
+    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        """Answers what is asked about the parts in `batch`, and yields its own parts; see `EngineActor`."""
+        for row in batch.to_pylist():
+            if row["kind"]:
+                yield _row(**row)
+                continue
+            part = self._work.parts / row["part"]
+            try:
+                with disk_faults(self._onward.folder):
+                    found = answer(part, self._onward, self._config, self._engine, self._lineage, _end_process)
+                for file in found:
+                    yield _row(str(file.relative_to(self._onward.folder / "samples")))
+            except (UserError, Fault) as error:
+                yield _row("", _kind_of(error), " ".join(str(error).split()))
+
+
+def _kind_of(error: UserError | Fault) -> str:
+    return (UserError if isinstance(error, UserError) else Fault).__name__
 
 
 def _row(part: str, kind: str = "", reason: str = "") -> pa.Table:
@@ -92,28 +120,38 @@ def generate_dataset_ray(
     progress: Callable[[int, int], None],
     actor: type[EngineActor] = EngineActor,
     checks: Checks | None = None,
+    onward: Onward | None = None,
+    before: Path | None = None,
 ) -> list[Use]:
     """`GenerationRequest` rows of `source` to `Sample` rows in the directory `target`, which appears when complete.
 
     With `checks` the samples are verified as they are stored, while engines write others; see `verification.samples`.
+    With `onward`, and engines enough, some engines have a second model, which is asked about the samples as they are
+    stored; its samples are verified and kept for a later call with `before`, their folder. How busy its engines were
+    and the verifiers of its samples comes after that of the first's.
     Ray must be initialised. Rows whose actor dies are generated again, and what an interrupted call with the same
     requests has left is used. `progress` gets (requests done, requests). Returns how busy engines and verifiers were.
     Raises `UserError` for a model that cannot be used, `Fault` when the actors fail or rows are missing at the end.
     """
     begin, verified, busy = time.monotonic(), 0, 0.0
     with disk_faults(target):
-        opened = open_work(source.resolve(), target.resolve(), config, config.generation.actors)
+        first, second = divided(config.generation.actors, onward.share) if onward else (config.generation.actors, 0)
+        opened = open_work(source.resolve(), target.resolve(), config, first, before)
         earlier = opened.work.part_names()
         try:
             with _watched(opened, progress):
                 if opened.units or (checks is not None and _unverified(opened, checks)):
-                    verified, busy = _run(opened, config, actor, checks)
+                    dataset = _stage(opened, config, actor, checks, first, onward if second else None, second)
+                    verified, busy = _run(dataset)
         except RayError as error:
             raise Fault(f"the generation stage failed: {cause_of(error)}") from error
         opened.work.finish(opened.wanted, target)
     wall = time.monotonic() - begin
     notes = [read_lineage(file) for file in target.glob("*.parquet") if file.name not in earlier]
-    uses = [engine_use(notes, min(config.generation.actors, max(len(opened.units), 1)), wall)]
+    uses = [engine_use(notes, min(first, max(len(opened.units), 1)), wall)]
+    if onward is not None and second and opened.units:
+        uses.append(engine_use(notes_of(onward.folder), second, wall))
+        checks = onward.checks
     if checks is not None:
         uses.append(Use("verifiers", config.verification.workers, round(busy, 3), round(wall, 3), rows=verified))
     return uses
@@ -124,11 +162,11 @@ def _unverified(opened: Opened, checks: Checks) -> list[str]:
     return [name for name in opened.work.part_names() if not checks.has(name)]
 
 
-def _run(opened: Opened, config: Config, actor: type[EngineActor], checks: Checks | None) -> tuple[int, float]:
+def _run(dataset: Dataset) -> tuple[int, float]:
     """Runs the stage to its end; returns statements verified and seconds of verifiers. Raises what an actor reports."""
     verified, busy = 0, 0.0
     table: Any
-    for table in _stage(opened, config, actor, checks).iter_batches(batch_size=None, batch_format="pyarrow"):
+    for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
         for row in table.to_pylist():
             if row["kind"]:
                 raise (UserError if row["kind"] == UserError.__name__ else Fault)(row["reason"])
@@ -136,33 +174,35 @@ def _run(opened: Opened, config: Config, actor: type[EngineActor], checks: Check
     return verified, busy
 
 
-def _stage(opened: Opened, config: Config, actor: type[EngineActor], checks: Checks | None) -> Dataset:
+def _stage(
+    opened: Opened,
+    config: Config,
+    actor: type[EngineActor],
+    checks: Checks | None,
+    first: int,
+    onward: Onward | None,
+    second: int,
+) -> Dataset:
     """The stage, not yet executed: one block per unit, which go to actors in this order; parts go on to be verified.
+
+    With `onward` they go on to `second` engines of another model instead, and the parts of those are verified.
 
     What flows is the names of parts, one a block. Their rows are on disk, so an engine waits for no verifier, however
     far behind that is, and what is in memory is bounded: `TABLES` parts at a time, and the pool's few calls.
     """
-    settings, units = config.generation, opened.units
+    units = opened.units
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     streams = []
     if units:
         dataset = ray.data.from_arrow([pa.table({"unit": [json.dumps(asdict(unit))]}) for unit in units])
         _quiet(dataset)
         # A second unit waits at the actor, so that it has no pause; but not where it could go to one that has none.
-        waiting = 2 if len(units) > 4 * settings.actors else 1
-        streams.append(
-            dataset.map_batches(
-                actor,
-                fn_constructor_args=(config, opened.work),
-                compute=ActorPoolStrategy(size=min(settings.actors, len(units)), max_tasks_in_flight_per_actor=waiting),
-                batch_size=None,
-                batch_format="pyarrow",
-                num_cpus=settings.cpus,
-                num_gpus=settings.gpus,
-                resources=settings.resources or None,
-                runtime_env={"env_vars": environment(cpu=settings.gpus == 0)},
-            )
-        )
+        waiting = 2 if len(units) > 4 * first else 1
+        streams.append(_engines(dataset, actor, (config, opened.work), min(first, len(units)), waiting))
+    if onward is not None:
+        answered = _engines(streams[0], OnwardActor, (config, opened.work, onward), second, waiting=2)
+        start_pool(config)
+        return _verifying(answered, onward.checks, onward.folder / "samples", config)
     if checks is None:
         return streams[0]
     start_pool(config)
@@ -171,9 +211,30 @@ def _stage(opened: Opened, config: Config, actor: type[EngineActor], checks: Che
         _quiet(dataset)
         streams.append(dataset)
     parts = streams[0].union(streams[1]) if len(streams) > 1 else streams[0]
+    return _verifying(parts, checks, opened.work.parts, config)
+
+
+def _engines(
+    dataset: Dataset, actor: type[EngineActor], arguments: tuple[Any, ...], size: int, waiting: int
+) -> Dataset:
+    settings = arguments[0].generation
+    return dataset.map_batches(
+        actor,
+        fn_constructor_args=arguments,
+        compute=ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=waiting),
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=settings.cpus,
+        num_gpus=settings.gpus,
+        resources=settings.resources or None,
+        runtime_env={"env_vars": environment(cpu=settings.gpus == 0)},
+    )
+
+
+def _verifying(parts: Dataset, checks: Checks, folder: Path, config: Config) -> Dataset:
     return parts.map_batches(
         PartVerifier,
-        fn_constructor_args=(checks, opened.work.parts, config),
+        fn_constructor_args=(checks, folder, config),
         compute=ActorPoolStrategy(size=1, max_concurrent_calls_per_actor=TABLES),
         batch_size=None,
         batch_format="pyarrow",

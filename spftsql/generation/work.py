@@ -179,9 +179,10 @@ class Opened:
     units: list[Unit]
 
 
-def open_work(source: Path, target: Path, config: Config, engines: int) -> Opened:
+def open_work(source: Path, target: Path, config: Config, engines: int, before: Path | None = None) -> Opened:
     """Plans what is left to do for the requests of `source` (a Parquet file or folder), for so many engines.
 
+    Samples that the folder `before` has for exactly these requests are taken from there (`generation.onward`).
     Raises `UserError` when a model cannot be used, `Fault` when ids are not unique.
     """
     files = sorted(source.glob("*.parquet")) if source.is_dir() else [source]
@@ -197,6 +198,8 @@ def open_work(source: Path, target: Path, config: Config, engines: int) -> Opene
     work.parts.mkdir(parents=True, exist_ok=True)
     work.journals.mkdir(exist_ok=True)
     _adopt(target, work)
+    if before is not None:
+        _take(before, files, work)
     done = work.check(wanted)
     failures = _failures(work, done)
     rows = rows.append_column("at", pa.array(np.arange(len(ids))))
@@ -269,6 +272,20 @@ def _adopt(target: Path, work: Work) -> None:
         if keys == {work.key.encode()}:
             work.parts.rmdir()
             target.rename(work.parts)
+
+
+def _take(before: Path, files: Sequence[Path], work: Work) -> None:
+    """Stores the samples of `before`, under the same names each time."""
+    from spftsql.generation.onward import had_before, request_hash
+
+    requests = {
+        request.id: request_hash(request)
+        for file in files
+        for batch in pq.ParquetFile(file).iter_batches(_ROW_GROUP)
+        for request in from_table(pa.Table.from_batches([batch]), GenerationRequest)
+    }
+    for samples, lineage in had_before(before, requests):
+        work.store("before", samples, lineage)
 
 
 def _failures(work: Work, done: set[str]) -> dict[str, int]:

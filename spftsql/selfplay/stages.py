@@ -42,6 +42,8 @@ from spftsql.usage import Use, trainer_use
 from spftsql.verification.samples import Checks, early_verdicts, statement
 
 if TYPE_CHECKING:
+    from spftsql.databases.catalogue import Database
+    from spftsql.generation.onward import Onward
     from spftsql.training.validation import Validate
 
 
@@ -114,35 +116,46 @@ class Stages:
         requests: Sequence[GenerationRequest],
         candidates: Sequence[Candidate],
         examples: Mapping[str, Example],
+        before: Path | None = None,
     ) -> tuple[list[Sample], list[VerificationRequest], dict[str, Verdict]]:
         """Samples of all requests, their statements in the same order, and the verdict of each by its id.
 
-        `examples` say what each request asks. Statements are executed while other samples are written. A sample that
-        engines failed with has a verdict with that fault.
+        `examples` say what each request asks. Statements are executed while other samples are written, or were so in
+        the stage that left the folder `before`, which is removed. A sample that engines failed with has a verdict with
+        that fault.
         """
-        early = self._early(title, requests, examples)
-        drawn = self.generate(title, requests, candidates, early)
+        if before is not None and before.is_dir():
+            drawn, early = self.generate(title, requests, candidates, before=before), before / "checks"
+        else:
+            checks = self._early(title, requests, examples)
+            drawn, early = self.generate(title, requests, candidates, checks), checks.folder
         policy = self.config.verification.policy
         statements = [statement(s, examples[s.id], self.prompts, self.catalogue[s.db_id], policy) for s in drawn]
         faults = {check.id: sample.fault for sample, check in zip(drawn, statements, strict=True) if sample.fault}
         asked = [check for check in statements if check.id not in faults]
-        verdicts = self.verify(title, asked, early.folder)
+        verdicts = self.verify(title, asked, early)
+        if before is not None:
+            shutil.rmtree(before, ignore_errors=True)
         for check in statements:
             if fault := faults.get(check.id):
                 verdicts[check.id] = Verdict(check.id, check.db_id, "unverifiable", "fault", 0, 0, False, "", "", fault)
         return drawn, statements, verdicts
 
-    def _early(self, title: str, requests: Sequence[GenerationRequest], examples: Mapping[str, Example]) -> Checks:
-        """How the samples of a stage are verified while it runs; the folder is named by all that verdicts depend on."""
-        databases = {request.db_id: self.catalogue[request.db_id] for request in requests}
-        asked = [replace(examples[request.id], id=request.id) for request in requests]
+    def early_folder(self, title: str, asked: object, databases: Mapping[str, Database]) -> Path:
+        """What a later stage finds of its work: named by what is `asked`, and by all else that verdicts depend on."""
         key = content_hash(
-            _digest(asdict(example) for example in asked),
+            asked,
             {name: database.content for name, database in databases.items()},
             self.config.key("sandbox", "prompt"),
             self.config.verification.policy,
         )
-        folder = self.run.root / "early" / f"{title}{self._part}-{key}"
+        return self.run.root / "early" / f"{title}{self._part}-{key}"
+
+    def _early(self, title: str, requests: Sequence[GenerationRequest], examples: Mapping[str, Example]) -> Checks:
+        """How the samples of a stage are verified while it runs; the folder is named by all that verdicts depend on."""
+        databases = {request.db_id: self.catalogue[request.db_id] for request in requests}
+        asked = [replace(examples[request.id], id=request.id) for request in requests]
+        folder = self.early_folder(title, _digest(asdict(example) for example in asked), databases)
         with disk_faults(self.run.root):
             write_records(folder / "examples.parquet", asked, Example)
         policy = self.config.verification.policy
@@ -152,20 +165,11 @@ class Stages:
         self, identity: str, db_id: str, prompt: str, candidate: Candidate, samples: int, temperature: float
     ) -> GenerationRequest:
         """A prompt for a candidate, with the row's own seed."""
-        return GenerationRequest(
-            id=identity,
-            db_id=db_id,
-            prompt=prompt,
-            model=candidate.path,
-            n=samples,
-            temperature=temperature,
-            max_tokens=self.config.generation.max_tokens,
-            seed=self.seed_of(identity),
-        )
+        return generation_request(self.config, identity, db_id, prompt, candidate.path, samples, temperature)
 
     def seed_of(self, identity: str) -> int:
         """The seed of a request, by its id."""
-        return int(content_hash(self.config.seed, identity), 16) % 2**31
+        return seed_of(self.config, identity)
 
     def generate(
         self,
@@ -173,8 +177,14 @@ class Stages:
         requests: Sequence[GenerationRequest],
         candidates: Sequence[Candidate],
         checks: Checks | None = None,
+        onward: tuple[str, Onward, Candidate] | None = None,
+        before: Path | None = None,
     ) -> list[Sample]:
-        """Samples of all requests, sorted by id and index; with `checks` they are verified while others are written."""
+        """Samples of all requests, sorted by id and index; with `checks` they are verified while others are written.
+
+        `onward` is what may be asked of another candidate meanwhile, and the title of the stage that finds it in the
+        folder `before`.
+        """
         paths = {candidate.path: candidate.key for candidate in candidates}
         inputs = [
             _digest({**asdict(request), "model": paths[request.model]} for request in requests),
@@ -183,12 +193,16 @@ class Stages:
         ]
 
         def build(folder: Path) -> None:
-            self._ensure_weights(candidates)
+            self._ensure_weights([*candidates, onward[2]] if onward else candidates)
             write_records(folder / "requests.parquet", requests, GenerationRequest)
             what = "generate" if checks is None else "generate and verify"
+            source, target = folder / "requests.parquet", folder / "samples"
             with self._task(f"generate-{title}{self._part}", f"{title}: {what}", "requests") as progress:
-                uses = self.execution.generate(folder / "requests.parquet", folder / "samples", progress, checks)
-            self._used(f"generate-{title}{self._part}", uses)
+                uses = self.execution.generate(source, target, progress, checks, onward[1] if onward else None, before)
+            own = 1 if onward else len(uses)
+            self._used(f"generate-{title}{self._part}", uses[:own])
+            if onward and uses[own:]:
+                self._used(f"generate-{onward[0]}{self._part}", uses[own:])
 
         stage = self.run.stage(f"generate-{title}{self._part}", inputs, build, keep_partial=True)
         samples = sorted(read_records(stage.path / "samples", Sample), key=lambda s: (s.id, s.index))
@@ -391,6 +405,27 @@ def _answered_sql(
 ) -> str:
     question = questions[identity]
     return prompts.parse_sql(text, catalogue[question.db_id], question.question)
+
+
+def generation_request(
+    config: Config, identity: str, db_id: str, prompt: str, model: str, samples: int, temperature: float
+) -> GenerationRequest:
+    """A prompt for the model in a directory, with the row's own seed."""
+    return GenerationRequest(
+        id=identity,
+        db_id=db_id,
+        prompt=prompt,
+        model=model,
+        n=samples,
+        temperature=temperature,
+        max_tokens=config.generation.max_tokens,
+        seed=seed_of(config, identity),
+    )
+
+
+def seed_of(config: Config, identity: str) -> int:
+    """The seed of a request, by its id."""
+    return int(content_hash(config.seed, identity), 16) % 2**31
 
 
 def _digest(rows: Iterable[Mapping[str, object]]) -> str:

@@ -15,17 +15,18 @@ from itertools import count
 
 from spftsql.errors import UserError
 from spftsql.evaluation.benchmarks import template_id
-from spftsql.linking.literals import filter_literals, says, unsaid
-from spftsql.records import Example, Statement, TrainRow, Verdict, VerificationRequest
+from spftsql.linking.literals import filter_literals, says
+from spftsql.records import Example, TrainRow, Verdict, VerificationRequest
 from spftsql.selfplay.candidates import Answer, Candidate
 from spftsql.selfplay.leaks import find_leaks
-from spftsql.selfplay.lineage import Made, pair_id, question_request
+from spftsql.selfplay.lineage import Made, question_request
 from spftsql.selfplay.questions import Phrasing, Vote, choose
+from spftsql.selfplay.round_trip import RoundTrip, pair_of, statements_by_request, vote_request
 from spftsql.selfplay.stages import Stages
 from spftsql.synthesis.accepting import Tally, counts_of, judged
 from spftsql.synthesis.canonical import canonical_sql
 from spftsql.synthesis.filling import Sampler
-from spftsql.synthesis.placeholders import Hidden, hide_in_question, hide_values, show_values
+from spftsql.synthesis.placeholders import hide_in_question, hide_values
 from spftsql.synthesis.templates import Template
 
 _QUESTION_RESERVE = 1.3  # statements that are given to the question model, per pair wanted
@@ -95,17 +96,18 @@ def phrased(stages: Stages, round_: int, made: Sequence[Made], writer: Candidate
     """
     config = stages.config.synthesis
     asked = [one for one in made if not one.reason]
-    candidates, failed = _proposed(stages, round_, [one for one in asked if not one.worded], writer)
+    trip = _round_trip(stages, round_, asked, voter)
+    candidates, failed = _proposed(stages, trip, [one for one in asked if not one.worded], writer, voter)
     candidates |= {one.statement.id: list(one.phrasings) for one in asked if one.worded}
     if config.filter != "none":
-        candidates = _voted(stages, round_, asked, candidates, voter)
+        candidates = _voted(stages, trip, asked, candidates, voter)
     done = {}
     for one in asked:
         identity, phrasings = one.statement.id, tuple(candidates[one.statement.id])
         choice = choose(phrasings, config.filter, config.agreement)
         one = replace(one, phrasings=phrasings, chosen=choice.index, reason=failed.get(identity, choice.reason))
         if choice.index is not None:
-            one = replace(one, pair=_pair(round_, one.statement, phrasings[choice.index]))
+            one = replace(one, pair=pair_of(round_, one.statement, phrasings[choice.index]))
         done[identity] = one
     dropped = Counter(one.reason for one in done.values() if one.reason)
     pairs = len(done) - dropped.total()
@@ -122,32 +124,32 @@ def phrased(stages: Stages, round_: int, made: Sequence[Made], writer: Candidate
     return [done.get(one.statement.id, one) for one in made]
 
 
-def _pair(round_: int, statement: Statement, phrasing: Phrasing) -> Example:
-    agreement = phrasing.agreement
-    return Example(
-        id=pair_id(round_, statement),
-        db_id=statement.db_id,
-        question=phrasing.text,
-        sql=statement.sql,
-        source="synthetic",
-        template=statement.template,
-        confidence=1.0 if agreement is None else agreement,
-    )
+def _round_trip(stages: Stages, round_: int, asked: Sequence[Made], voter: Candidate) -> RoundTrip:
+    statements = statements_by_request(round_, (one.statement for one in asked))
+    databases = {name: stages.catalogue[name] for name in {one.db_id for one in statements.values()}}
+    depends_on = [
+        {identity: one.sql for identity, one in statements.items()},
+        voter.key,
+        [stages.config.generation.engine, stages.config.model.dtype, stages.config.model.max_length],
+    ]
+    folder = stages.early_folder(f"votes-{round_}", depends_on, databases).resolve()
+    return RoundTrip(folder, stages.config, stages.prompts, databases, round_, statements, voter.path)
 
 
 def _proposed(
-    stages: Stages, round_: int, asked: Sequence[Made], writer: Candidate
+    stages: Stages, trip: RoundTrip, asked: Sequence[Made], writer: Candidate, voter: Candidate
 ) -> tuple[dict[str, list[Phrasing]], dict[str, str]]:
-    """The candidate questions of every statement, by its id, each text once; and why some could not be asked."""
-    config, databases = stages.config.synthesis, stages.catalogue
-    hidden: dict[str, Hidden] = {}
+    """The candidate questions of every statement, by its id, each text once; and why some could not be asked.
+
+    Where a filter asks for a round trip, `voter` may be asked about those that are there while others are written.
+    """
+    config, databases, round_ = stages.config.synthesis, stages.catalogue, trip.round_
     requests = []
     for one in asked:
         statement, database = one.statement, databases[one.statement.db_id]
         dialect = database.schema.dialect
         if config.hide_values:
-            hidden[statement.id] = hide_values(statement.sql, dialect)
-            prompt = stages.prompts.sql_to_text(database, hidden[statement.id].sql)
+            prompt = stages.prompts.sql_to_text(database, hide_values(statement.sql, dialect).sql)
         else:
             values = filter_literals(statement.sql, dialect)
             prompt = stages.prompts.sql_to_text(database, statement.sql, values)
@@ -155,60 +157,43 @@ def _proposed(
         requests.append(
             stages.request(identity, statement.db_id, prompt, writer, config.candidates, config.temperature)
         )
-    texts: dict[str, list[str]] = defaultdict(list)
-    errors: dict[str, str] = {}
-    for sample in stages.generate(f"questions-{round_}", requests, [writer]):
-        texts[sample.id].append(stages.prompts.parse_question(sample.text))
-        if sample.error:
-            errors[sample.id] = f"not asked: {sample.error}"
+    onward = (f"votes-{round_}", trip, voter) if config.filter != "none" else None
+    samples = stages.generate(f"questions-{round_}", requests, [writer], onward=onward)
+    errors = {sample.id: f"not asked: {sample.error}" for sample in samples if sample.error}
+    phrasings = trip.phrasings(samples)
     found, failed = {}, {}
     for one in asked:
-        statement = one.statement
-        dialect = databases[statement.db_id].schema.dialect
-        identity = question_request(round_, statement)
-        own = dict.fromkeys(text for text in texts[identity] if text)
-        if identity in errors and not own:
-            failed[statement.id] = errors[identity]
-        if config.hide_values:
-            found[statement.id] = [_shown(text, hidden[statement.id]) for text in own]
-        else:
-            found[statement.id] = [Phrasing(text, unsaid(text, statement.sql, dialect)) for text in own]
+        identity = question_request(round_, one.statement)
+        if identity in errors and not phrasings[identity]:
+            failed[one.statement.id] = errors[identity]
+        found[one.statement.id] = phrasings[identity]
     return found, failed
 
 
-def _shown(text: str, hidden: Hidden) -> Phrasing:
-    """A question with its values put back; those whose placeholder it lost are missing. LIMITs have none."""
-    shown = show_values(text, hidden)
-    if shown is not None:
-        return Phrasing(shown)
-    return Phrasing(text, tuple(value for name, value in hidden.values if name not in text) or ("a placeholder",))
-
-
 def _voted(
-    stages: Stages, round_: int, asked: Sequence[Made], candidates: Mapping[str, Sequence[Phrasing]], voter: Candidate
+    stages: Stages,
+    trip: RoundTrip,
+    asked: Sequence[Made],
+    candidates: Mapping[str, Sequence[Phrasing]],
+    voter: Candidate,
 ) -> dict[str, list[Phrasing]]:
     """The round trip: the candidates that say every value, with the votes of the Text-to-SQL model."""
-    config = stages.config.synthesis
-    examples: dict[str, Example] = {}
-    requests = []
-    for one in asked:
-        statement, database = one.statement, stages.catalogue[one.statement.db_id]
-        for number, phrasing in enumerate(candidates[statement.id]):
-            if not phrasing.missing:
-                identity = f"{question_request(round_, statement)}/{number}"
-                examples[identity] = _pair(round_, statement, phrasing)
-                prompt = stages.prompts.text_to_sql(database, phrasing.text)
-                requests.append(
-                    stages.request(identity, statement.db_id, prompt, voter, config.votes, config.vote_temperature)
-                )
-    samples, checks, verdicts = stages.verified(f"votes-{round_}", requests, [voter], examples)
+    round_ = trip.round_
+    wanted = [
+        pair
+        for one in asked
+        for pair in trip.votes(question_request(round_, one.statement), candidates[one.statement.id])
+    ]
+    examples = {request.id: example for request, example in wanted}
+    requests = [request for request, _ in wanted]
+    samples, checks, verdicts = stages.verified(f"votes-{round_}", requests, [voter], examples, trip.folder)
     votes: dict[str, list[Vote]] = defaultdict(list)
     for sample, check in zip(samples, checks, strict=True):
         verdict = verdicts[check.id]
         votes[sample.id].append(Vote(check.sql, verdict.status, verdict.digest, verdict.elapsed_ms))
     return {
         one.statement.id: [
-            replace(phrasing, votes=tuple(votes[f"{question_request(round_, one.statement)}/{number}"]))
+            replace(phrasing, votes=tuple(votes[vote_request(question_request(round_, one.statement), number)]))
             for number, phrasing in enumerate(candidates[one.statement.id])
         ]
         for one in asked

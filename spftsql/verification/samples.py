@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 class Checks:
     """What it takes to verify the samples of a generation stage wherever they are read; it travels to actors.
 
-    `folder` receives the verdicts; `examples` is a Parquet file of what the requests ask, by their ids.
+    `folder` receives the verdicts; `examples` is a Parquet file of what the requests ask, by their ids, or a folder of
+    such files that has those of a part before the part is there.
     """
 
     folder: Path
@@ -59,12 +60,14 @@ class SampleReader:
 
         self._checks = checks
         self._prompts = PromptBuilder(checks.prompt, None)
-        self._examples = {example.id: example for example in read_records(checks.examples, Example)}
+        self._examples: dict[str, Example] = {}
 
     def statements(self, part: Path) -> list[VerificationRequest]:
         """The statements of a part; samples that engines failed with have none."""
         samples = [sample for sample in read_records(part, Sample) if sample.fault is None]
         checks = self._checks
+        if any(sample.id not in self._examples for sample in samples):
+            self._examples = {example.id: example for example in read_records(checks.examples, Example)}
         return [
             statement(s, self._examples[s.id], self._prompts, checks.databases[s.db_id], checks.policy) for s in samples
         ]
@@ -86,8 +89,8 @@ def statement(
 def early_verdicts(folder: Path) -> dict[VerificationRequest, Verdict]:
     """The verdicts that were had while samples were written, by their statements; none where there is no folder."""
     found: dict[VerificationRequest, Verdict] = {}
-    for file in sorted((folder / "verdicts").glob("*.parquet")):
-        requests = read_records(folder / "requests" / file.name, VerificationRequest)
+    for file in sorted((folder / "verdicts").rglob("*.parquet")):
+        requests = read_records(folder / "requests" / file.relative_to(folder / "verdicts"), VerificationRequest)
         verdicts = {verdict.id: verdict for verdict in read_records(file, Verdict)}
         found |= {request: verdicts[request.id] for request in requests if request.id in verdicts}
     return found

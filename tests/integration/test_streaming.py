@@ -12,6 +12,7 @@ from spftsql.generation.stage import EngineActor, generate_dataset_ray
 from spftsql.records import GenerationRequest, Sample, Verdict, read_records, write_records
 from spftsql.telemetry import gauge
 from spftsql.verification.samples import early_verdicts
+from tests import loops
 from tests.streaming import SpeakerActor, asked, checks, settings, statements, towns
 
 pytestmark = [pytest.mark.integration, pytest.mark.long, pytest.mark.usefixtures("ray_session")]
@@ -129,3 +130,30 @@ def test_parts_of_a_unit_whose_actor_died_are_verified_once(tiny_models: list[st
     assert set(early_verdicts(early.folder)) == set(statements(samples)) and verifiers.rows == 64
     verdicts: list[Verdict] = [v for f in (early.folder / "verdicts").iterdir() for v in read_records(f, Verdict)]
     assert len(verdicts) == len({v.id for v in verdicts}) == 64
+
+
+def test_questions_are_answered_while_others_are_written(tmp_path: Path) -> None:
+    """The same votes as with one engine, which asks everything first; the vote stage finds them all."""
+    from spftsql.records import PairRow
+
+    settings = {"execution": "ray", "generation.engine": "transformers", "synthesis.filter": "ranked"}
+    settings |= {"vbi.optimization.steps": "20", "selfplay.iterations": "0", "generation.batch_size": "8"}
+    settings |= {"synthesis.candidates": "2", "synthesis.votes": "2", "cluster.cpus": "10"}
+    pairs = {}
+    for engines in (1, 4):
+        run = tmp_path / str(engines)
+        loops.finish(run, {**settings, "generation.actors": str(engines)}, run.with_suffix(".log"), timeout=600)
+        pairs[engines] = {
+            row.id: (row.question, row.votes, row.confidence, row.candidates.count('"equal"'))
+            for row in read_records(run / "demo" / "pairs" / "round-1.parquet", PairRow)
+        }
+        assert not list((run / "demo" / "early").glob("votes-*"))
+        uses = [e for e in loops.events(run) if e["event"] == "use" and e["stage"] == "generate-votes-1"]
+        written = {e["workers"]: e["rows"] for e in uses if e["who"] == "engines" and e["rows"]}
+        requests = len(
+            read_records(
+                next((run / "demo" / "stages").glob("generate-votes-1-*")) / "requests.parquet", GenerationRequest
+            )
+        )
+        assert written == ({1: requests} if engines == 1 else {3: requests})
+    assert pairs[1] == pairs[4] and any(votes for _, votes, _, _ in pairs[1].values())

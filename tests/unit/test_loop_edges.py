@@ -112,7 +112,7 @@ def test_files_of_pairs_come_by_round(tmp_path: Path) -> None:
 def test_a_statement_that_could_not_be_asked_about_is_dropped_with_the_reason() -> None:
     """Of three statements one gets a question, one a question without its value, one an error of the engine."""
 
-    def generate(title: str, requests: list[str], models: list[Candidate]) -> list[Sample]:
+    def generate(title: str, requests: list[str], models: list[Candidate], onward: object) -> list[Sample]:
         texts = ["cities in texas", "cities", ""]
         errors = [None, None, "the prompt has 9000 tokens"]
         return [
@@ -121,7 +121,8 @@ def test_a_statement_that_could_not_be_asked_about_is_dropped_with_the_reason() 
         ]
 
     prompts = SimpleNamespace(sql_to_text=lambda *_: "prompt", parse_question=lambda text: text)
-    there, told = stages(config(), prompts=prompts, generate=generate, request=lambda identity, *_: identity)
+    calls = {"generate": generate, "request": lambda identity, *_: identity, "early_folder": lambda *_: Path("early")}
+    there, told = stages(config(), prompts=prompts, **calls)
     asked = [Made(made(number, "", TEXAS).statement, MADE[0].verdict) for number in range(3)]
     dropped = Made(made(3, "", TEXAS).statement, MADE[0].verdict, "empty")
     writer = Candidate("base", "m", "m")
@@ -150,12 +151,13 @@ def test_a_statement_that_could_not_be_asked_about_is_dropped_with_the_reason() 
 def test_where_no_statement_gets_a_question_the_line_has_the_most_frequent_reasons(
     tokens: list[int], said: str
 ) -> None:
-    def generate(title: str, requests: list[str], models: list[Candidate]) -> list[Sample]:
+    def generate(title: str, requests: list[str], models: list[Candidate], onward: object) -> list[Sample]:
         pairs = zip(requests, tokens, strict=True)
         return [Sample(id_, "shop", "m", 0, "", 0, "error", f"the prompt has {count} tokens") for id_, count in pairs]
 
     prompts = SimpleNamespace(sql_to_text=lambda *_: "prompt", parse_question=lambda text: text)
-    there, told = stages(config(), prompts=prompts, generate=generate, request=lambda identity, *_: identity)
+    calls = {"generate": generate, "request": lambda identity, *_: identity, "early_folder": lambda *_: Path("early")}
+    there, told = stages(config(), prompts=prompts, **calls)
     asked = [Made(made(number, "", TEXAS).statement, MADE[0].verdict) for number in range(len(tokens))]
     writer = Candidate("base", "m", "m")
     with pytest.raises(UserError, match=re.escape(said)):
