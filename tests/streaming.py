@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 from spftsql.config import Config, DatabaseConfig, PromptConfig
 from spftsql.databases.catalogue import open_catalogue
 from spftsql.generation.checkpoint import Checkpoint, Completion, Prompt
 from spftsql.generation.engine import Completed, Engine
+from spftsql.generation.onward import examples_of
 from spftsql.generation.stage import EngineActor
 from spftsql.generation.transformers_engine import TransformersEngine
 from spftsql.recipes import validate
@@ -78,3 +80,31 @@ class SpeakerActor(EngineActor):
     def open(self, config: Config) -> Engine:
         """See `EngineActor`."""
         return Speaker(config)
+
+
+@dataclass(frozen=True)
+class Back:
+    """An `Onward`: two requests about every sample, to answer with a statement."""
+
+    folder: Path
+    checks: Checks
+    model: str
+    share: float = 0.5
+
+    def asked(self, samples: Sequence[Sample]) -> list[tuple[GenerationRequest, Example]]:
+        """See `Onward`."""
+        return [
+            (
+                GenerationRequest(f"{s.id}/{k}", "towns", GOLD.format(k), self.model, 1, 0.0, 60, k),
+                Example(s.id, "towns", s.text, GOLD.format(0), "synthetic", "t"),
+            )
+            for s in samples
+            for k in range(2)
+        ]
+
+
+def there_and_back(folder: Path, model: str) -> Back:
+    """An `Onward` about the towns, which are made."""
+    catalogue = open_catalogue([DatabaseConfig(name="towns", url=str(towns(folder)))])
+    kept = folder / "onward"
+    return Back(kept, Checks(kept / "checks", examples_of(kept), catalogue, PromptConfig(), "strict"), model)

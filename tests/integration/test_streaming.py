@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -13,7 +15,8 @@ from spftsql.records import GenerationRequest, Sample, Verdict, read_records, wr
 from spftsql.telemetry import gauge
 from spftsql.verification.samples import early_verdicts
 from tests import loops
-from tests.streaming import SpeakerActor, asked, checks, settings, statements, towns
+from tests.killing import descendants, title
+from tests.streaming import SpeakerActor, asked, checks, settings, statements, there_and_back, towns
 
 pytestmark = [pytest.mark.integration, pytest.mark.long, pytest.mark.usefixtures("ray_session")]
 
@@ -157,3 +160,40 @@ def test_questions_are_answered_while_others_are_written(tmp_path: Path) -> None
         )
         assert written == ({1: requests} if engines == 1 else {3: requests})
     assert pairs[1] == pairs[4] and any(votes for _, votes, _, _ in pairs[1].values())
+
+
+def test_an_engine_of_the_second_model_that_is_killed_loses_nothing(tiny_models: list[str], tmp_path: Path) -> None:
+    requests = asked(tiny_models[0], 64)
+    write_records(tmp_path / "requests.parquet", requests, GenerationRequest)
+    back = there_and_back(tmp_path, tiny_models[1])
+    killed: list[int] = []
+    over = threading.Event()
+
+    def kill() -> None:
+        while not killed and not over.wait(0.02):
+            if list((back.folder / "requests").glob("*.parquet")):
+                actors = [pid for pid in descendants(os.getpid()) if b"OnwardActor" in title(pid)]
+                if actors:
+                    os.kill(actors[0], signal.SIGKILL)
+                    killed.append(actors[0])
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        first, second, verifiers = generate_dataset_ray(
+            tmp_path / "requests.parquet", tmp_path / "samples", settings(actors=4), lambda *_: None, onward=back
+        )
+    finally:
+        over.set()
+        killer.join()
+    assert killed and (first.workers, second.workers, first.rows, second.rows) == (2, 2, 64, 128)
+    wanted = {f"{request.id}/{k}/0" for request in requests for k in range(2)}
+    found = early_verdicts(back.checks.folder)
+    assert verifiers.rows >= 128 and {v.id for v in found.values()} == wanted and len(found) == 128
+
+    asked_later = [request for request, _ in back.asked(read_records(tmp_path / "samples", Sample))]
+    write_records(tmp_path / "later.parquet", asked_later, GenerationRequest)
+    (again,) = generate_dataset_ray(
+        tmp_path / "later.parquet", tmp_path / "votes", settings(actors=4), lambda *_: None, before=back.folder
+    )
+    assert again.rows == 0 and {s.id for s in read_records(tmp_path / "votes", Sample)} == {r.id for r in asked_later}

@@ -3,49 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from spftsql.generation.onward import answer, divided, had_before, request_hash
 from spftsql.generation.work import open_work
-from spftsql.records import Example, GenerationRequest, Sample, read_records, write_records
-from spftsql.verification.samples import Checks, SampleReader
-from tests.streaming import GOLD, Speaker, settings, towns
-
-
-@dataclass(frozen=True)
-class Back:
-    """Two requests about every sample: to repeat a statement with a number."""
-
-    folder: Path
-    checks: Checks
-    model: str
-    share: float = 0.5
-
-    def asked(self, samples: Sequence[Sample]) -> list[tuple[GenerationRequest, Example]]:
-        """See `Onward`."""
-        return [
-            (
-                GenerationRequest(f"{s.id}/{k}", "towns", GOLD.format(k), self.model, 1, 0.0, 60, k),
-                Example(s.id, "towns", s.text, GOLD.format(0), "synthetic", "t"),
-            )
-            for s in samples
-            for k in range(2)
-        ]
+from spftsql.records import GenerationRequest, Sample, read_records, write_records
+from spftsql.verification.samples import SampleReader
+from tests.streaming import GOLD, Back, Speaker, settings, there_and_back
 
 
 @pytest.fixture
 def back(tiny_models: list[str], tmp_path: Path) -> Back:
-    from spftsql.config import DatabaseConfig, PromptConfig
-    from spftsql.databases.catalogue import open_catalogue
-
-    catalogue = open_catalogue([DatabaseConfig(name="towns", url=str(towns(tmp_path)))])
-    folder = tmp_path / "onward"
-    return Back(
-        folder, Checks(folder / "checks", folder / "examples", catalogue, PromptConfig(), "strict"), tiny_models[0]
-    )
+    return there_and_back(tmp_path, tiny_models[0])
 
 
 def part_of(folder: Path, name: str, ids: Sequence[str]) -> Path:
