@@ -127,8 +127,9 @@ def generate_dataset_ray(
 
     With `checks` the samples are verified as they are stored, while engines write others; see `verification.samples`.
     With `onward`, and engines enough, some engines have a second model, which is asked about the samples as they are
-    stored; its samples are verified and kept for a later call with `before`, their folder. How busy its engines were
-    and the verifiers of its samples comes after that of the first's.
+    stored; its samples are verified and kept for a later call with `before`, their folder. The use of its engines, and
+    of the verifiers, comes after that of the first model's.
+
     Ray must be initialised. Rows whose actor dies are generated again, and what an interrupted call with the same
     requests has left is used. `progress` gets (requests done, requests). Returns how busy engines and verifiers were.
     Raises `UserError` for a model that cannot be used, `Fault` when the actors fail or rows are missing at the end.
