@@ -68,6 +68,8 @@ def ray_session() -> Iterator[None]:
     """
     import ray
 
+    from spftsql.cluster.session import end_session
+
     ray.init(
         address="local",  # never joins a cluster that happens to run on this machine
         num_cpus=8,
@@ -85,7 +87,7 @@ def ray_session() -> Iterator[None]:
         },
     )
     yield
-    ray.shutdown()
+    end_session()
 
 
 @pytest.fixture(scope="session")

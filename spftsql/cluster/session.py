@@ -131,6 +131,10 @@ def end_session() -> None:
 
     if ray.is_initialized():
         ray.shutdown()
+        if "ray.serve" in sys.modules:  # it tells sessions apart by their job, and the first of every one is the same
+            from ray.serve.context import _disconnect
+
+            _disconnect()
     _last_words.close()
 
 

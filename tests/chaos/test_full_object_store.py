@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from spftsql.cluster.session import end_session
 from spftsql.config import SandboxConfig, ServeConfig, VerificationConfig
 from spftsql.recipes import validate
 from spftsql.records import GenerationRequest, Sample, Verdict, VerificationRequest, read_records, write_records
@@ -38,7 +39,7 @@ def full_store() -> Iterator[None]:
     held = [ray.get(ray.put(np.zeros(2 * MIB, np.uint8))) for _ in range(HELD // (2 * MIB))]
     yield
     assert all(array.sum() == 0 for array in held)
-    ray.shutdown()
+    end_session()
 
 
 @pytest.mark.usefixtures("full_store")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from spftsql.cluster.session import end_session
 from spftsql.config import Config, SandboxConfig, ServeConfig, VerificationConfig
 from spftsql.databases.places import Source, common_content
 from spftsql.errors import Fault, UserError
@@ -68,7 +69,7 @@ def dashboard() -> Iterator[str]:
 
     context = ray.init(address="local", num_cpus=2, include_dashboard=True, log_to_driver=False)
     yield f"http://{context.dashboard_url}"
-    ray.shutdown()
+    end_session()
 
 
 @contextmanager

@@ -37,6 +37,20 @@ ray.put(b"x" * 10**7)
 time.sleep(60)
 """
 
+ONE_AFTER_ANOTHER = """
+from spftsql.cluster.session import end_session, ensure_session
+from spftsql.recipes import resolve
+from spftsql.serving.endpoint import start_serve
+from ray import serve
+
+config = resolve("demo", ["cluster.cpus=2", "serve.port=0"])
+for _ in range(2):
+    ensure_session(config)
+    start_serve(config)
+    print(len(serve.status().applications))
+    end_session()
+"""
+
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 
 
@@ -51,3 +65,8 @@ def test_a_session_outlives_the_thread_that_started_it() -> None:
     """A resumed run may come to its first statements within the pool of threads that has them executed."""
     done = subprocess.run([sys.executable, "-c", STARTED_ELSEWHERE], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr
+
+
+def test_a_second_session_of_a_process_does_not_ask_serve_of_the_first() -> None:
+    done = subprocess.run([sys.executable, "-c", ONE_AFTER_ANOTHER], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "0\n0\n"), done.stderr
