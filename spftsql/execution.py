@@ -44,7 +44,7 @@ class Execution(Protocol):
     ) -> list[Use]:
         """`GenerationRequest` rows to `Sample` rows; with `checks` they are verified while others are written.
 
-        With `onward` a second model may be asked about them meanwhile, and `before` is where its samples are then.
+        With `onward` a second model may be asked about them meanwhile; what it said is taken from the folder `before`.
         """
 
     def verify(self, source: Path, target: Path, progress: Advance) -> Use:
@@ -74,7 +74,7 @@ class LocalExecution:
         """See `Execution`. One engine has one model at a time: nothing is asked of a second one meanwhile."""
         from spftsql.generation.local import generate_dataset
 
-        return generate_dataset(source, target, self._config, progress, checks)
+        return generate_dataset(source, target, self._config, progress, checks, before)
 
     def verify(self, source: Path, target: Path, progress: Advance) -> Use:
         """See `Execution`."""

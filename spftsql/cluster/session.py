@@ -166,7 +166,11 @@ def _say_when_killed(where: str) -> Callable[[], None]:
     line = f"spftsql: killed, or ended because the Ray node at {where} is gone; what is finished is kept: run again"
     script = 'trap "" INT TERM; read -r over || echo "$0" >&2'
     shell = subprocess.Popen(["sh", "-c", script, line], stdin=subprocess.PIPE, text=True)
-    return lambda: shell.communicate("over\n") and None
+
+    def take_back() -> None:
+        shell.communicate("over\n")
+
+    return take_back
 
 
 def _end(code: int) -> None:

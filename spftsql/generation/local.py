@@ -22,17 +22,18 @@ def generate_dataset(
     config: Config,
     progress: Callable[[int, int], None],
     checks: Checks | None = None,
+    before: Path | None = None,
 ) -> list[Use]:
     """`GenerationRequest` rows of `source` to `Sample` rows in the directory `target`, which appears when complete.
 
     With `checks` the samples are verified as they are stored, by threads beside the engine; see
-    `verification.samples`. Goes on from what an interrupted call with the same requests has left. `progress` gets
-    (requests done, requests). Returns how busy engine and verifiers were. Raises `UserError` for a model that cannot be
-    used, `Fault` when the engine fails or the disk is full.
+    `verification.samples`. Takes what `before` has (`generation.onward`), and goes on from what an interrupted call
+    with the same requests has left. `progress` gets (requests done, requests). Returns how busy engine and verifiers
+    were. Raises `UserError` for a model that cannot be used, `Fault` when the engine fails or the disk is full.
     """
     begin = time.monotonic()
     with disk_faults(target):
-        opened = open_work(source, target, config, engines=1)
+        opened = open_work(source, target, config, engines=1, before=before)
         earlier = opened.work.part_names()
         done, total = opened.stored, len(opened.wanted)
         progress(done, total)

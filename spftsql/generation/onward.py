@@ -7,16 +7,16 @@ requests and has the others written. So nothing depends on this but time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from spftsql.config import Config
 from spftsql.generation.engine import Engine, EngineDied
 from spftsql.generation.unit_run import UnitRun
-from spftsql.generation.work import open_work, read_lineage
-from spftsql.records import Example, GenerationRequest, Sample, content_hash, read_records, write_records
+from spftsql.generation.work import open_work
+from spftsql.records import Example, GenerationRequest, Sample, read_records, write_records
 from spftsql.verification.samples import Checks
 
 _FEWEST = 4  # engines; fewer are better all at one model and then all at the other
@@ -71,7 +71,7 @@ def answer(
     What an earlier attempt has left is used. Raises as `UnitRun.run`, and `Fault` when rows are missing at the end.
     """
     source, target = onward.folder / "requests" / part.name, onward.folder / "samples" / part.stem
-    if not target.is_dir():
+    if not is_answered(onward.folder, part.name):
         asked = onward.asked(read_records(part, Sample))
         examples = [replace(example, id=request.id) for request, example in asked]
         write_records(examples_of(onward.folder) / part.name, examples, Example)
@@ -85,25 +85,11 @@ def answer(
     return sorted(target.glob("*.parquet"))
 
 
-def notes_of(folder: Path) -> list[dict[str, Any]]:
-    """What is noted in the parts of the second model's samples."""
-    return [read_lineage(file) for file in (folder / "samples").glob("*/*.parquet")]
+def answers_of(folder: Path) -> list[Path]:
+    """The parts of the second model's samples that are there."""
+    return sorted((folder / "samples").glob("*/*.parquet"))
 
 
-def had_before(folder: Path, requests: Mapping[str, str]) -> Iterator[tuple[list[Sample], dict[str, Any]]]:
-    """The samples of a folder whose request is the one that is asked now, part by part, with what is noted of them.
-
-    `requests` are hashes (`request_hash`) by id: where the first model was asked again it may have said other things.
-    """
-    for target in sorted((folder / "samples").glob("*/")):
-        asked = read_records(folder / "requests" / f"{target.name}.parquet", GenerationRequest)
-        same = {request.id for request in asked if requests.get(request.id) == request_hash(request)}
-        for file in sorted(target.glob("*.parquet")):
-            samples = [sample for sample in read_records(file, Sample) if sample.id in same]
-            if samples:
-                yield samples, read_lineage(file)
-
-
-def request_hash(request: GenerationRequest) -> str:
-    """A hash of all that a request says."""
-    return content_hash(asdict(request))
+def is_answered(folder: Path, part: str) -> bool:
+    """Whether all that is asked about the first model's part of this name has its samples."""
+    return (folder / "samples" / Path(part).stem).is_dir()

@@ -15,7 +15,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -30,7 +30,7 @@ from spftsql.causes import cause_of
 from spftsql.config import Config
 from spftsql.errors import Fault, UserError, disk_faults
 from spftsql.generation.engine import Engine, EngineDied, open_engine
-from spftsql.generation.onward import Onward, answer, divided, notes_of
+from spftsql.generation.onward import Onward, answer, answers_of, divided, is_answered
 from spftsql.generation.unit_run import UnitRun
 from spftsql.generation.vllm_options import environment
 from spftsql.generation.work import Opened, Unit, Work, open_work, read_lineage
@@ -138,22 +138,23 @@ def generate_dataset_ray(
     with disk_faults(target):
         first, second = divided(config.generation.actors, onward.share) if onward else (config.generation.actors, 0)
         opened = open_work(source.resolve(), target.resolve(), config, first, before)
-        earlier = opened.work.part_names()
+        if not second or not opened.units:
+            onward = None
+        earlier, answered = opened.work.part_names(), answers_of(onward.folder) if onward else []
         try:
-            with _watched(opened, progress):
+            with _watched(opened, lambda: _done(opened, earlier, onward), progress):
                 if opened.units or (checks is not None and _unverified(opened, checks)):
-                    dataset = _stage(opened, config, actor, checks, first, onward if second else None, second)
-                    verified, busy = _run(dataset)
+                    verified, busy = _run(_stage(opened, config, actor, checks, first, onward, second))
         except RayError as error:
             raise Fault(f"the generation stage failed: {cause_of(error)}") from error
         opened.work.finish(opened.wanted, target)
     wall = time.monotonic() - begin
     notes = [read_lineage(file) for file in target.glob("*.parquet") if file.name not in earlier]
     uses = [engine_use(notes, min(first, max(len(opened.units), 1)), wall)]
-    if onward is not None and second and opened.units:
-        uses.append(engine_use(notes_of(onward.folder), second, wall))
-        checks = onward.checks
-    if checks is not None:
+    if onward is not None:
+        notes = [read_lineage(file) for file in answers_of(onward.folder) if file not in answered]
+        uses.append(engine_use(notes, second, wall))
+    if checks is not None or onward is not None:
         uses.append(Use("verifiers", config.verification.workers, round(busy, 3), round(wall, 3), rows=verified))
     return uses
 
@@ -161,6 +162,14 @@ def generate_dataset_ray(
 def _unverified(opened: Opened, checks: Checks) -> list[str]:
     """The parts that an interrupted call has left without verdicts."""
     return [name for name in opened.work.part_names() if not checks.has(name)]
+
+
+def _done(opened: Opened, earlier: Sequence[str], onward: Onward | None) -> int:
+    """How many requests have their samples, and with `onward` all that is asked about these."""
+    names = opened.work.part_names()
+    if onward is not None:
+        names = [name for name in names if name in earlier or is_answered(onward.folder, name)]
+    return opened.work.stored(names)
 
 
 def _run(dataset: Dataset) -> tuple[int, float]:
@@ -251,8 +260,8 @@ def _quiet(dataset: Dataset) -> None:
 
 
 @contextmanager
-def _watched(opened: Opened, progress: Callable[[int, int], None]) -> Iterator[None]:
-    """Tells `progress` what is stored, while the body runs and at its end."""
+def _watched(opened: Opened, stored: Callable[[], int], progress: Callable[[int, int], None]) -> Iterator[None]:
+    """Tells `progress` how many requests are `stored`, while the body runs and at its end."""
     over = threading.Event()
     total = len(opened.wanted)
 
@@ -260,7 +269,7 @@ def _watched(opened: Opened, progress: Callable[[int, int], None]) -> Iterator[N
         last = -1
         while True:
             last_look = over.is_set()
-            now = min(total, opened.work.stored())
+            now = min(total, stored())
             if now != last:
                 progress(now, total)
             last = now

@@ -13,8 +13,8 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from spftsql.records import (
     arrow_schema,
     content_hash,
     from_table,
+    read_records,
     to_table,
 )
 
@@ -92,9 +93,10 @@ class Work:
         self._write(self.parts / name, to_table(samples, Sample), lineage)
         return name
 
-    def stored(self) -> int:
-        """How many requests have samples, by the names of the parts."""
-        return sum(int(file.stem.rpartition("-")[2]) for file in self.parts.glob("part-*.parquet"))
+    def stored(self, parts: Iterable[str] | None = None) -> int:
+        """How many requests have samples, by the names of the parts: all of them, or these."""
+        names = self.part_names() if parts is None else parts
+        return sum(int(Path(name).stem.rpartition("-")[2]) for name in names)
 
     def stored_of(self, unit_id: str) -> set[str]:
         """The ids of a unit's requests that have samples."""
@@ -275,9 +277,7 @@ def _adopt(target: Path, work: Work) -> None:
 
 
 def _take(before: Path, files: Sequence[Path], work: Work) -> None:
-    """Stores the samples of `before`, under the same names each time."""
-    from spftsql.generation.onward import had_before, request_hash
-
+    """Stores the samples that `before` has for the requests in `files`, under the same names each time."""
     requests = {
         request.id: request_hash(request)
         for file in files
@@ -286,6 +286,25 @@ def _take(before: Path, files: Sequence[Path], work: Work) -> None:
     }
     for samples, lineage in had_before(before, requests):
         work.store("before", samples, lineage)
+
+
+def had_before(folder: Path, requests: Mapping[str, str]) -> Iterator[tuple[list[Sample], dict[str, Any]]]:
+    """Of a round trip's folder, part by part: samples whose request is the one that is asked now, and what is noted.
+
+    `requests` are hashes (`request_hash`) by id: where the first model was asked again it may have said other things.
+    """
+    for target in sorted((folder / "samples").glob("*/")):
+        asked = read_records(folder / "requests" / f"{target.name}.parquet", GenerationRequest)
+        same = {request.id for request in asked if requests.get(request.id) == request_hash(request)}
+        for file in sorted(target.glob("*.parquet")):
+            samples = [sample for sample in read_records(file, Sample) if sample.id in same]
+            if samples:
+                yield samples, read_lineage(file)
+
+
+def request_hash(request: GenerationRequest) -> str:
+    """A hash of all that a request says."""
+    return content_hash(asdict(request))
 
 
 def _failures(work: Work, done: set[str]) -> dict[str, int]:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from spftsql.generation.onward import answer, divided, had_before, request_hash
-from spftsql.generation.work import open_work
+from spftsql.generation.onward import answer, divided
+from spftsql.generation.work import had_before, open_work, request_hash
 from spftsql.records import GenerationRequest, Sample, read_records, write_records
 from spftsql.verification.samples import SampleReader
 from tests.streaming import GOLD, Back, Speaker, settings, there_and_back
