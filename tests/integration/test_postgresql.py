@@ -12,6 +12,7 @@ import pytest
 from spftsql.config import SandboxConfig
 from spftsql.errors import Fault
 from spftsql.sandbox.execute import Sandbox
+from spftsql.sandbox.postgresql.connection import Connection, Lost
 from spftsql.sandbox.result import Execution
 from tests.postgres import Server
 from tests.towns import CONFIG
@@ -214,7 +215,8 @@ def while_it_runs(server: Server, then: str) -> threading.Thread:
 
     def work() -> None:
         running = (
-            "SELECT pid FROM pg_stat_activity WHERE usename = 'reader' AND state = 'active' AND query LIKE '%count%'"
+            "SELECT pid FROM pg_stat_activity WHERE usename = 'reader' AND state = 'active' "
+            "AND query LIKE '%generate_series%'"  # no query of the runner's own, which come before it
         )
         deadline = time.monotonic() + 20
         while not server.run(running) and time.monotonic() < deadline:
@@ -237,6 +239,14 @@ def test_what_others_do_to_a_statement_is_a_fault(postgres: Server, towns: str, 
             sandbox.execute(towns, ["SELECT count(*) FROM generate_series(1, 100000000000)"])
         thread.join()
         assert sandbox.execute(towns, ["SELECT 1"])[0].rows == [(1,)]
+
+
+def test_the_server_s_own_words_are_kept_when_it_ends_the_session(towns: str) -> None:
+    connection = Connection(towns)
+    connection.start_clock(10, 20)
+    with pytest.raises(Lost, match="terminating connection due to administrator command"):
+        connection.ask("SELECT pg_terminate_backend(pg_backend_pid())")
+    connection.close()
 
 
 def test_too_many_connections_are_a_fault(postgres: Server, towns: str, sandbox: Sandbox) -> None:

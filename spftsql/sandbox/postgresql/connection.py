@@ -113,8 +113,10 @@ class Connection:
         rows: list[tuple[str, ...]] = []
         while (part := self.next()) is not None:
             if part.status != ExecStatus.TUPLES_OK:
-                self.skip_groups(1)
-                raise Lost(one_line(part.get_error_message()))
+                message = one_line(part.get_error_message())
+                with contextlib.suppress(Lost):  # a server that ends the session sends nothing behind that
+                    self.skip_groups(1)
+                raise Lost(message)
             for row in range(part.ntuples):
                 rows.append(tuple((part.get_value(row, i) or b"").decode() for i in range(part.nfields)))
         self.skip_groups(1)
