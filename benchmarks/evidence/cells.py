@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from spftsql.records import Filter, content_hash
 
 Method = Literal["sft", "control", "vbi-1", "vbi-2"]
-Templates = Literal["values", "columns", "library", "composed", "recombined"]
+Templates = Literal["values", "recombined", "recombined-x4", "recombined-x4-steps-x3", "columns", "library", "composed"]
 
 FILTERS: tuple[Filter, ...] = ("none", "ranked", "confident_disagreement", "round_trip")
-TEMPLATES: tuple[Templates, ...] = ("values", "recombined", "columns", "library", "composed")
+TEMPLATES: tuple[Templates, ...] = get_args(Templates)
 LABELLED: tuple[Method, ...] = ("sft", "control")  # methods that use no synthetic pair
 ROUNDS: tuple[Method, ...] = ("vbi-1", "vbi-2")
+LONGER: tuple[Templates, ...] = ("recombined-x4-steps-x3",)  # with more steps than others, so with a control of its own
 
 
 @dataclass(frozen=True, order=True)
@@ -23,7 +24,8 @@ class Unit:
 
     `values`: new values in the labels' own statements; `columns`: other columns too; `library`, `composed`: with 30 %
     of the statements from built-in templates, or from templates derived from those of the labels; `recombined`: pairs
-    made of labels, with their questions, as many as there are.
+    made of labels, with their questions, as many as there are; `recombined-x4`: four times as many of them a round;
+    `recombined-x4-steps-x3`: and three times as many steps on them, also for the control.
     """
 
     data: str
@@ -58,20 +60,24 @@ class Cell:
         """For people, and for `--only`."""
         unit = self.unit
         parts = [unit.data, unit.split, f"{unit.label_share}%", "linked" if unit.linking else "plain", self.method]
-        if self.method in ROUNDS:
+        if self.method in ROUNDS or unit.templates in LONGER:
             parts += [unit.templates, unit.filter]
         return "/".join([*parts, f"s{unit.seed}"])
 
 
 def cell(unit: Unit, method: Method) -> Cell:
     """The cell of a method; what synthetic SQL is like makes no difference to one that uses none."""
-    return Cell(replace(unit, templates="values", filter="none") if method in LABELLED else unit, method)
+    if method not in LABELLED or (method == "control" and unit.templates in LONGER):
+        return Cell(unit, method)
+    return Cell(replace(unit, templates="values", filter="none"), method)
 
 
 def methods_of(unit: Unit) -> tuple[Method, ...]:
     """The methods that a run of this unit measures."""
     if not unit.label_share:
         return ("sft", *ROUNDS)
+    if unit.templates in LONGER:
+        return ("control", *ROUNDS)
     plain = unit.templates == "values" and unit.filter == "none"
     return (*LABELLED, *ROUNDS) if plain else ROUNDS
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.evidence.cells import LABELLED, Cell, Method, Unit, cell, methods_of
+from benchmarks.evidence.cells import LABELLED, LONGER, Cell, Method, Unit, cell, methods_of
 from benchmarks.evidence.self_play import PlayCell, PlayUnit, play_cell, play_cells
 from benchmarks.measure import markdown
 from spftsql.evaluation.metrics import mcnemar
@@ -224,7 +224,7 @@ def _row(
     labelled = method in LABELLED
     head = (
         *setting[:3],
-        *(("–", "–") if labelled else setting[3:]),
+        *(("–", "–") if labelled and units[0].templates not in LONGER else setting[3:]),
         "base model" if labelled and not units[0].label_share else _TITLES[method],
     )
     missing = [one.unit.seed for one in wanted if one.key not in done]

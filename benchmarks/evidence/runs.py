@@ -25,12 +25,15 @@ from spftsql.selfplay.lineage import pair_files
 from spftsql.selfplay.run import run
 
 ROUNDS = 2
-_NEW_SQL: dict[str, dict[str, float]] = {
-    "values": {"column_substitution": 0.0, "recombination": 0.0},
-    "columns": {"column_substitution": 0.3, "recombination": 0.0},
-    "library": {"column_substitution": 0.3, "recombination": 0.0, "library": 0.3},
-    "recombined": {"column_substitution": 0.0, "recombination": 1.0},
-    "composed": {"column_substitution": 0.3, "recombination": 0.0, "composition": 0.3},
+_RECOMBINED = {"synthesis.column_substitution": 0.0, "synthesis.recombination": 1.0}
+_NEW_PAIRS: dict[str, dict[str, float]] = {
+    "values": {"synthesis.column_substitution": 0.0, "synthesis.recombination": 0.0},
+    "columns": {"synthesis.column_substitution": 0.3, "synthesis.recombination": 0.0},
+    "library": {"synthesis.column_substitution": 0.3, "synthesis.recombination": 0.0, "synthesis.library": 0.3},
+    "recombined": _RECOMBINED,
+    "recombined-x4": {**_RECOMBINED, "vbi.train_pairs": 2400},
+    "recombined-x4-steps-x3": {**_RECOMBINED, "vbi.train_pairs": 2400, "vbi.optimization.steps": 2100},
+    "composed": {"synthesis.column_substitution": 0.3, "synthesis.recombination": 0.0, "synthesis.composition": 0.3},
 }
 
 
@@ -89,7 +92,6 @@ def _outcomes(folder: Path, before: int) -> dict[str, dict[str, bool]]:
 
 
 def _config(unit: Unit, data: Path, runs: Path, model: Path | None, settings: Mapping[str, Any]) -> Config:
-    synthesis = {**_NEW_SQL[unit.templates], "filter": unit.filter, "votes": 3}
     overrides: dict[str, Any] = {
         "name": unit.folder,
         "run_dir": str(runs),
@@ -105,7 +107,9 @@ def _config(unit: Unit, data: Path, runs: Path, model: Path | None, settings: Ma
         "vbi.selection_pairs": 50,
         "selfplay.iterations": 0,
         "gate.enabled": False,
-        **{f"synthesis.{name}": value for name, value in synthesis.items()},
+        "synthesis.filter": unit.filter,
+        "synthesis.votes": 3,
+        **_NEW_PAIRS[unit.templates],
     }
     if unit.label_share:
         overrides |= {

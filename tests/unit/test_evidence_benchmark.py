@@ -48,6 +48,9 @@ def test_cells_are_named_by_what_they_are_about() -> None:
     assert len({one.key for one in every}) == len({one.name for one in every}) == len(every)
     assert cell(replace(FIRST, filter="ranked"), "control") == cell(FIRST, "control")
     assert cell(replace(FIRST, filter="ranked"), "vbi-1") != cell(FIRST, "vbi-1")
+    longer = replace(FIRST, templates="recombined-x4-steps-x3")  # more steps: its control is another
+    assert cell(longer, "control") != cell(FIRST, "control") and cell(longer, "sft") == cell(FIRST, "sft")
+    assert methods_of(longer) == ("control", "vbi-1", "vbi-2")
 
 
 def test_measured_cells_keep_their_keys() -> None:
