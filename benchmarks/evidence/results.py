@@ -109,7 +109,8 @@ def _self_play(
         "questions. Each mode's model is shown as it is, without the gate. Greedy answers and the vote of 8 samples on "
         "what they return, are of the same models; both are paired with the same kind of answers of the start and of "
         "the control. Intervals are over the seeds (95 %, Student); p is exact McNemar for each seed, uncorrected. A "
-        "setting is the recipe `geoquery` but for what its name says (`benchmarks/evidence/self_play.py`).",
+        "setting is the recipe `geoquery`, with a start of 600 pairs and 700 steps, but for what its name says "
+        "(`benchmarks/evidence/self_play.py`).",
         "",
         markdown([_play_row(cells, done, reasons) for cells in rows.values()], header),
         "",

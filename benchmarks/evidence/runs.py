@@ -25,6 +25,7 @@ from spftsql.selfplay.lineage import pair_files
 from spftsql.selfplay.run import run
 
 ROUNDS = 2
+USUAL = {"vbi.train_pairs": 600, "vbi.optimization.steps": 700}  # a round's pairs and steps, but where a cell has more
 _RECOMBINED = {"synthesis.column_substitution": 0.0, "synthesis.recombination": 1.0}
 _NEW_PAIRS: dict[str, dict[str, float]] = {
     "values": {"synthesis.column_substitution": 0.0, "synthesis.recombination": 0.0},
@@ -102,6 +103,7 @@ def _config(unit: Unit, data: Path, runs: Path, model: Path | None, settings: Ma
         "training.threads": 1,  # a second process uses the other core better
         "vbi.rounds": ROUNDS,
         "vbi.pairs": "all",
+        **USUAL,
         "vbi.control": "control" in methods_of(unit),
         "vbi.play_pairs": 150,  # they say which templates the next round shall weigh
         "vbi.selection_pairs": 50,

@@ -16,7 +16,8 @@ from spftsql.records import Mode, content_hash
 Player = Mode | Literal["start"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 
-# In the order in which they are run. The recipe has 450 play questions, a learning rate of 1e-4 and one epoch.
+# In the order in which they are run. The recipe has 450 play questions, a learning rate of 1e-4 and one epoch; starts
+# have 600 pairs and 700 steps unless the name says more.
 SETTINGS: dict[str, Mapping[str, Any]] = {
     "recipe": {},
     "previous": {"selfplay.opponent": "previous"},
@@ -34,8 +35,13 @@ SETTINGS: dict[str, Mapping[str, Any]] = {
     "epochs-3": {"selfplay.optimization.epochs": 3},
     "iterations-3": {"selfplay.iterations": 3},
     "no-replay": {"selfplay.replay": 0.0},
+    "start-x4-steps-x3": {"vbi.train_pairs": 2400, "vbi.optimization.steps": 2100},
 }
-_MODES_OF: dict[str, tuple[Mode, ...]] = {"recipe": MODES, "iterations-3": ("spin", "spft-a")}
+_MODES_OF: dict[str, tuple[Mode, ...]] = {
+    "recipe": MODES,
+    "iterations-3": ("spin", "spft-a"),
+    "start-x4-steps-x3": ("sft", "spin", "spft-a"),
+}
 _USUAL: tuple[Mode, ...] = ("sft", "spft-a")
 # One opponent has as many answers as another, and what the losses of pairs are like is nothing to `sft`.
 _NOTHING_TO_SFT = ("selfplay.lambda", "selfplay.nll_weight", "selfplay.reference", "selfplay.opponent")

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from benchmarks.evidence.results import Measured
+from benchmarks.evidence.runs import USUAL
 from benchmarks.evidence.self_play import PlayUnit, play_cells
 from benchmarks.measure import machine
 from spftsql.config import Config
@@ -115,6 +116,7 @@ def _config(unit: PlayUnit, data: Path, runs: Path, settings: Mapping[str, Any])
         "synthesis.column_substitution": 0.0,
         "synthesis.recombination": 1.0,
         "vbi.rounds": 1,
+        **USUAL,
         "vbi.control": False,
         "selfplay.mode": mode,
         "selfplay.baselines": baselines,

@@ -22,6 +22,7 @@ from benchmarks.evidence.results import (
     section,
     write_section,
 )
+from benchmarks.evidence.runs import USUAL
 from benchmarks.evidence.self_play import (
     MODES,
     SETTINGS,
@@ -151,12 +152,12 @@ def test_a_setting_has_its_own_control_where_it_changes_that() -> None:
     own = {setting for setting in SETTINGS if "sft" in PlayUnit(setting, 0).modes}
     assert own == {
         "recipe", "pool-4-samples", "questions-x4", "questions-x4-pool-4-samples", "near-misses-2", "rate-x10",
-        "rate-x100", "epochs-3", "no-replay",
+        "rate-x100", "epochs-3", "no-replay", "start-x4-steps-x3",
     }  # fmt: skip
     assert play_cell(PlayUnit("lambda-0.3", 2), "sft", 1, True) == PlayCell(PlayUnit("recipe", 2), "sft", 1, True)
     starts = {setting: play_cell(PlayUnit(setting, 0), "start", 0, False).unit.setting for setting in SETTINGS}
     assert {setting for setting, start in starts.items() if start != "recipe"} == {
-        "questions-x4", "questions-x4-pool-4-samples",
+        "questions-x4", "questions-x4-pool-4-samples", "start-x4-steps-x3",
     }  # fmt: skip
 
 
@@ -168,9 +169,11 @@ def test_settings_are_what_their_names_say() -> None:
         "weakest",
         0.5,
     )
+    usual = resolve("geoquery", [f"{key}={value}" for key, value in USUAL.items()])
     for setting, overrides in SETTINGS.items():
-        changed = resolve("geoquery", [f"{key}={json.dumps(value)}" for key, value in overrides.items()])
-        assert (changed == config) == (setting == "recipe")
+        changed = resolve("geoquery", [f"{key}={json.dumps(value)}" for key, value in {**USUAL, **overrides}.items()])
+        assert (changed == usual) == (setting == "recipe")
+        assert (changed == config) == (setting == "start-x4-steps-x3")
 
 
 def test_a_gain_of_self_play_is_paired_with_start_and_control_of_its_kind() -> None:
@@ -269,7 +272,7 @@ def test_the_queue_measures_what_is_missing_and_only_that(
     queue.main([*places, "--only", "10%/linked"])
     last = capsys.readouterr().out.splitlines()[-1]
     assert [unit for unit in ran if isinstance(unit, Unit) and unit.label_share == 10] == ran
-    assert json.loads(last)["measured"] == 26
+    assert json.loads(last)["measured"] == 27
     ran.clear()
     queue.main([*places, "--only", "self-play/rate-x10/"])
     assert ran == [PlayUnit("rate-x10", 0)]
