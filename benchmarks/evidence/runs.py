@@ -98,12 +98,10 @@ def _config(unit: Unit, data: Path, runs: Path, model: Path | None, settings: Ma
         "run_dir": str(runs),
         "seed": unit.seed,
         "execution": "local",
-        "generation.engine": "transformers",
         "training.workers": 1,
         "training.threads": 1,  # a second process uses the other core better
         "vbi.rounds": ROUNDS,
         "vbi.pairs": "all",
-        **USUAL,
         "vbi.control": "control" in methods_of(unit),
         "vbi.play_pairs": 150,  # they say which templates the next round shall weigh
         "vbi.selection_pairs": 50,
@@ -114,11 +112,14 @@ def _config(unit: Unit, data: Path, runs: Path, model: Path | None, settings: Ma
         **_NEW_PAIRS[unit.templates],
     }
     if unit.label_share:
-        overrides |= {
+        overrides = {
+            **USUAL,
+            **overrides,
             "data.root": str(data / unit.data),
             "data.split": unit.split,
             "data.label_share": unit.label_share / 100,
             "prompt.placeholders": unit.linking,
+            "generation.engine": "transformers",
             **settings,
         }
         return resolve_recipe("geoquery", [f"{key}={json.dumps(value)}" for key, value in overrides.items()])
@@ -135,7 +136,7 @@ def _without_labels(
     questions = [{"db_id": row.db_id, "question": row.question, "sql": row.sql} for row in rows]
     (root / "test.jsonl").write_text("".join(json.dumps(question) + "\n" for question in questions), encoding="utf-8")
     database = database_configs(unit.data, data / unit.data)[unit.split]
-    short = {"steps": 100, "batch_size": 8, "learning_rate": 1e-5}
+    short = {"steps": 100, "batch_size": 8, "learning_rate": 3e-5}
     tree: dict[str, Any] = {
         "data": {
             "benchmark": "jsonl",
@@ -144,6 +145,7 @@ def _without_labels(
             "databases": [database.model_dump(mode="json")],
         },
         "model": {"path": str(model), "max_length": 2048},
+        "generation": {"max_tokens": 128},
         "training": {"micro_batch": 2},
         "question_model": short,
         "synthesis": {"leaks": "drop"},
