@@ -9,13 +9,26 @@ from typing import Literal, get_args
 from spftsql.records import Filter, content_hash
 
 Method = Literal["sft", "control", "vbi-1", "vbi-2"]
-Templates = Literal["values", "recombined", "recombined-x4", "recombined-x4-steps-x3", "columns", "library", "composed"]
+Templates = Literal[
+    "values",
+    "recombined",
+    "recombined-x4",
+    "recombined-x4-steps-x3",
+    "recombined-steps-x3",
+    "columns",
+    "library",
+    "composed",
+]
 
 FILTERS: tuple[Filter, ...] = ("none", "ranked", "confident_disagreement", "round_trip")
 TEMPLATES: tuple[Templates, ...] = get_args(Templates)
 LABELLED: tuple[Method, ...] = ("sft", "control")  # methods that use no synthetic pair
 ROUNDS: tuple[Method, ...] = ("vbi-1", "vbi-2")
-LONGER: tuple[Templates, ...] = ("recombined-x4-steps-x3",)  # with more steps than others, so with a control of its own
+LONGER: tuple[Templates, ...] = (
+    "recombined-x4-steps-x3",
+    "recombined-steps-x3",
+)  # and so is their control
+UNSEEN = (3, 4)  # seeds of the setting that was chosen which nobody had looked at when it was
 
 
 @dataclass(frozen=True, order=True)
@@ -25,7 +38,8 @@ class Unit:
     `values`: new values in the labels' own statements; `columns`: other columns too; `library`, `composed`: with 30 %
     of the statements from built-in templates, or from templates derived from those of the labels; `recombined`: pairs
     made of labels, with their questions, as many as there are; `recombined-x4`: four times as many of them a round;
-    `recombined-x4-steps-x3`: and three times as many steps on them, also for the control.
+    `recombined-x4-steps-x3`: and three times as many steps on them, also for the control; `recombined-steps-x3`: the
+    steps without the pairs.
     """
 
     data: str
@@ -67,16 +81,17 @@ class Cell:
 
 def cell(unit: Unit, method: Method) -> Cell:
     """The cell of a method; what synthetic SQL is like makes no difference to one that uses none."""
-    if method not in LABELLED or (method == "control" and unit.templates in LONGER):
+    if method not in LABELLED:
         return Cell(unit, method)
-    return Cell(replace(unit, templates="values", filter="none"), method)
+    longer = method == "control" and unit.templates in LONGER
+    return Cell(replace(unit, templates=LONGER[0] if longer else "values", filter="none"), method)
 
 
 def methods_of(unit: Unit) -> tuple[Method, ...]:
     """The methods that a run of this unit measures."""
     if not unit.label_share:
         return ("sft", *ROUNDS)
-    if unit.templates in LONGER:
+    if unit.templates == LONGER[0]:
         return ("control", *ROUNDS)
     plain = unit.templates == "values" and unit.filter == "none"
     return (*LABELLED, *ROUNDS) if plain else ROUNDS
@@ -88,13 +103,16 @@ def grid(seeds: Sequence[int] = (0, 1, 2)) -> list[Unit]:
 
 
 def _units(seeds: Sequence[int]) -> Iterator[Unit]:
-    def geoquery(share: int, linking: bool, templates: Templates, filter_: Filter) -> Iterator[Unit]:
+    def geoquery(
+        share: int, linking: bool, templates: Templates, filter_: Filter, seeds: Sequence[int] = seeds
+    ) -> Iterator[Unit]:
         return (Unit("geoquery", "question", share, linking, templates, filter_, seed) for seed in seeds)
 
     for linking in (True, False):
         yield from geoquery(30, linking, "values", "none")
     for templates in TEMPLATES[1:]:
-        yield from geoquery(30, True, templates, "none")
+        more = (*seeds, *UNSEEN) if templates == LONGER[0] else seeds
+        yield from geoquery(30, True, templates, "none", list(dict.fromkeys(more)))
     for filter_ in FILTERS[1:]:
         yield from geoquery(30, True, "columns", filter_)
     yield from geoquery(30, False, "values", "ranked")

@@ -34,6 +34,7 @@ _NEW_PAIRS: dict[str, dict[str, float]] = {
     "recombined": _RECOMBINED,
     "recombined-x4": {**_RECOMBINED, "vbi.train_pairs": 2400},
     "recombined-x4-steps-x3": {**_RECOMBINED, "vbi.train_pairs": 2400, "vbi.optimization.steps": 2100},
+    "recombined-steps-x3": {**_RECOMBINED, "vbi.optimization.steps": 2100},
     "composed": {"synthesis.column_substitution": 0.3, "synthesis.recombination": 0.0, "synthesis.composition": 0.3},
 }
 

@@ -52,6 +52,8 @@ def test_cells_are_named_by_what_they_are_about() -> None:
     longer = replace(FIRST, templates="recombined-x4-steps-x3")  # more steps: its control is another
     assert cell(longer, "control") != cell(FIRST, "control") and cell(longer, "sft") == cell(FIRST, "sft")
     assert methods_of(longer) == ("control", "vbi-1", "vbi-2")
+    fewer = replace(FIRST, templates="recombined-steps-x3")  # as many steps, so the same control
+    assert cell(fewer, "control") == cell(longer, "control") and methods_of(fewer) == ("vbi-1", "vbi-2")
 
 
 def test_measured_cells_keep_their_keys() -> None:
