@@ -147,7 +147,7 @@ def _without_labels(
         },
         "model": {"path": str(model), "max_length": 2048},
         "generation": {"max_tokens": 128},
-        "training": {"micro_batch": 2},
+        "training": {"micro_batch": 8},  # they share the schema
         "question_model": short,
         "synthesis": {"leaks": "drop"},
         "vbi": {"train_pairs": 200, "optimization": short},

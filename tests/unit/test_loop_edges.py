@@ -113,7 +113,7 @@ def test_a_statement_that_could_not_be_asked_about_is_dropped_with_the_reason() 
     """Of three statements one gets a question, one a question without its value, one an error of the engine."""
 
     def generate(title: str, requests: list[str], models: list[Candidate], onward: object) -> list[Sample]:
-        texts = ["cities in texas", "cities", ""]
+        texts = ["cities in texas", "which cities", ""]
         errors = [None, None, "the prompt has 9000 tokens"]
         return [
             Sample(request, "shop", "m", 0, text, 1, "stop", error)
