@@ -118,7 +118,7 @@ def _units(seeds: Sequence[int]) -> Iterator[Unit]:
     yield from geoquery(30, False, "values", "ranked")
     for share in (10, 100):
         yield from geoquery(share, True, "values", "none")
-        yield from geoquery(share, True, "composed", "none")
+        yield from geoquery(share, True, "recombined-x4-steps-x3", "none")
     for seed in seeds:  # the base model's own questions: --model names one that can phrase them
         yield Unit("spider", "concert_singer", 0, True, "library", "none", seed)
 
