@@ -24,11 +24,9 @@ FILTERS: tuple[Filter, ...] = ("none", "ranked", "confident_disagreement", "roun
 TEMPLATES: tuple[Templates, ...] = get_args(Templates)
 LABELLED: tuple[Method, ...] = ("sft", "control")  # methods that use no synthetic pair
 ROUNDS: tuple[Method, ...] = ("vbi-1", "vbi-2")
-LONGER: tuple[Templates, ...] = (
-    "recombined-x4-steps-x3",
-    "recombined-steps-x3",
-)  # and so is their control
-UNSEEN = (3, 4)  # seeds of the setting that was chosen which nobody had looked at when it was
+CHOSEN: Templates = "recombined-x4-steps-x3"  # what the recipe `geoquery` has
+UNSEEN = (3, 4)  # seeds of it that nobody had looked at when it was chosen
+LONGER: tuple[Templates, ...] = (CHOSEN, "recombined-steps-x3")  # three times the steps, also for the control
 
 
 @dataclass(frozen=True, order=True)
@@ -84,14 +82,14 @@ def cell(unit: Unit, method: Method) -> Cell:
     if method not in LABELLED:
         return Cell(unit, method)
     longer = method == "control" and unit.templates in LONGER
-    return Cell(replace(unit, templates=LONGER[0] if longer else "values", filter="none"), method)
+    return Cell(replace(unit, templates=CHOSEN if longer else "values", filter="none"), method)
 
 
 def methods_of(unit: Unit) -> tuple[Method, ...]:
     """The methods that a run of this unit measures."""
     if not unit.label_share:
         return ("sft", *ROUNDS)
-    if unit.templates == LONGER[0]:
+    if unit.templates == CHOSEN:
         return ("control", *ROUNDS)
     plain = unit.templates == "values" and unit.filter == "none"
     return (*LABELLED, *ROUNDS) if plain else ROUNDS
@@ -111,14 +109,14 @@ def _units(seeds: Sequence[int]) -> Iterator[Unit]:
     for linking in (True, False):
         yield from geoquery(30, linking, "values", "none")
     for templates in TEMPLATES[1:]:
-        more = (*seeds, *UNSEEN) if templates == LONGER[0] else seeds
+        more = (*seeds, *UNSEEN) if templates == CHOSEN else seeds
         yield from geoquery(30, True, templates, "none", list(dict.fromkeys(more)))
     for filter_ in FILTERS[1:]:
         yield from geoquery(30, True, "columns", filter_)
     yield from geoquery(30, False, "values", "ranked")
     for share in (10, 100):
         yield from geoquery(share, True, "values", "none")
-        yield from geoquery(share, True, "recombined-x4-steps-x3", "none")
+        yield from geoquery(share, True, CHOSEN, "none")
     for seed in seeds:  # the base model's own questions: --model names one that can phrase them
         yield Unit("spider", "concert_singer", 0, True, "library", "none", seed)
 

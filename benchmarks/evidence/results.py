@@ -79,7 +79,8 @@ def section(
             "EX is the mean over seeds with its 95 % interval (Student); covered: test questions whose structure (SQL "
             "but for literals) a label has. The gain is paired with SFT on the same labels for the same number of "
             "steps: the mean over seeds with its interval, and exact McNemar for each seed, uncorrected. A seed is "
-            "another draw of labels, weights and samples.",
+            "another draw of labels, weights and samples. A round has 600 pairs and 700 steps unless the name of new "
+            "SQL says more (`benchmarks/evidence/cells.py`).",
             "",
             markdown(rows, header),
             "",
