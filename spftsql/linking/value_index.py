@@ -6,6 +6,7 @@ with its most frequent values, and long texts, which no question quotes whole, a
 
 from __future__ import annotations
 
+import threading
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
@@ -54,12 +55,13 @@ class Cell:
 
 
 class ValueIndex:
-    """Looks cells up in a file that `open_index` built. One connection; its calls may come from several threads."""
+    """Looks cells up in a file that `open_index` built. One connection; several threads may call at once."""
 
     def __init__(self, path: Path) -> None:
         """Raises `apsw.Error` for a file that is not an index."""
         self._path = path
         self._connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+        self._turn = threading.Lock()  # a connection refuses who comes while another thread uses it
         columns: list[Any] = self._connection.execute("SELECT * FROM columns").fetchall()
         self._columns = {number: (table, column) for number, table, column in columns}
 
@@ -96,7 +98,8 @@ class ValueIndex:
 
     def _rows(self, sql: str, bindings: Sequence[Any] = ()) -> Iterable[tuple[Any, ...]]:
         try:
-            return self._connection.execute(sql, bindings).fetchall()
+            with self._turn:
+                return self._connection.execute(sql, bindings).fetchall()
         except (apsw.CorruptError, apsw.IOError) as error:
             raise Fault(f"{self._path} cannot be read: {error}; remove it, and it is made again") from None
 

@@ -1,6 +1,7 @@
 """Values that a question mentions are found in the database, in whatever form the question says them."""
 
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,19 @@ def test_place_and_form_of_a_match(file: Path) -> None:
         ValueMatch("city", "state", "NY", "verbatim", 1.0, 15, 17, 1),
         ValueMatch("city", "name", "New York", "folded", 0.99, 3, 11, 1),
     ]
+
+
+def test_several_threads_ask_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "many.sqlite"
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE city (name TEXT)")
+        rows = [(f"{first} {second} town",) for first in range(200) for second in range(50)]
+        connection.executemany("INSERT INTO city VALUES (?)", rows)
+    connection.close()
+    index = index_of(path)
+    alone = index.with_words(["town", "3"], 50)  # long enough for the others to come while one is at it
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda _: index.with_words(["town", "3"], 50), range(100))) == [alone] * 100
 
 
 def test_the_index_is_built_once_for_a_content(file: Path, cache: Path) -> None:
