@@ -85,6 +85,8 @@ def _section(title: str, model: Any) -> str:
         else:
             value = field.default if field.default is not PydanticUndefined else field.default_factory()
             default = "see below" if isinstance(value, config.Section) else _plain(value)
+            if isinstance(value, tuple) and value and isinstance(value[0], config.Section):
+                default = f"{len(value)} built in"
         lines.append(f"| `{field.alias or name}` | {_type(field)} | {default} | {_cell(comments.get(name, ''))} |")
     return "\n".join(lines) + "\n"
 

@@ -69,11 +69,42 @@ class DataConfig(Section):
         return self
 
 
+class QuestionExample(Section):
+    """A statement and the question that it answers, as the SQL-to-text model is shown how to phrase one."""
+
+    sql: str
+    question: str
+
+
+_QUESTION_EXAMPLES = tuple(
+    QuestionExample(sql=sql, question=question)
+    for sql, question in (
+        ("SELECT name FROM employee WHERE salary > 50000", "Which employees earn more than 50000?"),
+        (
+            "SELECT department, COUNT(*) FROM employee GROUP BY department HAVING COUNT(*) >= 20",
+            "Which departments have at least 20 employees, and how many does each have?",
+        ),
+        (
+            "SELECT book.title FROM book JOIN author ON book.author_id = author.id WHERE author.name = 'Ann Lee' "
+            "ORDER BY book.year DESC LIMIT 1",
+            "What is the title of the newest book by Ann Lee?",
+        ),
+        (
+            "SELECT name FROM customer WHERE id NOT IN (SELECT customer_id FROM invoice)",
+            "Which customers never got an invoice?",
+        ),
+        ("SELECT AVG(price) FROM product WHERE category = 'toys'", "What do toys cost on average?"),
+    )
+)
+
+
 class PromptConfig(Section):
     """How a question becomes a prompt. `spaced` SQL puts blanks around every token (for small scratch tokenizers).
 
     With `linking` a schema beyond `max_schema_tokens` is cut to the part that the question is about, and values of the
     database that the question mentions are said in the prompt; without it, a large schema loses detail instead.
+    `question_examples` are shown to the model that phrases questions, as earlier turns of the conversation; write them
+    in the language of your users.
     """
 
     schema_text: Literal["full", "none"] = "full"
@@ -81,6 +112,7 @@ class PromptConfig(Section):
     linking: bool = True
     sql_style: Literal["plain", "spaced"] = "plain"
     placeholders: bool = False  # values in the question as typed names, put back after decoding (small scratch models)
+    question_examples: tuple[QuestionExample, ...] = _QUESTION_EXAMPLES  # `[]`: none
 
 
 class ScratchConfig(Section):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from spftsql.databases.schema_text import fitting_schema_text, sql_name
 from spftsql.errors import UserError
 from spftsql.linking.column_words import column_words
 from spftsql.linking.linker import Linker, fingerprint
+from spftsql.linking.literals import filter_literals
 from spftsql.linking.placeholders import HiddenValues, linked_values
 from spftsql.linking.value_index import ValueIndex, open_index
 from spftsql.linking.value_matching import ValueMatch
@@ -110,17 +112,27 @@ class PromptBuilder:
     def sql_to_text(self, database: Database, sql: str, values: Sequence[str] = ()) -> str:
         """The prompt that asks for the question behind `sql`, which shall say `values`.
 
-        What cryptic columns hold is said in words: their names written out, and their descriptions.
+        The examples of the configuration come first, behind the schema, so that all that statements about one database
+        have in common is their beginning. What cryptic columns hold is said in words: their names written out, and
+        their descriptions.
         """
         if self._config.schema_text == "none":
             return self._render(self._styled(sql))
+        messages: list[dict[str, str]] = []
         task = _QUESTION_TASK.format(dialect=database.schema.dialect)
-        parts = [self._schema_and_values(database, sql)[0], "", task]
+        asked = f"{self._schema_and_values(database, sql)[0]}\n\n{task}\n"
+        for example in self._config.question_examples:
+            asked += self._statement(example.sql, _values(example.sql))
+            messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": example.question}]
+            asked = ""
         if words := column_words(sql, database.schema):
-            parts += ["What names stand for:", *words]
-        if values:
-            parts.append(f"The question says: {'; '.join(values)}")
-        return self._render("\n".join([*parts, f"SQL: {self._styled(sql)}"]))
+            asked += "\n".join(["What names stand for:", *words, ""])
+        return self.render_messages([*messages, {"role": "user", "content": asked + self._statement(sql, values)}])
+
+    def _statement(self, sql: str, values: Sequence[str]) -> str:
+        """What a prompt for a question says of one statement."""
+        said = f"The question says: {'; '.join(values)}\n" if values else ""
+        return f"{said}SQL: {self._styled(sql)}"
 
     def answer(self, sql: str, database: Database | None = None, question: str = "") -> str:
         """SQL in the form in which the model writes it: the target of training.
@@ -198,6 +210,15 @@ class PromptBuilder:
             raise ValueError("a prompt needs the tokenizer of a model")
         text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         return str(text)
+
+
+@cache
+def _values(sql: str) -> tuple[str, ...]:
+    """What the question of an example says."""
+    try:
+        return tuple(filter_literals(sql, ""))
+    except ValueError as error:
+        raise UserError(f"prompt.question_examples: {sql!r} is no SQL: {error}") from None
 
 
 def _condition(value: ValueMatch, dialect: str) -> str:

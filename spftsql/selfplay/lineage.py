@@ -106,6 +106,7 @@ def _candidate(phrasing: Phrasing) -> dict[str, object]:
     votes = [{"sql": vote.sql, "status": vote.status, "ms": round(vote.elapsed_ms, 3)} for vote in phrasing.votes]
     return {
         "text": phrasing.text,
+        "asks": phrasing.asks,
         "missing": list(phrasing.missing),
         "agreement": phrasing.agreement,
         "votes": votes,

@@ -28,11 +28,17 @@ class Vote:
 
 @dataclass(frozen=True)
 class Phrasing:
-    """A candidate question. `missing` are the values of the SQL that it does not say."""
+    """A candidate question. `missing` are the values of the SQL that it does not say; `asks`: it is a question."""
 
     text: str
     missing: tuple[str, ...] = ()
     votes: tuple[Vote, ...] = ()
+    asks: bool = True
+
+    @property
+    def complete(self) -> bool:
+        """Whether it is a question that says every value."""
+        return bool(self.text) and self.asks and not self.missing
 
     @property
     def agreement(self) -> float | None:
@@ -57,16 +63,16 @@ class Choice:
 
 
 def choose(phrasings: Sequence[Phrasing], how: Filter, agreement: float) -> Choice:
-    """The question for a statement among its candidates, of which only those that say every value count.
+    """The question for a statement among its candidates, of which only questions that say every value count.
 
     `none`: the first. `round_trip`: the first whose share of agreeing votes is at least `agreement`. `ranked`: the one
     with the highest share, the first among equals, however low. `confident_disagreement`: the first of which not at
     least `agreement` of the votes (and more than agree with the SQL) agree on one other result. A candidate whose votes
     say nothing passes, but for `round_trip`.
     """
-    if not any(phrasing.text for phrasing in phrasings):
+    if not any(phrasing.text and phrasing.asks for phrasing in phrasings):
         return Choice(None, "no question")
-    complete = [i for i, phrasing in enumerate(phrasings) if phrasing.text and not phrasing.missing]
+    complete = [i for i, phrasing in enumerate(phrasings) if phrasing.complete]
     if not complete:
         return Choice(None, "a value is not said")
     if how == "none":

@@ -7,20 +7,21 @@ text is there (`generation.onward`).
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spftsql.config import Config
 from spftsql.generation.onward import examples_of
-from spftsql.linking.literals import unsaid
+from spftsql.linking.literals import filter_literals, unsaid
 from spftsql.prompts import PromptBuilder
 from spftsql.records import Example, GenerationRequest, Sample, Statement
 from spftsql.selfplay.lineage import pair_id, question_request
 from spftsql.selfplay.questions import Phrasing
 from spftsql.selfplay.stages import generation_request
 from spftsql.synthesis.placeholders import Hidden, hide_values, show_values
+from spftsql.synthesis.question_form import is_question
 from spftsql.verification.samples import Checks
 
 if TYPE_CHECKING:
@@ -63,16 +64,21 @@ class RoundTrip:
 
     def phrasings(self, samples: Sequence[Sample]) -> dict[str, list[Phrasing]]:
         """The candidate questions of statements by the request for them: each text once, in the order of samples."""
-        texts: dict[str, list[str]] = defaultdict(list)
+        texts: dict[str, dict[str, bool]] = defaultdict(dict)
         for sample in sorted(samples, key=lambda sample: (sample.id, sample.index)):
-            texts[sample.id].append(self.prompts.parse_question(sample.text))
+            text = self.prompts.parse_question(sample.text)
+            cut = sample.finish_reason == "length" and "\n" not in sample.text.strip()
+            texts[sample.id][text] = texts[sample.id].get(text, False) or not cut
         return {
-            identity: self._phrased(self.statements[identity], dict.fromkeys(text for text in own if text))
+            identity: [
+                replace(one, asks=one.asks and own[text])
+                for text, one in self._phrased(self.statements[identity], filter(None, own))
+            ]
             for identity, own in texts.items()
         }
 
     def votes(self, identity: str, phrasings: Sequence[Phrasing]) -> list[tuple[GenerationRequest, Example]]:
-        """The requests for the SQL of those candidates that say every value, with what each is about."""
+        """The requests for the SQL of those candidates that are complete, with what each is about."""
         statement, config = self.statements[identity], self.config.synthesis
         database = self.databases[statement.db_id]
         return [
@@ -89,15 +95,19 @@ class RoundTrip:
                 pair_of(self.round_, statement, phrasing),
             )
             for number, phrasing in enumerate(phrasings)
-            if not phrasing.missing
+            if phrasing.complete
         ]
 
-    def _phrased(self, statement: Statement, texts: Iterable[str]) -> list[Phrasing]:
+    def _phrased(self, statement: Statement, texts: Iterable[str]) -> Iterator[tuple[str, Phrasing]]:
         dialect = self.databases[statement.db_id].schema.dialect
-        if self.config.synthesis.hide_values:
-            hidden = hide_values(statement.sql, dialect)
-            return [_shown(text, hidden) for text in texts]
-        return [Phrasing(text, unsaid(text, statement.sql, dialect)) for text in texts]
+        hidden = hide_values(statement.sql, dialect) if self.config.synthesis.hide_values else None
+        values = filter_literals(statement.sql, dialect)
+        for text in texts:
+            if hidden is not None:
+                phrasing = _shown(text, hidden)
+            else:
+                phrasing = Phrasing(text, unsaid(text, statement.sql, dialect))
+            yield text, replace(phrasing, asks=is_question(phrasing.text, statement.sql, values))
 
 
 def vote_request(identity: str, number: int) -> str:

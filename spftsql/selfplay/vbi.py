@@ -177,7 +177,7 @@ def _voted(
     candidates: Mapping[str, Sequence[Phrasing]],
     voter: Candidate,
 ) -> dict[str, list[Phrasing]]:
-    """The round trip: the candidates that say every value, with the votes of the Text-to-SQL model."""
+    """The round trip: the candidates that are complete, with the votes of the Text-to-SQL model."""
     round_ = trip.round_
     wanted = [
         pair

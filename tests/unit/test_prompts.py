@@ -14,8 +14,9 @@ from serve.models import Ask, Piece
 from serve.openai_api import Completions
 from serve.schemas import ChatRequest, SqlRequest
 from serve.service import Service
-from spftsql.config import Config, DatabaseConfig, GenerationConfig, PromptConfig
+from spftsql.config import Config, DatabaseConfig, GenerationConfig, PromptConfig, QuestionExample
 from spftsql.databases.catalogue import Database, open_catalogue
+from spftsql.errors import UserError
 from spftsql.evaluation.local_model import LocalChoice, LocalModel
 from spftsql.evaluation.sources import Question
 from spftsql.linking import scoring
@@ -150,6 +151,32 @@ def test_questions_about_a_database_share_the_schema_as_their_beginning(
     beginning = first[: first.index("Question:")]
     assert "other9" in beginning and second.startswith(beginning[: beginning.index("\n\n")])
     assert prompts.sql_to_text(hotel, "SELECT 1").startswith(beginning[: beginning.index("\n\n")])
+
+
+def test_the_model_that_phrases_questions_is_shown_how(hotel: Database, tiny_models: list[str]) -> None:
+    shown = QuestionExample(sql="SELECT a FROM b WHERE c = 'x' LIMIT 3", question="Welche drei?")
+    prompt = builder(tiny_models[0], question_examples=(shown, shown)).sql_to_text(hotel, "SELECT city FROM guest")
+    schema, turns = prompt.split("\n\n")
+    assert schema.startswith("<|user|>table ")
+    first, second, last = turns.split("<|user|>")
+    assert first.endswith(
+        "\nThe question says: 3; x\nSQL: SELECT a FROM b WHERE c = 'x' LIMIT 3<|assistant|>Welche drei?"
+    )
+    assert second == "The question says: 3; x\nSQL: SELECT a FROM b WHERE c = 'x' LIMIT 3<|assistant|>Welche drei?"
+    assert last == "SQL: SELECT city FROM guest<|assistant|>"
+
+
+def test_examples_of_questions_are_built_in_and_can_be_left_out(hotel: Database, tiny_models: list[str]) -> None:
+    usual, none = builder(tiny_models[0]), builder(tiny_models[0], question_examples=())
+    assert usual.hash != none.hash
+    asked = [prompts.sql_to_text(hotel, "SELECT 1") for prompts in (usual, none)]
+    assert [prompt.count("SQL: ") for prompt in asked] == [6, 1]
+    beginnings = {usual.sql_to_text(hotel, sql).rpartition("SQL: ")[0] for sql in ("SELECT 1", "SELECT 2")}
+    assert len(beginnings) == 1  # what statements have in common is the beginning
+    assert asked[1].rpartition("SQL: ")[0] + "The question" in usual.sql_to_text(hotel, "SELECT 1")
+    wrong = builder(tiny_models[0], question_examples=(QuestionExample(sql="SELECT FROM (", question="?"),))
+    with pytest.raises(UserError, match=r"prompt\.question_examples: 'SELECT FROM \(' is no SQL"):
+        wrong.sql_to_text(hotel, "SELECT 1")
 
 
 def test_a_statement_brings_its_own_columns_into_a_small_prompt(hotel: Database, tiny_models: list[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -62,6 +63,13 @@ def test_a_question_that_leaves_a_value_out_is_never_chosen(how: Filter) -> None
     assert choose([phrasing("====", ("texas",)), phrasing("====")], how, 0.5).index == 1
     assert choose([phrasing("====", ("texas",))], how, 0.5).reason == "a value is not said"
     assert choose([], how, 0.5).reason == choose([phrasing("", text="")], how, 0.5).reason == "no question"
+
+
+@pytest.mark.parametrize("how", ["none", "round_trip", "ranked", "confident_disagreement"])
+def test_a_text_that_is_no_question_is_never_chosen(how: Filter) -> None:
+    remark = replace(phrasing("====", text="SELECT 1"), asks=False)
+    assert choose([remark, phrasing("====")], how, 0.5).index == 1
+    assert choose([remark], how, 0.5).reason == "no question"
 
 
 def pair(number: int, db_id: str = "shop", template: str = "t", question: str = "", sql: str = "s") -> Example:
