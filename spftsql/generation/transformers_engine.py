@@ -1,7 +1,8 @@
 """The portable engine: transformers models and a batched decoding loop, on one GPU or on the CPU.
 
 The loop differs from `model.generate` in what the method needs: a row's samples are drawn with the row's own seed,
-whatever else is in the batch; a prompt is read once for all of its samples; finished rows leave the batch.
+whatever else is in the batch; what prompts begin with alike, such as a schema, is read once for all of them, and a
+prompt once for all of its samples; finished rows leave the batch.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ _MODELS_KEPT = 2
 _BATCH_TOKENS = 65_536  # prompt and answer tokens of a batch: what its KV cache may come to
 _BATCH_ROWS = 256
 _WINDOW = 1024  # prompts that are put into batches together
+_FULL_BATCH = 32  # rows from which a batch takes no prompt of another database
+_SHARED = 32  # tokens at the beginning of all prompts of a batch from which they are read apart
 
 
 @dataclass(frozen=True)
@@ -101,17 +104,7 @@ class TransformersEngine(CheckpointEngine):
     @torch.inference_mode()
     def _decode(self, model: Any, stops: frozenset[int], prompts: Sequence[tuple[int, Prompt]]) -> list[_Row]:
         """Samples of a batch of (position, prompt), row by row in their order."""
-        width = max(len(prompt.tokens) for _, prompt in prompts)
-        padded = [[0] * (width - len(p.tokens)) + p.tokens for _, p in prompts]
-        mask = torch.tensor([[0] * (width - len(p.tokens)) + [1] * len(p.tokens) for _, p in prompts])
-        mask = mask.to(self._device)
-        output = model(
-            input_ids=torch.tensor(padded, device=self._device),
-            attention_mask=mask,
-            position_ids=(mask.cumsum(1) - 1).clamp(min=0),
-            use_cache=True,
-            logits_to_keep=1,
-        )
+        output, mask = self._read(model, [prompt.tokens for _, prompt in prompts])
         rows = [_Row(i, p, u) for i, p in prompts for u in _draws(p)]
         spread = [at for at, (_, p) in enumerate(prompts) for _ in range(_samples(p))]
         logits, cache, mask = _select(output.logits[:, -1], output.past_key_values, mask, spread)
@@ -139,6 +132,28 @@ class TransformersEngine(CheckpointEngine):
             )
             logits, cache = output.logits[:, -1], output.past_key_values
 
+    def _read(self, model: Any, prompts: Sequence[list[int]]) -> tuple[Any, torch.Tensor]:
+        """What the model says behind every prompt, and the mask of its cache."""
+        shared = _shared(prompts)
+        rests = [tokens[shared:] for tokens in prompts]
+        width = max(map(len, rests))
+        mask = torch.tensor([[1] * shared + [0] * (width - len(rest)) + [1] * len(rest) for rest in rests])
+        mask = mask.to(self._device)
+        cache = None
+        if shared:
+            beginning = torch.tensor([prompts[0][:shared]], device=self._device)
+            cache = model(input_ids=beginning, use_cache=True, logits_to_keep=1).past_key_values
+            cache.batch_repeat_interleave(len(prompts))
+        output = model(
+            input_ids=torch.tensor([[0] * (width - len(rest)) + rest for rest in rests], device=self._device),
+            attention_mask=mask,
+            position_ids=(mask.cumsum(1) - 1).clamp(min=0)[:, shared:],
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return output, mask
+
     def _choose(self, logits: torch.Tensor, rows: Sequence[_Row]) -> list[int]:
         """The next token of every row: the likeliest, or by inversion of the cumulative probabilities."""
         tokens = logits.argmax(dim=1)
@@ -153,6 +168,14 @@ class TransformersEngine(CheckpointEngine):
             level = level.to(self._device)[:, None] * total[:, -1:]
             tokens[picked] = torch.searchsorted(total, level, right=True).clamp(max=total.shape[1] - 1)[:, 0]
         return [int(token) for token in tokens.tolist()]
+
+
+def _shared(prompts: Sequence[list[int]]) -> int:
+    """How many tokens all prompts begin with alike; 0 where it is not worth a pass. Each keeps one of its own."""
+    first, last = min(prompts), max(prompts)
+    same = next((at for at, (one, other) in enumerate(zip(first, last, strict=False)) if one != other), len(first))
+    same = min(same, *(len(tokens) - 1 for tokens in prompts))
+    return same if len(prompts) > 1 and same >= _SHARED else 0
 
 
 def _samples(prompt: Prompt) -> int:
@@ -179,16 +202,21 @@ def _select(logits: torch.Tensor, cache: Any, mask: torch.Tensor, rows: list[int
 
 
 def _batches(prompts: Sequence[Prompt]) -> Iterator[list[tuple[int, Prompt]]]:
-    """Positions and prompts, by length, in batches bounded by rows and tokens; little of a batch is padding."""
+    """Positions and prompts in batches bounded by rows and tokens.
+
+    Those of a database share their beginning and stay together; by length, so that little of a batch is padding.
+    """
     batch: list[tuple[int, Prompt]] = []
     rows = room = 0
-    for at in sorted(range(len(prompts)), key=lambda i: len(prompts[i].tokens)):
+    for at in sorted(range(len(prompts)), key=lambda i: (prompts[i].request.db_id, len(prompts[i].tokens))):
         prompt = prompts[at]
         wide = rows + _samples(prompt)
-        longest = max(room, prompt.room)
-        if batch and (wide > _BATCH_ROWS or wide * (len(prompt.tokens) + longest) > _BATCH_TOKENS):
+        longest = max(room, len(prompt.tokens) + prompt.room)
+        another = bool(batch) and batch[-1][1].request.db_id != prompt.request.db_id
+        full = wide > _BATCH_ROWS or wide * longest > _BATCH_TOKENS
+        if batch and (full or (another and rows >= _FULL_BATCH)):
             yield batch
-            batch, wide, longest = [], _samples(prompt), prompt.room
+            batch, wide, longest = [], _samples(prompt), len(prompt.tokens) + prompt.room
         batch.append((at, prompt))
         rows, room = wide, longest
     if batch:

@@ -4,13 +4,15 @@ import shutil
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2ForCausalLM
 
 from spftsql.config import Config
 from spftsql.errors import UserError
+from spftsql.generation import transformers_engine
 from spftsql.generation.engine import Recent, open_engine
 from spftsql.generation.local import generate_dataset
 from spftsql.generation.model_folders import ModelFolders
@@ -63,6 +65,41 @@ def test_greedy_equals_the_model_on_its_own(engine: TransformersEngine, tiny_mod
         assert sample.text == tokenizer.decode(output, skip_special_tokens=True).lstrip()
         stopped = output[-1] == tokenizer.eos_token_id
         assert sample.finish_reason == ("stop" if stopped else "length")
+
+
+def test_what_prompts_about_a_database_begin_with_is_read_once(
+    engine: TransformersEngine, tiny_models: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = ["name every river", "cities in ohio", "every river in ohio", "the cities in ohio", "name cities"]
+    schemas = {"geo": "name every river " * 4, "other": "how long is the red river ? " * 3}
+    wanted = [
+        ask(tiny_models[0], f"{schema}\n{q}", id=f"{db_id}/{q}", db_id=db_id, n=2, temperature=1.0, seed=i)
+        for i, q in enumerate(short)
+        for db_id, schema in schemas.items()
+    ]
+    tokenizer = AutoTokenizer.from_pretrained(tiny_models[0])
+    schema_tokens = [len(tokenizer(schema)["input_ids"]) for schema in schemas.values()]
+    monkeypatch.setattr(transformers_engine, "_SHARED", 16)
+    assert min(schema_tokens) > 16
+    prompts = sum(len(tokenizer(request.prompt)["input_ids"]) for request in wanted)
+    alone = [sample for request in wanted for sample in engine.generate([request])]
+    read = []
+    forward = Qwen2ForCausalLM.forward
+
+    def counted(self: Qwen2ForCausalLM, *arguments: Any, **named: Any) -> Any:
+        read.append(named["input_ids"].numel())
+        return forward(self, *arguments, **named)
+
+    monkeypatch.setattr(Qwen2ForCausalLM, "forward", counted)
+    monkeypatch.setattr(transformers_engine, "_FULL_BATCH", 2 * len(short))
+    assert engine.generate(wanted) == alone
+    assert not any(sample.error for sample in alone)
+    written = sum(sample.tokens for sample in alone)
+    assert sum(read) < prompts - 3 * sum(schema_tokens) + written  # of five times each
+    read.clear()
+    monkeypatch.setattr(transformers_engine, "_SHARED", 10**6)
+    assert engine.generate(wanted) == alone
+    assert sum(read) > prompts + written / 2  # so the count above tells something
 
 
 def test_samples_depend_on_the_row_and_not_on_the_batch(engine: TransformersEngine, tiny_models: list[str]) -> None:
