@@ -109,25 +109,31 @@ class PromptBuilder:
         task = _REPAIR_TASK.format(sql=self.answer(sql, database, question), message=" ".join(message.split()))
         return self._render(f"{self.text_to_sql_message(database, question, evidence)}\n{task}")
 
-    def sql_to_text(self, database: Database, sql: str, values: Sequence[str] = ()) -> str:
+    def sql_to_text(
+        self, database: Database, sql: str, values: Sequence[str] = (), most_tokens: int | None = None
+    ) -> str:
         """The prompt that asks for the question behind `sql`, which shall say `values`.
 
         The examples of the configuration come first, behind the schema, so that all that statements about one database
-        have in common is their beginning. What cryptic columns hold is said in words: their names written out, and
-        their descriptions.
+        have in common is their beginning; where the prompt would come to more than `most_tokens` with them, they are
+        left out. What cryptic columns hold is said in words: their names written out, and their descriptions.
         """
         if self._config.schema_text == "none":
             return self._render(self._styled(sql))
-        messages: list[dict[str, str]] = []
         task = _QUESTION_TASK.format(dialect=database.schema.dialect)
-        asked = f"{self._schema_and_values(database, sql)[0]}\n\n{task}\n"
-        for example in self._config.question_examples:
-            asked += self._statement(example.sql, _values(example.sql))
-            messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": example.question}]
-            asked = ""
-        if words := column_words(sql, database.schema):
-            asked += "\n".join(["What names stand for:", *words, ""])
-        return self.render_messages([*messages, {"role": "user", "content": asked + self._statement(sql, values)}])
+        beginning = f"{self._schema_and_values(database, sql)[0]}\n\n{task}\n"
+        words = column_words(sql, database.schema)
+        names = "\n".join(["What names stand for:", *words, ""]) if words else ""
+        contents = [self._statement(example.sql, _values(example.sql)) for example in self._config.question_examples]
+        contents.append(names + self._statement(sql, values))
+        contents[0] = beginning + contents[0]
+        turns = [{"role": "user", "content": content} for content in contents]
+        for place, example in enumerate(self._config.question_examples):
+            turns.insert(2 * place + 1, {"role": "assistant", "content": example.question})
+        prompt = self.render_messages(turns)
+        if len(turns) > 1 and most_tokens is not None and self._count_tokens(prompt) > most_tokens:
+            return self._render(beginning + names + self._statement(sql, values))
+        return prompt
 
     def _statement(self, sql: str, values: Sequence[str]) -> str:
         """What a prompt for a question says of one statement."""

@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import cache
 from itertools import count
 
+from spftsql.databases.catalogue import Database
 from spftsql.errors import UserError
 from spftsql.evaluation.benchmarks import template_id
 from spftsql.linking.literals import filter_literals, says
@@ -40,11 +41,17 @@ def question_row(stages: Stages, example: Example) -> TrainRow:
     dialect = database.schema.dialect
     if stages.config.synthesis.hide_values:
         hidden = hide_values(example.sql, dialect, example.question)
-        prompt, question = stages.prompts.sql_to_text(database, hidden.sql), hide_in_question(example.question, hidden)
+        prompt, question = _question_prompt(stages, database, hidden.sql), hide_in_question(example.question, hidden)
     else:
         values = [value for value in filter_literals(example.sql, dialect) if says(example.question, value)]
-        prompt, question = stages.prompts.sql_to_text(database, example.sql, values), example.question
+        prompt, question = _question_prompt(stages, database, example.sql, values), example.question
     return TrainRow(f"{example.id}/question", example.db_id, prompt, question, None, None, example.source)
+
+
+def _question_prompt(stages: Stages, database: Database, sql: str, values: Sequence[str] = ()) -> str:
+    """The same in training as in generation; it leaves room for an answer."""
+    config = stages.config
+    return stages.prompts.sql_to_text(database, sql, values, config.model.max_length - config.generation.max_tokens)
 
 
 def statements(
@@ -149,10 +156,10 @@ def _proposed(
         statement, database = one.statement, databases[one.statement.db_id]
         dialect = database.schema.dialect
         if config.hide_values:
-            prompt = stages.prompts.sql_to_text(database, hide_values(statement.sql, dialect).sql)
+            prompt = _question_prompt(stages, database, hide_values(statement.sql, dialect).sql)
         else:
             values = filter_literals(statement.sql, dialect)
-            prompt = stages.prompts.sql_to_text(database, statement.sql, values)
+            prompt = _question_prompt(stages, database, statement.sql, values)
         identity = question_request(round_, statement)
         requests.append(
             stages.request(identity, statement.db_id, prompt, writer, config.candidates, config.temperature)

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from transformers import AutoTokenizer
 
 from serve.metrics import Metrics
 from serve.models import Ask, Piece
@@ -174,6 +175,9 @@ def test_examples_of_questions_are_built_in_and_can_be_left_out(hotel: Database,
     beginnings = {usual.sql_to_text(hotel, sql).rpartition("SQL: ")[0] for sql in ("SELECT 1", "SELECT 2")}
     assert len(beginnings) == 1  # what statements have in common is the beginning
     assert asked[1].rpartition("SQL: ")[0] + "The question" in usual.sql_to_text(hotel, "SELECT 1")
+    tokens = len(AutoTokenizer.from_pretrained(tiny_models[0]).encode(asked[0], add_special_tokens=False))
+    assert usual.sql_to_text(hotel, "SELECT 1", most_tokens=tokens) == asked[0]
+    assert usual.sql_to_text(hotel, "SELECT 1", most_tokens=tokens - 1) == asked[1]
     wrong = builder(tiny_models[0], question_examples=(QuestionExample(sql="SELECT FROM (", question="?"),))
     with pytest.raises(UserError, match=r"prompt\.question_examples: 'SELECT FROM \(' is no SQL"):
         wrong.sql_to_text(hotel, "SELECT 1")
