@@ -7,6 +7,7 @@ skips what is there and builds the rest. Changed inputs give another name, hence
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -70,6 +71,7 @@ class Run:
         tree = config.model_dump(mode="json", by_alias=True)
         _write_text(self.root / "config.yaml", yaml.safe_dump(tree, sort_keys=False))
         self.metrics = self.root / "metrics.jsonl"
+        self._about: dict[str, Any] = {}
         self.event("opened", host=socket.gethostname(), pid=os.getpid(), version=__version__)
 
     def close(self) -> None:
@@ -112,9 +114,16 @@ class Run:
             self._storage.keep(final)
         return Stage(name, key, final)
 
+    def about(self, **details: Any) -> Run:
+        """The same run, whose events all have these `details` from here on: what part of it they are about."""
+        other = copy.copy(self)
+        other._about = {**self._about, **details}
+        return other
+
     def event(self, kind: str, **details: Any) -> None:
         """Appends one line to `events.jsonl`: what happened, and why."""
-        line = json.dumps({"time": round(time.time(), 3), "event": kind, **details}, ensure_ascii=False)
+        told = {"time": round(time.time(), 3), "event": kind, **self._about, **details}
+        line = json.dumps(told, ensure_ascii=False)
         with (self.root / "events.jsonl").open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 

@@ -35,7 +35,8 @@ class Measured:
     """A method under one seed. `right` says which questions its last candidate answers right, whatever the gate says.
 
     `start` is the same for the candidate that self-play began with, `served` for the one that the gate lets through;
-    `decision` is the gate's last word on the method, None where it was not asked; `notes` say why a method ended early.
+    `decision` is what the gate found of that candidate, None where it was not asked about it (no gate set, or self-play
+    has kept what it began with); `notes` say why a method ended early.
     """
 
     method: Method
@@ -117,7 +118,7 @@ def _measured(method: Method, seed: int, folder: Path, result: Result) -> Measur
         served_candidate=result.served,
         served_path=Path(result.served_path),
         served=outcomes.right[result.served],
-        decision=result.decisions[-1] if result.decisions else None,
+        decision=next((one for one in result.decisions if one.challenger == last), None),
         notes=result.notes,
     )
 

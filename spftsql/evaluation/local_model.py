@@ -17,6 +17,7 @@ from spftsql.evaluation.answers import Ask, Done, Reply
 from spftsql.evaluation.sources import Question
 from spftsql.recipes import validate
 from spftsql.records import GenerationRequest, Sample, content_hash
+from spftsql.reporting.run_record import read_lines
 
 _BATCH = 256  # questions whose answers are kept at once
 
@@ -141,11 +142,19 @@ def _served(run: Path) -> Path:
 
 
 def _candidate(run: Path, name: str) -> Path:
-    found = [path for path in run.glob(f"stages/train-*/{name}") if path.is_dir() and ".partial" not in str(path)]
-    if not found or Path(name).name != name:
-        there = sorted({path.name for path in run.glob("stages/train-*/*") if path.is_dir()})
-        raise UserError(f"run {run} has no candidate {name}; it has {', '.join(there) or 'none yet'}")
-    return max(found, key=lambda path: path.stat().st_mtime)
+    """The model `name` of the training that the run has come to last, by its own account: those of earlier settings and
+    of folds of the labels lie beside it."""
+    found: dict[str, Path] = {}
+    for event in read_lines(run / "events.jsonl"):
+        if event.get("event") != "stage" or event.get("outcome") not in ("kept", "built"):
+            continue
+        stage = str(event["name"])
+        if stage.startswith("train-") and "-fold-" not in stage:
+            folder = run / "stages" / f"{stage}-{event['key']}"
+            found |= {model.name: model for model in folder.glob("*") if model.is_dir()}
+    if name not in found:
+        raise UserError(f"run {run} has no candidate {name}; it has {', '.join(sorted(found)) or 'none yet'}")
+    return found[name]
 
 
 def _run_config(run: Path, engine: str | None) -> Config:

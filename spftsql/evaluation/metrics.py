@@ -99,12 +99,12 @@ def fewest_to_decide(alpha: float) -> int:
 
 
 def questions_to_decide(only_a: int, only_b: int, n: int, alpha: float = 0.05) -> int | None:
-    """About how many more questions would bring the McNemar test to `alpha`, if the rates seen on `n` hold.
+    """About how many more questions would bring the McNemar test below `alpha`, if the rates seen on `n` hold.
 
     0 when it is there already, None when the two are level, so that no number would. The estimate inverts the
     continuity-corrected normal approximation of the test; chance alone moves the true number by a lot.
     """
-    if _binomial_p(only_a, only_b) <= alpha:
+    if _binomial_p(only_a, only_b) < alpha:
         return 0
     lead, split = abs(only_a - only_b), only_a + only_b
     if lead == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -54,7 +55,10 @@ class Decision:
 
 
 def decide(challenger: Sequence[Answer], incumbent: Sequence[Answer], alpha: float) -> Decision:
-    """Exact McNemar over the same questions. `better` and `worse` need p < alpha; otherwise the old one stays."""
+    """Exact McNemar over the same questions. `better` and `worse` need p < alpha; otherwise the old one stays.
+
+    Raises `ValueError` for a question that is there twice: it would count as two.
+    """
     pairs = _paired(challenger, incumbent)
     test = mcnemar([new for new, _ in pairs], [old for _, old in pairs])
     outcome: Outcome = "undecided"
@@ -75,6 +79,10 @@ def decide(challenger: Sequence[Answer], incumbent: Sequence[Answer], alpha: flo
 
 
 def _paired(challenger: Sequence[Answer], incumbent: Sequence[Answer]) -> list[tuple[bool, bool]]:
+    for answers in (challenger, incumbent):
+        twice = [name for name, count in Counter(answer.example.id for answer in answers).items() if count > 1]
+        if twice:
+            raise ValueError(f"the gate was given {twice[0]} twice")
     old = {answer.example.id: answer.correct for answer in incumbent if answer.known}
     return [
         (answer.correct, old[answer.example.id]) for answer in challenger if answer.known and answer.example.id in old

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from spftsql.evaluation.metrics import fewest_to_decide
+from spftsql.records import Example
 from spftsql.selfplay.candidates import Answer, accuracy
 from spftsql.selfplay.gate import decide
 
@@ -32,6 +34,17 @@ def collapse(
     return (
         f"collapse: accuracy on the selection set fell from {accuracy(before):.3f} to {accuracy(after):.3f} "
         f"(p = {found.p:.2g}){told}"
+    )
+
+
+def blindness(selection: Sequence[Example], alpha: float) -> str | None:
+    """Why no collapse can be seen: on so few questions no test says worse. None where there are enough."""
+    fewest = fewest_to_decide(alpha)
+    if len(selection) >= fewest:
+        return None
+    return (
+        f"a selection set of {len(selection)} questions cannot show a collapse, which takes {fewest} at least: raise "
+        "vbi.train_pairs or vbi.selection_pairs"
     )
 
 

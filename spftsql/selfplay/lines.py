@@ -19,7 +19,7 @@ from pathlib import Path
 
 from spftsql.records import Example, Mode
 from spftsql.selfplay.candidates import Answer, Candidate, Training, accuracy
-from spftsql.selfplay.guards import collapse, saturation
+from spftsql.selfplay.guards import blindness, collapse, saturation
 from spftsql.selfplay.near_misses import near_misses
 from spftsql.selfplay.play import play_rows, replay_rows
 from spftsql.selfplay.players import FROM_LAST, Players, debut, opponents_of, strongest
@@ -53,16 +53,23 @@ def self_play(
 ) -> dict[Mode, Line]:
     """The lines of the configured mode and of the baseline modes, from the candidate that is strongest now.
 
-    The candidates of the configured mode join `players`. Raises `UserError` where there are too few questions for the
-    iterations.
+    The candidates of the configured mode join `players`. Without questions no line gets anywhere, and without rounds of
+    VBI-FT, which make them, there is none. Raises `UserError` where there are too few questions for the iterations.
     """
     config = stages.config.selfplay
-    if not config.iterations or "play" not in players.exams or not players.exams["play"].questions:
+    if not config.iterations or "play" not in players.exams:
         return {}
     begin = strongest(players.candidates, players.scores)
     modes = dict.fromkeys([*config.baselines, config.mode])
     lines = {mode: Line(mode, list(players.candidates), begin, begin) for mode in modes}
     questions = players.exams["play"].questions
+    if not questions:
+        for line in lines.values():
+            _stop(stages, 1, line, f"no synthetic pair is left for self-play to ask; {begin.name} stays as it is")
+        return lines
+    if why := blindness(players.exams["selection"].questions, stages.config.gate.alpha):
+        stages.run.event("unguarded", why=why)
+        stages.report.say(f"  {why}")
     parts = question_parts(questions, config, stages.config.seed)
     near = near_misses(stages, questions, config.near_misses)
     for iteration, asked in enumerate(parts, 1):

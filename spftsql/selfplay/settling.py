@@ -58,14 +58,17 @@ class Played:
 def gate_answers(played: Played, by_fold: Sequence[Played], mode: Mode) -> dict[str, list[Answer]]:
     """What the gate decides on, by candidate: the answers to its questions, and each fold's to its own labels.
 
-    A candidate of a fold stands for the one that was made in the same way from all labels.
+    A candidate of a fold stands for the one that was made in the same way from all labels: that which self-play kept
+    as it was, is what it was before.
     """
     found = dict(played.players.of("gate"))
-    for role, candidate in {"first": played.first, **played.challengers(mode)}.items():
-        for one in by_fold:
-            of_fold = {"first": one.first, **one.challengers(mode)}[role]
-            answers = one.players.of("gate")[of_fold.name]
-            found[candidate.name] = found[candidate.name] + [replace(a, candidate=candidate.name) for a in answers]
+    roles = {"first": played.first, **played.challengers(mode)}
+    made_by = {candidate.name: role for role, candidate in reversed(roles.items())}
+    for one in by_fold:
+        of_fold = {"first": one.first, **one.challengers(mode)}
+        for name, role in made_by.items():
+            answers = one.players.of("gate")[of_fold[role].name]
+            found[name] = found[name] + [replace(answer, candidate=name) for answer in answers]
     return found
 
 

@@ -67,10 +67,11 @@ class Stages:
     def for_fold(self, number: int) -> Stages:
         """The same for a loop that a fold of the labels asks: without what is there for the table alone.
 
-        The number is at the end of the names of stages.
+        The number is at the end of the names of stages and trainings, and in every event (`fold`).
         """
         other = copy.copy(self)
         other._part = f"-fold-{number}"
+        other.run = self.run.about(fold=number)
         other.config = fold_config(self.config)
         return other
 
@@ -291,7 +292,7 @@ class Stages:
         play, validates = self.config.selfplay, self.config.training.validate_steps is not None
         jobs = [
             TrainJob(
-                name=t.name,
+                name=f"{t.name}{self._part}",
                 model=Path(t.start.path),
                 data=folder / f"{t.name}.parquet",
                 output=folder / t.name,
@@ -314,7 +315,7 @@ class Stages:
         with self._task(f"train-{title}{self._part}", f"{title}: train {names}", "steps") as progress:
             results = self.execution.train(jobs, self.run.metrics, progress)
         workers = self.config.training.max_workers if self.config.execution == "ray" else 1
-        use = trainer_use(self.run.metrics, {t.name for t in trainings}, workers, time.monotonic() - begin)
+        use = trainer_use(self.run.metrics, {job.name for job in jobs}, workers, time.monotonic() - begin)
         self._used(f"train-{title}{self._part}", [use])
         for result in results:
             self.run.event(

@@ -7,13 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from spftsql.comparison import measuring
 from spftsql.comparison.measuring import Measured, Method, chosen_methods, config_of, measure
 from spftsql.comparison.table import cells, markdown, method_rows, notes_of, tree
+from spftsql.config import Config
 from spftsql.errors import UserError
 from spftsql.evaluation.metrics import fewest_to_decide, mcnemar, mean_interval
 from spftsql.progress import Reporter
 from spftsql.recipes import resolve
 from spftsql.selfplay.gate import Decision
+from spftsql.selfplay.table import Result, Row
 
 
 def marks(text: str) -> dict[str, bool]:
@@ -62,6 +65,29 @@ def test_the_interval_is_over_seeds_and_of_the_questions_where_there_is_one() ->
     (one,) = method_rows(TABLE[:1])
     assert (one.accuracy.low, one.accuracy.high) == pytest.approx((0.237, 0.763), abs=1e-3)  # Wilson, 5 of 10
     assert cells(one) == ("vbi", "0.500 0.237–0.763", "–", "–", "undecided", "0.500")
+
+
+@pytest.mark.parametrize(("kept", "asked"), [("vbi-1", None), ("spft-a-1", "better")])
+def test_the_gates_word_is_about_the_candidate_that_is_shown(
+    kept: str, asked: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a collapse the gate decides about what self-play began with; that says nothing of the collapsed model."""
+
+    def finished(config: Config, report: Reporter, shared: Path) -> Result:
+        names = ("sft", "vbi-1", "spft-a-1")
+        decision = Decision(kept, "sft", "better", 25, 5, 100, 0.0003, None)
+        rows = tuple(Row(name, name, 100, 50, 0.5, 0.4, 0.6, None, {}) for name in names)
+        folder = config.run_dir / config.name
+        folder.mkdir(parents=True)
+        outcomes = {"exam": "test", "start": "vbi-1", "right": dict.fromkeys(names, marks("10"))}
+        (folder / "outcomes.json").write_text(json.dumps(outcomes))
+        return Result(rows, (decision,), kept, "/m", {})
+
+    monkeypatch.setattr(measuring, "run", finished)
+    (found,) = measure(resolve("demo", [f"run_dir={tmp_path}"]), ["spft-a"], [0], Reporter())
+    assert found.candidate == "spft-a-1" and found.served_candidate == kept
+    assert (found.decision.outcome if found.decision else None) == asked
+    assert cells(method_rows([found])[0])[4] == (asked or "not asked")
 
 
 def test_answers_with_a_fault_are_in_no_pair() -> None:

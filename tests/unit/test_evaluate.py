@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import sqlite3
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ import pytest
 
 from spftsql.cli import main
 from spftsql.config import PromptConfig
+from spftsql.errors import UserError
 from spftsql.evaluation import endpoint_model
 from spftsql.evaluation.answers import Ask
 from spftsql.evaluation.endpoint_model import EndpointModel, Patience, completions_url
@@ -294,3 +298,27 @@ def test_what_a_model_stands_for(tmp_path: Path) -> None:
     assert by_name.model == by_path.model == stage.path / "sft"
     assert by_name.config == by_path.config and by_name.config.prompt.sql_style == "spaced"
     assert by_name.name == "demo/sft"
+
+
+def test_a_candidate_is_that_of_the_settings_which_the_run_had_last(tmp_path: Path) -> None:
+    """Models of earlier settings and of folds lie beside it, and may be newer files."""
+    from spftsql.recipes import resolve
+    from spftsql.runs import Run
+
+    def build(folder: Path) -> None:
+        (folder / "vbi-1").mkdir()
+
+    run_ = Run(resolve("demo", [f"run_dir={tmp_path}"]))
+    wanted = run_.stage("train-round-1", "first settings", build).path / "vbi-1"
+    others = [run_.stage("train-round-1", "other settings", build), run_.stage("train-round-1-fold-1", 1, build)]
+    run_.close()
+    again = Run(resolve("demo", [f"run_dir={tmp_path}"]))
+    assert again.stage("train-round-1", "first settings", build).path / "vbi-1" == wanted
+    again.close()
+    for later, stage in enumerate(others, 1):
+        moment = time.time() + later
+        os.utime(stage.path / "vbi-1", (moment, moment))
+    assert choose_model(str(run_.root), "vbi-1", "transformers").model == wanted
+    for name in ("vbi-2", "../vbi-1"):
+        with pytest.raises(UserError, match=f"has no candidate {re.escape(name)}; it has vbi-1"):
+            choose_model(str(run_.root), name, "transformers")

@@ -10,6 +10,8 @@ from spftsql.config import GateConfig
 from spftsql.errors import UserError
 from spftsql.records import Example, Verdict
 from spftsql.selfplay.candidates import Answer, Candidate
+from spftsql.selfplay.gate import decide
+from spftsql.selfplay.lines import Line
 from spftsql.selfplay.players import Players
 from spftsql.selfplay.settling import Played, gate_answers
 from spftsql.selfplay.splits import label_folds
@@ -49,3 +51,37 @@ def test_the_gate_gets_every_folds_answers_under_the_names_of_the_final_candidat
     assert {answer.candidate for answer in found["vbi-1"]} == {"vbi-1"}
     assert [answer.example.id for answer in found["sft"]] == ["l0", "l1", "l2", "l3"]
     assert gate_answers(final, [], "spft-a") == final.players.of("gate")
+
+
+def played_on(suffix: str, questions: list[Example], *, trained: bool) -> Played:
+    """VBI-FT is right about every fifth label, the labels alone about none; self-play is right about all, if it ran."""
+    first, later = Candidate("sft", f"sft{suffix}", "k"), Candidate("vbi-1", f"vbi{suffix}", "k")
+    kept = Candidate("spft-b-1", f"play{suffix}", "k") if trained else later
+    answers = {}
+    for candidate in dict.fromkeys((first, later, kept)):
+        right = [candidate != first and (candidate != later or int(q.id[1:]) % 5 == 0) for q in questions]
+        answers[candidate.name] = {
+            "gate": [
+                Answer(q, candidate.name, "", "", Verdict("", "shop", status, "", 1.0, 1, False, "d", "sqlite"))
+                for q, good in zip(questions, right, strict=True)
+                for status in ["equal" if good else "different"]
+            ]
+        }
+    line = Line("spft-b", [first, later], kept, kept, "" if trained else "made no usable mistakes")
+    return Played(Players({}, [first, later], answers), first, None, [later], {"spft-b": line})
+
+
+@pytest.mark.parametrize("folds_trained", [True, False])
+def test_a_candidate_that_self_play_kept_as_it_was_is_asked_once(folds_trained: bool) -> None:
+    final = played_on("", [], trained=False)
+    folds = [played_on(f"-{k}", LABELS[k * 5 : k * 5 + 5], trained=folds_trained) for k in range(2)]
+    found = gate_answers(final, folds, "spft-b")
+    assert [answer.example.id for answer in found["vbi-1"]] == [f"l{i}" for i in range(10)]
+    decision = decide(found["vbi-1"], found["sft"], alpha=0.05)
+    assert (decision.n, decision.only_challenger, decision.outcome) == (10, 2, "undecided")
+
+
+def test_the_gate_does_not_take_a_question_twice() -> None:
+    answers = played_on("", LABELS[:3], trained=False).players.of("gate")
+    with pytest.raises(ValueError, match="l0"):
+        decide([*answers["vbi-1"], answers["vbi-1"][0]], answers["sft"], alpha=0.05)

@@ -89,11 +89,13 @@ class World:
             }
         return found
 
-    def play(self, labels: Sequence[Example] = LABELS) -> tuple[dict[Mode, Line], Players]:
+    def play(
+        self, labels: Sequence[Example] = LABELS, asked: Sequence[Example] = PLAY, selection: int = len(SELECTION)
+    ) -> tuple[dict[Mode, Line], Players]:
         """Self-play from two candidates: m0, trained on labels, and vbi-1."""
         start = [self.candidate("m0"), self.candidate("vbi-1")]
         stages = cast(Stages, self)
-        exams = {"selection": Exam(SELECTION), "play": Exam(PLAY)}
+        exams = {"selection": Exam(SELECTION[:selection]), "play": Exam(asked)}
         players = Players(exams, start, self.answers("round-1", start, exams))
         self.begin = players
         return self_play(stages, labels, players, lambda candidate: None), players
@@ -280,6 +282,25 @@ def test_an_opponent_that_never_errs_stops_the_line_and_says_why(tmp_path: Path)
     world = World({"m0": (6, "===="), "vbi-1": VBI, "spft-a-1": (12, "====")}, tmp_path)
     world.play()
     assert world.rewards("spft-a-1") == [0, 0, 0, 0] and "the gold alone is raised" in world.lines[0]
+
+
+def test_without_questions_nothing_is_played_and_it_is_said(tmp_path: Path) -> None:
+    world = World({"m0": M0, "vbi-1": VBI}, tmp_path, baselines=["sft"])
+    lines, players = world.play(asked=[])
+    assert {mode: (line.last.name, line.kept.name) for mode, line in lines.items()} == {
+        "sft": ("vbi-1", "vbi-1"), "spft-a": ("vbi-1", "vbi-1"),
+    }  # fmt: skip
+    assert not world.trained and [one.name for one in players.candidates] == ["m0", "vbi-1"]
+    assert [event["mode"] for event in world.of("stopped")] == ["sft", "spft-a"]
+    assert all("no synthetic pair is left" in line.stopped and "vbi-1 stays" in line.stopped for line in lines.values())
+
+
+@pytest.mark.parametrize(("selection", "told"), [(5, True), (6, False)])
+def test_a_selection_set_that_cannot_show_a_collapse_is_told(selection: int, told: bool, tmp_path: Path) -> None:
+    world = World({"m0": M0, "vbi-1": VBI, "spft-a-1": (0, "xxxx")}, tmp_path)
+    world.play(selection=selection)
+    assert [event["event"] for event in world.of("unguarded")] == ["unguarded"] * told
+    assert any("a selection set of 5 questions cannot show a collapse" in line for line in world.lines) == told
 
 
 def test_an_opponent_that_always_errs_is_told(tmp_path: Path) -> None:

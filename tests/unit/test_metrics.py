@@ -54,6 +54,7 @@ def test_questions_to_decide() -> None:
     # 6 against 2 grows by k = 2.395 until (4k - 1) / sqrt(8k) = 1.96
     assert questions_to_decide(6, 2, n=100) == 140
     assert questions_to_decide(2, 6, n=100) == 140
+    assert questions_to_decide(5, 0, n=10, alpha=0.0625) >= 1  # p is alpha, which does not decide
     assert questions_to_decide(10, 2, n=100, alpha=0.01) == pytest.approx(50, abs=15)
 
 
