@@ -142,8 +142,7 @@ def _served(run: Path) -> Path:
 
 
 def _candidate(run: Path, name: str) -> Path:
-    """The model `name` of the training that the run has come to last, by its own account: those of earlier settings and
-    of folds of the labels lie beside it."""
+    """The model of this name that the run has come to last: those of earlier settings and of folds lie beside it."""
     found: dict[str, Path] = {}
     for event in read_lines(run / "events.jsonl"):
         if event.get("event") != "stage" or event.get("outcome") not in ("kept", "built"):
