@@ -24,12 +24,13 @@ class Poisoned(TransformersEngine):
         """Raises `failure`; without one, the process is killed as the kernel kills it."""
         super().__init__(config)
         self._failure = failure
+        self.calm = False  # whether poison does it no harm
         self.asked: list[str] = []
 
     def _decode(self, model: Any, stops: frozenset[int], prompts: Any) -> Any:
         for _, prompt in prompts:
             self.asked.append(prompt.request.id)
-            if POISON in prompt.request.prompt:
+            if POISON in prompt.request.prompt and not self.calm:
                 if self._failure is None:
                     os.kill(os.getpid(), signal.SIGKILL)
                 raise _Wrapped

@@ -39,7 +39,7 @@ SETTINGS: dict[str, Mapping[str, Any]] = {
 }
 _MODES_OF: dict[str, tuple[Mode, ...]] = {
     "recipe": MODES,
-    "iterations-3": ("spin", "spft-a"),
+    "iterations-3": ("sft", "spin", "spft-a"),
     "start-x4-steps-x3": ("sft", "spin", "spft-a"),
 }
 _USUAL: tuple[Mode, ...] = ("sft", "spft-a")

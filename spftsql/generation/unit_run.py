@@ -81,7 +81,8 @@ class UnitRun:
         given: dict[int, GenerationRequest] = {}  # what the engine has, by its place among what it was given
         try:
             for done in self._engine.stream(self._noted(self._chosen(ids), given)):
-                part.add(done, given.pop(done.at))
+                request = given.pop(done.at)
+                part.add(done, request, again=self._failures[request.id] > 0)
                 if part.requests >= self._part_rows or part.age() > _STORE_S:
                     yield self._store(part)
                     part = _Part(self._engine)
@@ -150,13 +151,14 @@ class _Part:
         self.requests = 0
         self._began, self._start = time.time(), time.monotonic()
         self._engine, self._loaded, self._stepped = engine, engine.loading_s, engine.steps
-        self._prompt_tokens = 0
+        self._prompt_tokens = self._again = 0
         self._cached: dict[str, int] = {}
 
-    def add(self, done: Finished, request: GenerationRequest) -> None:
-        """Takes in what the engine is done with."""
+    def add(self, done: Finished, request: GenerationRequest, again: bool) -> None:
+        """Takes in what the engine is done with; `again` says that an engine had been given it before."""
         self.samples += done.samples
         self.requests += 1
+        self._again += again
         self._prompt_tokens += done.prompt_tokens
         self._cached[request.id] = done.cached_tokens
 
@@ -175,4 +177,5 @@ class _Part:
             "prompt_tokens": self._prompt_tokens,
             "cached_tokens": self._cached,
             "tokens": tokens,
+            "again": self._again,
         }

@@ -224,6 +224,14 @@ def read_lineage(file: Path, table: pa.Table | None = None) -> dict[str, Any]:
     return lineage
 
 
+def asked_again(samples: Path) -> int:
+    """Of the requests of a finished stage those that an engine had been given before, when it or the run was stopped.
+
+    With vLLM they were in another batch then, and may be answered otherwise than without the interruption.
+    """
+    return sum(int(read_lineage(file).get("again", 0)) for file in samples.glob("*.parquet"))
+
+
 def _sound(file: Path, key: str) -> pa.Table:
     """The rows of a part. Raises `ValueError`, `OSError` or `ArrowException` when it is not one of ours, or broken."""
     table = pq.ParquetFile(file, page_checksum_verification=True).read()

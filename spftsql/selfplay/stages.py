@@ -21,6 +21,7 @@ from spftsql.config import Config, fold_config
 from spftsql.databases.catalogue import Catalogue
 from spftsql.errors import Fault, disk_faults
 from spftsql.execution import Execution
+from spftsql.generation.work import asked_again
 from spftsql.progress import Advance, Reporter
 from spftsql.prompts import PromptBuilder
 from spftsql.records import (
@@ -204,6 +205,12 @@ class Stages:
             self._used(f"generate-{title}{self._part}", uses[:own])
             if onward and uses[own:]:
                 self._used(f"generate-{onward[0]}{self._part}", uses[own:])
+            if again := asked_again(target):
+                name = f"generate-{title}{self._part}"
+                self.run.event("asked-again", stage=name, requests=again, of=len(requests))
+                self.report.say(
+                    f"  {again} of {len(requests)} requests were with an engine when it stopped: asked again"
+                )
 
         stage = self.run.stage(f"generate-{title}{self._part}", inputs, build, keep_partial=True)
         samples = sorted(read_records(stage.path / "samples", Sample), key=lambda s: (s.id, s.index))

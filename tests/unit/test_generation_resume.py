@@ -18,7 +18,7 @@ from spftsql.errors import Fault, UserError
 from spftsql.generation import local
 from spftsql.generation.engine import EngineDied, RequestsFailed, open_engine
 from spftsql.generation.local import generate_dataset
-from spftsql.generation.work import open_work
+from spftsql.generation.work import asked_again, open_work, read_journal
 from spftsql.recipes import validate
 from spftsql.records import SET_ASIDE, GenerationRequest, Sample, read_records, write_records
 from tests.engines import POISON, Poisoned
@@ -101,6 +101,31 @@ def test_interrupted_stage_goes_on_from_what_is_stored(
     assert len(engine.asked) == len(set(engine.asked))
     assert steps[0] == (len(kept), len(requests))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["requests.parquet", "samples"]
+
+
+def test_requests_that_were_with_an_engine_when_it_was_stopped_are_counted(
+    tiny_models: list[str], tmp_path: Path, engines: Engines
+) -> None:
+    requests = [ask(i, tiny_models[0], db_id="db0") for i in range(39)]
+    stopper = ask(39, tiny_models[0], db_id="db0", prompt=f"<|user|>{POISON}<|assistant|>")
+    write_records(tmp_path / "requests.parquet", [*requests, stopper], GenerationRequest)
+    engines(Stop)
+    with pytest.raises(Stop):
+        run(tmp_path)
+    left = tmp_path / ".samples.work"
+    stored = {row.id for row in read_records(left / "parts", Sample)}
+    given = {id_ for file in (left / "journals").iterdir() for call in read_journal(file) for id_ in call}
+    in_flight = given - stored
+    assert stored and stopper.id in in_flight
+    engines(RequestsFailed).calm = True
+    run(tmp_path)
+    assert asked_again(tmp_path / "samples") == len(in_flight)
+
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    write_records(whole / "requests.parquet", [*requests, stopper], GenerationRequest)
+    assert run(whole) == ordered(read_records(tmp_path / "samples", Sample))
+    assert asked_again(whole / "samples") == 0
 
 
 def from_bytes(part: bytes, folder: Path) -> list[Sample]:
