@@ -147,14 +147,14 @@ def test_a_cell_of_self_play_for_each_mode_greedy_and_voted() -> None:
     every = list(dict.fromkeys(one for unit in whole_queue() for one in cells_of(unit)))
     assert len({one.key for one in every}) == len({one.name for one in every}) == len(every)
     three = {(one.player, one.iteration) for one in play_cells(PlayUnit("iterations-3", 0)) if one.player != "start"}
-    assert three == {(mode, number) for mode in ("spin", "spft-a") for number in (1, 2, 3)}
+    assert three == {(mode, number) for mode in ("sft", "spin", "spft-a") for number in (1, 2, 3)}
 
 
 def test_a_setting_has_its_own_control_where_it_changes_that() -> None:
     own = {setting for setting in SETTINGS if "sft" in PlayUnit(setting, 0).modes}
     assert own == {
         "recipe", "pool-4-samples", "questions-x4", "questions-x4-pool-4-samples", "near-misses-2", "rate-x10",
-        "rate-x100", "epochs-3", "no-replay", "start-x4-steps-x3",
+        "rate-x100", "epochs-3", "iterations-3", "no-replay", "start-x4-steps-x3",
     }  # fmt: skip
     assert play_cell(PlayUnit("lambda-0.3", 2), "sft", 1, True) == PlayCell(PlayUnit("recipe", 2), "sft", 1, True)
     starts = {setting: play_cell(PlayUnit(setting, 0), "start", 0, False).unit.setting for setting in SETTINGS}
