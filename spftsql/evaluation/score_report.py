@@ -91,7 +91,9 @@ def show_sections(found: Sequence[Section], console: Console) -> None:
                 title=Text(printable(section.title), style="bold"), title_justify="left", box=None, pad_edge=False
             )
             for place, name in enumerate(section.header):
-                table.add_column(name, justify="right" if section.rows[0][place][:1].isdigit() else "left")
+                table.add_column(
+                    name, overflow="fold", justify="right" if section.rows[0][place][:1].isdigit() else "left"
+                )
             for row in section.rows:
                 table.add_row(*(Text(printable(cell)) for cell in row))
             console.print()

@@ -8,15 +8,13 @@ prompt's schema at its limit, no early end of trainings.
 from __future__ import annotations
 
 import math
-import tempfile
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 
-from spftsql.config import Config, DataConfig, Optimization, fold_config
+from spftsql.config import Config, Optimization, fold_config
 from spftsql.errors import UserError
-from spftsql.evaluation.benchmarks import PARTS
 from spftsql.planning.roofline import (
     DECODE_REACHED,
     EXECUTIONS_PER_CORE,
@@ -27,29 +25,18 @@ from spftsql.planning.roofline import (
     prefill_rate,
     training_rate,
 )
-from spftsql.planning.shapes import GIB, KNOWN, Shape, scratch_shape, shape_of_directory
+from spftsql.planning.shapes import KNOWN, Shape, kept_bytes, scratch_shape, shape_of_directory, value_bytes
+from spftsql.planning.sizes import Sizes, sizes_of
 from spftsql.selfplay.candidates import TRIED_PER_NEAR_MISS
 from spftsql.synthesis.accepting import WINDOW
+from spftsql.synthesis.recombination import EXECUTED_PER_PAIR
 
-LETTERS_PER_TOKEN = 3.2  # of questions and SQL
 TASK_TOKENS = 35  # the task, values of the question and the chat template, beside schema and question
-UNKNOWN_QUESTION, UNKNOWN_ANSWER = 20, 40  # tokens, where there are no questions to measure
 PREFIX_HITS = 0.95  # share of a schema's tokens that the prefix cache has, with rows grouped by database
 _RESERVE = 1.3  # statements that are phrased, per pair wanted
 _DRAWN = 2.3  # statements tried, per pair wanted
 _ROW_BYTES = 1000  # of a sample with its request and verdict, in Parquet
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Questions of a run, before it is drawn, and tokens of a question and of its SQL, on average."""
-
-    train: int
-    gate: int
-    test: int
-    question: int = UNKNOWN_QUESTION
-    answer: int = UNKNOWN_ANSWER
-    assumed: bool = False
+_WINDOW_STAGE = re.compile(r"(verify-sql-\d+)-\d+((?:-fold-\d+)?)")
 
 
 @dataclass(frozen=True)
@@ -79,11 +66,14 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Priced:
-    """A stage with its time; `hours` of wall clock, `gpu_hours` over the GPUs that work in it."""
+    """A stage with its time; `hours` of wall clock, `gpu_hours` over the GPUs that work in it.
+
+    Both are None where no GPUs are given and models work.
+    """
 
     plan: StagePlan
-    hours: float
-    gpu_hours: float
+    hours: float | None
+    gpu_hours: float | None
     money: float | None
 
 
@@ -104,17 +94,22 @@ class CostPlan:
     @property
     def hours(self) -> float:
         """Wall clock of all stages, one after another."""
-        return sum(stage.hours for stage in self.stages)
+        return sum(stage.hours or 0.0 for stage in self.stages)
 
     @property
     def gpu_hours(self) -> float:
         """GPU-hours in which GPUs work."""
-        return sum(stage.gpu_hours for stage in self.stages)
+        return sum(stage.gpu_hours or 0.0 for stage in self.stages)
+
+    @property
+    def hourly(self) -> float | None:
+        """What the machine costs an hour: all its GPUs, whether they work or wait."""
+        return None if self.price is None else self.price * self.gpus
 
     @property
     def money(self) -> float | None:
-        """What the machine costs while the run takes: all its GPUs, whether they work or wait."""
-        return None if self.price is None else self.price * self.gpus * self.hours
+        """What the machine costs while the run takes."""
+        return None if self.hourly is None else self.hourly * self.hours
 
 
 def plan_costs(config: Config, gpus: int, device: Device | None, price: float | None) -> CostPlan:
@@ -124,7 +119,7 @@ def plan_costs(config: Config, gpus: int, device: Device | None, price: float | 
     """
     shape = shape_of(config)
     sizes = sizes_of(config)
-    planned = [*folds_of(config, sizes), *stages_of(config, sizes)]
+    planned = all_stages(config, sizes)
     stages = tuple(_priced(stage, config, sizes, shape, gpus, device, price) for stage in planned)
     return CostPlan(
         recipe=config.name,
@@ -152,59 +147,20 @@ def shape_of(config: Config) -> Shape:
     raise UserError(f"model.path: {model.path} is not on this machine and not a model whose size is known")
 
 
-# Published numbers of questions, for where the files are not here.
-_PUBLISHED = {"spider": (8659, 0, 1034), "bird": (9428, 0, 1534), "geoquery": (549, 49, 279)}
+def planned_name(stage: str) -> str:
+    """The name under which a plan has a stage of a run: the windows of a round's statements are one stage there."""
+    window = _WINDOW_STAGE.fullmatch(stage)
+    return window[1] + window[2] if window else stage
 
 
-def sizes_of(config: Config) -> Sizes:
-    """How many labels, gate and test questions a run has: counted where the files are here, else as published.
-
-    Raises `UserError` when there is nothing to count.
-    """
-    data = config.data
-    if data.benchmark == "demo":
-        return _demo_sizes(data.label_share, data.gate_share)
-    question, answer, assumed = UNKNOWN_QUESTION, UNKNOWN_ANSWER, False
-    if data.root is not None and data.root.is_dir():
-        from spftsql.evaluation.sources import read_questions
-
-        rows = [read_questions(data.benchmark, data.root, part, data.split).rows for part in PARTS]
-        train, gate, test = map(len, rows)
-        question, answer = _lengths([(row.question, row.sql) for part in rows for row in part])
-    elif data.benchmark in _PUBLISHED:
-        (train, gate, test), assumed = _PUBLISHED[data.benchmark], True
-    else:
-        raise UserError("data.root is not set: --set data.root=FOLDER of the questions, which are counted")
-    train = max(1, round(train * data.label_share)) if train else 0
-    if not gate:
-        gate = round(train * data.gate_share)
-        train -= gate
-    return Sizes(train, gate, test, question, answer, assumed)
-
-
-@cache
-def _demo_sizes(label_share: float, gate_share: float) -> Sizes:
-    """Those of the embedded benchmark, whose database is made to count its questions."""
-    from spftsql.evaluation.benchmarks import load_benchmark
-
-    data = DataConfig(benchmark="demo", label_share=label_share, gate_share=gate_share)
-    with tempfile.TemporaryDirectory() as folder:
-        found = load_benchmark(data, 0, Path(folder))
-    parts = found.train, found.gate, found.test
-    question, answer = _lengths([(e.question, e.sql) for part in parts for e in part])
-    return Sizes(len(parts[0]), len(parts[1]), len(parts[2]), question, answer)
-
-
-def _lengths(rows: Sequence[tuple[str, str]]) -> tuple[int, int]:
-    """Tokens of a question and of its SQL, on average."""
-    count = max(len(rows), 1)
-    question, answer = (sum(len(row[place]) for row in rows) / count / LETTERS_PER_TOKEN for place in (0, 1))
-    return round(question) or UNKNOWN_QUESTION, round(answer) or UNKNOWN_ANSWER
+def all_stages(config: Config, sizes: Sizes) -> list[StagePlan]:
+    """The stages of a run with those of its folds."""
+    return [*folds_of(config, sizes), *stages_of(config, sizes)]
 
 
 def folds_of(config: Config, sizes: Sizes) -> Iterator[StagePlan]:
     """The stages of the loops that are run once more for each fold of the labels; none without `gate.folds`."""
-    folds = config.gate.folds if config.gate.enabled else None
+    folds = config.gate.folds if config.gate.enabled and sizes.train else None
     for number in range(1, (folds or 0) + 1):
         fold = sizes.train // (folds or 1)
         for stage in stages_of(fold_config(config), replace(sizes, train=sizes.train - fold, gate=fold, test=0)):
@@ -213,86 +169,126 @@ def folds_of(config: Config, sizes: Sizes) -> Iterator[StagePlan]:
 
 
 def stages_of(config: Config, sizes: Sizes) -> Iterator[StagePlan]:
-    """The stages of a run in their order, under the names that the run gives them (up to a number at the end)."""
-    vbi, play = config.vbi, config.selfplay
-    schema, question = _prompt_tokens(config, sizes)
-    answer = min(sizes.answer, config.generation.max_tokens)
-    labels = sizes.train
-    model_bytes = model_bytes_of(config)
+    """The stages of a run in their order, under the names that the run gives them (see `planned_name`)."""
+    return _Loop(config, sizes).stages()
 
-    def trained(rows: int, optimization: Optimization, pairs: bool = False) -> float:
+
+class _Loop:
+    """One way through the loop: what its stages are asked, in the order of `selfplay.run`."""
+
+    def __init__(self, config: Config, sizes: Sizes) -> None:
+        self.config, self.sizes, self.labels = config, sizes, sizes.train
+        self.schema, self.question = _prompt_tokens(config, sizes)
+        self.answer = min(sizes.answer, config.generation.max_tokens)
+        self.model_bytes = kept_bytes(config, shape_of(config))
+
+    def stages(self) -> Iterator[StagePlan]:
+        vbi = self.config.vbi
+        if executed := self.labels + self.sizes.gate:
+            yield StagePlan("verify-labels", executions=executed)
+        if self.labels:
+            yield self._of_labels()
+        for round_ in range(1, vbi.rounds + 1):
+            yield from self._round(round_)
+        if not vbi.rounds:
+            yield from self._examined("labels", 1)
+        elif vbi.play_pairs:  # self-play needs the synthetic questions
+            yield from self._self_play()
+
+    def _of_labels(self) -> StagePlan:
+        trainings = (self.config.sft, self.config.question_model)
+        return StagePlan(
+            "train-labels",
+            models=2,
+            steps=sum(one.total_steps(self.labels) for one in trainings),
+            trained=sum(self._trained(self.labels, one) for one in trainings),
+            disk=2 * self.model_bytes,
+        )
+
+    def _round(self, round_: int) -> Iterator[StagePlan]:
+        vbi, question_model = self.config.vbi, self.config.question_model
+        yield from self._made(round_, vbi.train_pairs + (vbi.play_pairs + vbi.selection_pairs if round_ == 1 else 0))
+        rows = self.labels + vbi.train_pairs * (round_ if vbi.pairs == "all" else 1)
+        last = round_ == vbi.rounds
+        models = 2 if last and vbi.control and self.labels else 1
+        yield StagePlan(
+            f"train-round-{round_}",
+            models=models,
+            steps=vbi.optimization.total_steps(rows) * models,
+            trained=self._trained(rows, vbi.optimization) * models,
+            disk=models * self.model_bytes,
+        )
+        yield from self._examined(f"round-{round_}", models + (round_ == 1))
+        if not last:
+            rows = self.labels + vbi.play_pairs // 2
+            tokens, steps = self._trained(rows, question_model), question_model.total_steps(rows)
+            yield StagePlan(f"train-questions-{round_}", steps=steps, trained=tokens, disk=self.model_bytes)
+
+    def _made(self, round_: int, wanted: int) -> Iterator[StagePlan]:
+        """The pairs of a round: those made of labels, which no model phrases, and those from templates."""
+        synthesis = self.config.synthesis
+        recombined = round(synthesis.recombination * wanted) if self.labels else 0
+        filled = wanted - recombined
+        if recombined:
+            yield StagePlan(f"verify-recombined-{round_}", executions=round(recombined * EXECUTED_PER_PAIR))
+        if filled:
+            windows = math.ceil(filled * _DRAWN / WINDOW) + 1  # one is executed while the last is judged
+            yield StagePlan(f"verify-sql-{round_}", executions=windows * WINDOW)
+        phrased = round(filled * _RESERVE)
+        questions = phrased * synthesis.candidates
+        yield self._asked(f"generate-questions-{round_}", phrased, questions, self.sizes.question)
+        if synthesis.filter != "none":
+            votes = (questions + recombined) * synthesis.votes
+            yield self._asked(f"generate-votes-{round_}", questions + recombined, votes, self.answer)
+            yield StagePlan(f"verify-votes-{round_}", executions=votes)
+
+    def _self_play(self) -> Iterator[StagePlan]:
+        vbi, play, training = self.config.vbi, self.config.selfplay, self.config.training
+        modes = list(dict.fromkeys([*play.baselines, play.mode]))
+        if play.near_misses and play.iterations:
+            yield StagePlan("verify-near-misses", executions=vbi.play_pairs * play.near_misses * TRIED_PER_NEAR_MISS)
+        played = vbi.play_pairs / (play.iterations if play.questions == "parts" else 1)
+        replay = play.replay if self.labels else 0.0
+        for iteration in range(1, play.iterations + 1):
+            opponents = min(play.pool, vbi.rounds + iteration) if play.opponent == "pool" else 1
+            tokens, referenced, steps = 0.0, 0.0, 0
+            for mode in modes:
+                answers = play.samples * (1 if mode in ("spin", "dpo") else opponents) + play.near_misses
+                rows = round(played * answers * (1 + replay))
+                steps += play.optimization.total_steps(rows)
+                tokens += self._trained(rows, play.optimization, pairs=True)
+                referenced += rows * (self.schema / training.questions_per_schema + self.question + 2 * self.answer)
+            yield StagePlan(
+                f"train-play-{iteration}",
+                models=len(modes),
+                steps=steps,
+                trained=tokens,
+                referenced=referenced,
+                disk=len(modes) * self.model_bytes,
+            )
+            yield from self._examined(f"play-{iteration}", len(modes))
+
+    def _trained(self, rows: int, optimization: Optimization, pairs: bool = False) -> float:
         """Tokens of a training: with shared prompts a schema is computed once for the rows that meet in a batch."""
+        training = self.config.training
         seen = optimization.total_steps(rows) * optimization.batch_size
-        together = min(config.training.questions_per_schema, optimization.batch_size)
-        per_row = schema / together if config.training.sharing == "tree" else schema * (2 if pairs else 1)
-        texts = question + answer * (2 if pairs else 1)
+        together = min(training.questions_per_schema, optimization.batch_size)
+        per_row = self.schema / together if training.sharing == "tree" else self.schema * (2 if pairs else 1)
+        texts = self.question + self.answer * (2 if pairs else 1)
         return seen * (per_row + texts)
 
-    def asked(name: str, requests: int, samples: int, tokens: float, models: int = 1) -> StagePlan:
-        read = requests * (schema * (1 - PREFIX_HITS) + question)
+    def _asked(self, name: str, requests: int, samples: int, tokens: float, models: int = 1) -> StagePlan:
+        read = requests * (self.schema * (1 - PREFIX_HITS) + self.question)
         disk = samples * _ROW_BYTES
         return StagePlan(name, requests, samples, models, read=read, written=samples * tokens, disk=disk)
 
-    def examined(title: str, candidates: int) -> Iterator[StagePlan]:
-        questions = sizes.gate + sizes.test + vbi.selection_pairs * bool(vbi.rounds)
+    def _examined(self, title: str, candidates: int) -> Iterator[StagePlan]:
+        vbi = self.config.vbi
+        questions = self.sizes.gate + self.sizes.test + vbi.selection_pairs * bool(vbi.rounds)
         sampled = vbi.play_pairs * bool(vbi.rounds)
-        statements = candidates * (questions + sampled * play.samples)
-        yield asked(f"generate-{title}", candidates * (questions + sampled), statements, answer, candidates)
+        statements = candidates * (questions + sampled * self.config.selfplay.samples)
+        yield self._asked(f"generate-{title}", candidates * (questions + sampled), statements, self.answer, candidates)
         yield StagePlan(f"verify-{title}", executions=statements)
-
-    yield StagePlan("verify-labels", executions=labels + sizes.gate)
-    if labels:
-        tokens = trained(labels, config.sft) + trained(labels, config.question_model)
-        steps = config.sft.total_steps(labels) + config.question_model.total_steps(labels)
-        yield StagePlan("train-labels", models=2, steps=steps, trained=tokens, disk=2 * model_bytes)
-    synthetic = 0
-    for round_ in range(1, vbi.rounds + 1):
-        wanted = vbi.train_pairs + (vbi.play_pairs + vbi.selection_pairs if round_ == 1 else 0)
-        windows = math.ceil(wanted * _DRAWN / WINDOW)
-        yield StagePlan(f"verify-sql-{round_}", executions=windows * WINDOW)
-        phrased = round(wanted * _RESERVE)
-        yield asked(f"generate-questions-{round_}", phrased, phrased * config.synthesis.candidates, sizes.question)
-        if config.synthesis.filter != "none":
-            votes = phrased * config.synthesis.candidates * config.synthesis.votes
-            yield asked(f"generate-votes-{round_}", phrased * config.synthesis.candidates, votes, answer)
-            yield StagePlan(f"verify-votes-{round_}", executions=votes)
-        synthetic = vbi.train_pairs * (round_ if vbi.pairs == "all" else 1)
-        last = round_ == vbi.rounds
-        models = 2 if last and vbi.control and labels else 1
-        tokens = trained(labels + synthetic, vbi.optimization) * models
-        steps = vbi.optimization.total_steps(labels + synthetic) * models
-        yield StagePlan(f"train-round-{round_}", models=models, steps=steps, trained=tokens, disk=models * model_bytes)
-        yield from examined(f"round-{round_}", models + (round_ == 1))
-        if not last:
-            rows = labels + vbi.play_pairs // 2
-            tokens, steps = trained(rows, config.question_model), config.question_model.total_steps(rows)
-            yield StagePlan(f"train-questions-{round_}", steps=steps, trained=tokens, disk=model_bytes)
-    if not vbi.rounds:
-        yield from examined("labels", 1)
-        return  # self-play needs the synthetic questions
-    modes = list(dict.fromkeys([*play.baselines, play.mode]))
-    if play.near_misses and play.iterations:
-        yield StagePlan("verify-near-misses", executions=vbi.play_pairs * play.near_misses * TRIED_PER_NEAR_MISS)
-    played = vbi.play_pairs / (play.iterations if play.questions == "parts" else 1)
-    for iteration in range(1, play.iterations + 1):
-        opponents = min(play.pool, vbi.rounds + iteration) if play.opponent == "pool" else 1
-        tokens, referenced, steps = 0.0, 0.0, 0
-        for mode in modes:
-            answers = play.samples * (1 if mode in ("spin", "dpo") else opponents) + play.near_misses
-            rows = round(played * answers * (1 + play.replay))
-            steps += play.optimization.total_steps(rows)
-            tokens += trained(rows, play.optimization, pairs=True)
-            referenced += rows * (schema / config.training.questions_per_schema + question + 2 * answer)
-        disk = len(modes) * model_bytes
-        yield StagePlan(
-            f"train-play-{iteration}",
-            models=len(modes),
-            steps=steps,
-            trained=tokens,
-            referenced=referenced,
-            disk=disk,
-        )
-        yield from examined(f"play-{iteration}", len(modes))
 
 
 def _priced(
@@ -309,7 +305,7 @@ def _priced(
         hours = stage.executions / (EXECUTIONS_PER_CORE * cores) / 3600
         return Priced(stage, hours, 0.0, None if price is None else price * gpus * hours)
     if device is None:
-        return Priced(stage, 0.0, 0.0, None)
+        return Priced(stage, None, None, None)
     training, used = config.training, min(gpus, gpus_used(config)[stage.kind])
     if stage.kind == "generate":
         context = min(sum(_prompt_tokens(config, sizes)) + sizes.answer, config.model.max_length)
@@ -342,8 +338,7 @@ def _prompt_tokens(config: Config, sizes: Sizes) -> tuple[int, int]:
 
 def model_bytes_of(config: Config) -> float:
     """Bytes of the model's weights."""
-    value = 4 if config.model.dtype == "float32" else 2
-    return shape_of(config).parameters * value
+    return shape_of(config).parameters * value_bytes(config)
 
 
 def _notes(config: Config, sizes: Sizes, gpus: int, device: Device | None) -> Iterator[str]:
@@ -352,6 +347,12 @@ def _notes(config: Config, sizes: Sizes, gpus: int, device: Device | None) -> It
     schema, question = _prompt_tokens(config, sizes)
     shared = f", schemas at their limit of {schema}, {PREFIX_HITS:.0%} of them from the prefix cache" if schema else ""
     yield f"tokens: {question} of a prompt{shared}, {sizes.answer} of an answer; trainings go on to their end"
+    if config.data.feedback is not None:
+        yield "labels from data.feedback are not counted"
+    if config.synthesis.recombination and sizes.train:
+        yield "recombined pairs: as many as are wanted, where the labels give fewer the question model phrases more"
+    if config.retention == "needed":
+        yield "retention: all models are counted; at the end those that are served or undecided are left"
     if device is None:
         yield "no --gpus: counts only, no times of models"
         return
@@ -365,8 +366,3 @@ def _notes(config: Config, sizes: Sizes, gpus: int, device: Device | None) -> It
             f"of {gpus} GPUs the recipe uses {used['generate']} in generation and {used['train']} in training: choose "
             "another profile, or set generation.actors and training.workers"
         )
-
-
-def gib(count: float) -> str:
-    """Bytes as GiB."""
-    return f"{count / GIB:.1f} GiB"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from spftsql.config import Config
+from spftsql.config import Config, fold_config
 from spftsql.errors import UserError
 from spftsql.planning.shapes import (
     ARCHITECTURES,
@@ -15,9 +15,12 @@ from spftsql.planning.shapes import (
     KNOWN,
     Shape,
     generation_memory,
+    gib,
+    kept_bytes,
     scratch_shape,
     shape_of_directory,
     training_memory,
+    value_bytes,
 )
 
 _CACHED_SEQUENCES = 8  # fewer at a time, and generation crawls
@@ -49,12 +52,28 @@ def dry_run(config: Config) -> DryRun:
 
 
 def models_trained(config: Config) -> list[str]:
-    """The names of the models that the run will train, each of which is kept."""
-    rounds, play = config.vbi.rounds, config.selfplay
-    names = ["sft", *(f"question-{n}" for n in range(max(rounds, 1)))]
-    names += [f"vbi-{n}" for n in range(1, rounds + 1)] + (["control"] if rounds else [])
+    """The names of the models that the run will train, each of which is kept; those of folds say so at their end."""
+    folds = config.gate.folds if config.gate.enabled and _has_labels(config) else None
+    names = _trained_in_one_loop(config)
+    for number in range(1, (folds or 0) + 1):
+        names += [f"{name}-fold-{number}" for name in _trained_in_one_loop(fold_config(config))]
+    return names
+
+
+def _trained_in_one_loop(config: Config) -> list[str]:
+    vbi, play, labels = config.vbi, config.selfplay, _has_labels(config)
+    names = ["sft", "question-0"] if labels else []
+    names += [f"question-{n}" for n in range(1, vbi.rounds)] + [f"vbi-{n}" for n in range(1, vbi.rounds + 1)]
+    if not vbi.rounds:
+        return names  # self-play needs the synthetic questions
+    names += ["control"] if labels and vbi.control else []
     modes = dict.fromkeys((play.mode, *play.baselines))
-    return names + [f"{mode}-{n}" for mode in modes for n in range(1, play.iterations + 1)]
+    return names + [f"{mode}-{n}" for mode in modes for n in range(1, play.iterations + 1) if vbi.play_pairs]
+
+
+def _has_labels(config: Config) -> bool:
+    data = config.data
+    return data.feedback is not None or (data.benchmark != "none" and data.label_share > 0)
 
 
 def _check_data(config: Config, report: DryRun) -> None:
@@ -158,7 +177,7 @@ def _check_training(config: Config, shape: Shape, report: DryRun) -> None:
         zero_stage=training.zero_stage,
         offload=training.offload,
         lora=training.lora,
-        value_bytes=_value_bytes(config),
+        value_bytes=value_bytes(config),
         tokens=tokens,
         scored=scored,
         device="cuda" if training.gpus else "cpu",
@@ -171,20 +190,20 @@ def _check_training(config: Config, shape: Shape, report: DryRun) -> None:
     report.lines += [
         f"training: {kind}, ZeRO-{training.zero_stage} over {_count(*training.worker_range)} {each}s"
         + (", optimizer in host memory" if training.offload else ""),
-        f"  per {each}: weights {_gib(memory.weights)} + gradients {_gib(memory.gradients)}"
-        f" + optimizer {_gib(memory.optimizer)} + activations {_gib(memory.activations)}"
-        f" (passes of up to {tokens:,} tokens) = {_gib(memory.total)}",
+        f"  per {each}: weights {gib(memory.weights)} + gradients {gib(memory.gradients)}"
+        f" + optimizer {gib(memory.optimizer)} + activations {gib(memory.activations)}"
+        f" (passes of up to {tokens:,} tokens) = {gib(memory.total)}",
     ]
     if memory.host:
-        report.lines.append(f"  host memory for the optimizer: {_gib(memory.host)} over all workers")
+        report.lines.append(f"  host memory for the optimizer: {gib(memory.host)} over all workers")
     gpu = _gpu_bytes(config)
     if training.gpus and gpu:
         usable = gpu * (1 - HEADROOM)
         fits = memory.total <= usable
-        report.lines.append(f"  {'fits' if fits else 'does not fit'}: {_gib(usable)} usable of {_gib(gpu)}")
+        report.lines.append(f"  {'fits' if fits else 'does not fit'}: {gib(usable)} usable of {gib(gpu)}")
         if not fits:
             report.problems.append(
-                f"training needs {_gib(memory.total)} per GPU and {_gib(usable)} are usable: use training.lora, a "
+                f"training needs {gib(memory.total)} per GPU and {gib(usable)} are usable: use training.lora, a "
                 "higher zero_stage, more workers, a smaller micro_tokens or micro_batch, or gradient_checkpointing"
             )
 
@@ -208,8 +227,8 @@ def _check_generation(config: Config, shape: Shape, report: DryRun) -> None:
     generation = config.generation
     tensor_parallel = generation.tensor_parallel_size
     if not generation.gpus:
-        weights = shape.parameters * _value_bytes(config)
-        report.lines.append(f"generation: {generation.actors} engines on CPU, weights {_gib(weights)} each")
+        weights = shape.parameters * value_bytes(config)
+        report.lines.append(f"generation: {generation.actors} engines on CPU, weights {gib(weights)} each")
         if tensor_parallel > 1:
             report.problems.append("generation.tensor_parallel_size needs generation.gpus")
         return
@@ -228,13 +247,13 @@ def _check_generation(config: Config, shape: Shape, report: DryRun) -> None:
         gpu_bytes=gpu,
         utilization=generation.gpu_memory_utilization,
         tensor_parallel=tensor_parallel,
-        value_bytes=_value_bytes(config),
+        value_bytes=value_bytes(config),
         length=length,
     )
     fits = memory.sequences >= _CACHED_SEQUENCES
     report.lines += [
-        f"  per GPU: weights {_gib(memory.weights)}, KV cache {_gib(memory.cache)}"
-        f" ({shape.kv_bytes(_value_bytes(config)) / 1024:.0f} KiB a token over the engine's GPUs)",
+        f"  per GPU: weights {gib(memory.weights)}, KV cache {gib(memory.cache)}"
+        f" ({shape.kv_bytes(value_bytes(config)) / 1024:.0f} KiB a token over the engine's GPUs)",
         f"  {'fits' if fits else 'does not fit'}: {memory.sequences:.0f} sequences of {length} tokens at a time",
     ]
     if not fits:
@@ -245,15 +264,16 @@ def _check_generation(config: Config, shape: Shape, report: DryRun) -> None:
 
 
 def _count_disk(config: Config, shape: Shape, report: DryRun) -> None:
-    names = models_trained(config)
-    model = shape.parameters * _value_bytes(config)
+    names, model = models_trained(config), kept_bytes(config, shape)
+    base = shape.parameters * value_bytes(config) if config.model.scratch else 0
     lora = config.training.lora
     trained = shape.lora_parameters(lora) if lora else shape.parameters
-    resume = trained * (_value_bytes(config) + 12)
-    total = len(names) * model + _RESUME_CHECKPOINTS * resume
+    resume = trained * (value_bytes(config) + 12)
+    total = len(names) * model + base + _RESUME_CHECKPOINTS * resume
     report.lines.append(
-        f"disk: {len(names)} models ({', '.join(names)}) of {_gib(model)} + {_RESUME_CHECKPOINTS} checkpoints to "
-        f"resume from of {_gib(resume)} = {_gib(total)}"
+        f"disk: {len(names)} models ({', '.join(names)}) of {gib(model)}"
+        + (f" and the base of {gib(base)}" if base else "")
+        + f" + {_RESUME_CHECKPOINTS} checkpoints to resume from of {gib(resume)} = {gib(total)}"
         + ("; those that are served or undecided stay" if config.retention == "needed" else "")
     )
 
@@ -309,10 +329,6 @@ def _gpu_bytes(config: Config) -> float | None:
     return stated * GIB if stated else None
 
 
-def _value_bytes(config: Config) -> int:
-    return 4 if config.model.dtype == "float32" else 2
-
-
 def _has_chat_template(folder: Path) -> bool:
     if any((folder / name).is_file() for name in _CHAT_TEMPLATES):
         return True
@@ -327,7 +343,3 @@ def _describe(shape: Shape) -> str:
         f"{shape.architecture}, {size} parameters ({shape.layers} layers of {shape.hidden}, "
         f"{shape.heads}/{shape.kv_heads} heads, vocabulary {shape.vocabulary})"
     )
-
-
-def _gib(count: float) -> str:
-    return f"{count / GIB:.1f} GiB" if count >= GIB / 10 or count <= 0 else f"{count / 2**20:.1f} MiB"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from rich.console import Console
@@ -12,21 +13,39 @@ from rich.console import Console
 from spftsql.config import Config
 from spftsql.errors import UserError
 from spftsql.evaluation.score_report import Section, show_sections
-from spftsql.planning.cost_plan import CostPlan, Priced, StagePlan, gib, plan_costs
+from spftsql.planning.cost_plan import CostPlan, Priced, plan_costs, planned_name
 from spftsql.planning.roofline import parse_gpus
-from spftsql.planning.shapes import GIB
+from spftsql.planning.shapes import GIB, gib
 from spftsql.recipes import resolve
 from spftsql.reporting.cost import Cost, stage_cost
-from spftsql.reporting.run_record import RunRecord, read_run
+from spftsql.reporting.disk import disk_use
+from spftsql.reporting.run_record import RunRecord, StageRecord, read_run
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a stage was planned to take, or took: tokens, statements, seconds, bytes on disk; None where nobody knows.
+
+    Seconds and GPU-hours of builds that were cut off are in it. Bytes are those that are there now: weights that were
+    given up (`retention`) are not. Money is that of all GPUs while the stage takes.
+    """
+
+    written: float | None = None
+    trained: float | None = None
+    executions: float | None = None
+    seconds: float | None = None
+    gpu_hours: float | None = None
+    disk: float | None = None
+    money: float | None = None
 
 
 @dataclass(frozen=True)
 class Compared:
-    """A stage as planned and as it was; `actual` is None where it has not been built."""
+    """A stage as planned and as it was; `planned` is None where it was not, `actual` where it has not been built."""
 
     name: str
-    planned: StagePlan | None
-    actual: Cost | None
+    planned: Figures | None
+    actual: Figures | None
 
 
 def run_plan(
@@ -48,23 +67,24 @@ def run_plan(
     record = read_run(actual) if actual is not None else None
     config = _config(recipe, overrides, record)
     number, device = parse_gpus(gpus) if gpus else (0, None)
+    if price is not None and (device is None or not 0 < price < math.inf):
+        raise UserError("--price is what one GPU costs an hour: it goes with --gpus, and is above 0")
     if simulate or calibrate is not None:
         from spftsql.simulation.report import run_simulation
 
         run_simulation(config, device, read_run(calibrate) if calibrate is not None else None, as_json, console)
         return
-    if price is not None and (device is None or price <= 0):
-        raise UserError("--price is what one GPU costs an hour: it goes with --gpus, and is above 0")
     plan = plan_costs(config, number, device, price)
     if as_json:
         tree = asdict(plan) | {"hours": plan.hours, "gpu_hours": plan.gpu_hours, "money": plan.money}
         if record is not None:
-            tree["actual"] = [asdict(row) for row in compared(plan.stages, record)]
+            rows = compared(plan.stages, record, plan.hourly)
+            tree |= {"actual": [asdict(row) for row in rows], "actual_total": asdict(total(rows))}
         print(json.dumps(tree, indent=1))
         return
     sections = plan_sections(plan)
     if record is not None:
-        sections.append(comparison_section(compared(plan.stages, record)))
+        sections.append(comparison_section(compared(plan.stages, record, plan.hourly)))
     show_sections(sections, console)
 
 
@@ -72,11 +92,11 @@ def plan_sections(plan: CostPlan) -> list[Section]:
     """The plan as it is shown."""
     device = f"{plan.gpus} {plan.device}" if plan.device else "no GPUs"
     money = "" if plan.money is None else f", {plan.money:,.2f} for {plan.gpus} GPUs held at {plan.price:g} an hour"
-    total = f"{plan.hours:.2f} hours, {plan.gpu_hours:.2f} GPU-hours{money}; " if plan.device else ""
+    times = f"{plan.hours:.2f} hours, {plan.gpu_hours:.2f} GPU-hours{money}; " if plan.device else ""
     lines = (
         f"{plan.recipe}: {number(plan.parameters)} parameters, {device}; {plan.sizes.train} labels, "
         f"{plan.sizes.gate} gate and {plan.sizes.test} test questions",
-        f"{total}{gib(plan.disk)} of models and rows",
+        f"{times}{gib(plan.disk)} of models and rows",
         *plan.notes,
     )
     with_money = plan.money is not None
@@ -87,43 +107,91 @@ def plan_sections(plan: CostPlan) -> list[Section]:
             number(stage.plan.written),
             number(stage.plan.trained),
             number(stage.plan.executions),
-            *((f"{stage.hours:.3f}", f"{stage.gpu_hours:.3f}") if plan.device else ()),
+            *((f"{stage.hours or 0:.3f}", f"{stage.gpu_hours or 0:.3f}") if plan.device else ()),
             f"{stage.plan.disk / GIB:.1f}" if stage.plan.disk > GIB / 20 else "",
             *((f"{stage.money or 0:.2f}",) if with_money else ()),
         )
         for stage in plan.stages
     ]
-    times = ("hours", "GPU-h") if plan.device else ()
-    header = ("stage", "read", "written", "trained", "executed", *times, "GiB", *(("money",) if with_money else ()))
+    columns = ("hours", "GPU-h") if plan.device else ()
+    header = ("stage", "read", "written", "trained", "executed", *columns, "GiB", *(("money",) if with_money else ()))
     return [Section("", lines), Section("stages", (), header, tuple(rows))]
 
 
-def compared(stages: Sequence[Priced], record: RunRecord) -> list[Compared]:
-    """Each planned stage beside what the run's stages of that name took; then what was not planned."""
-    left = {stage.name: stage for stage in record.stages if stage.state == "built"}
-    rows = []
-    for priced in sorted(stages, key=lambda stage: -len(stage.plan.name)):  # the longer name is the closer one
-        name = priced.plan.name
-        mine = [left.pop(there) for there in list(left) if there == name or there.startswith(f"{name}-")]
-        cost = sum((stage_cost(stage, record.config) for stage in mine), Cost()) if mine else None
-        rows.append(Compared(name, priced.plan, cost))
-    order = {priced.plan.name: place for place, priced in enumerate(stages)}
-    rows.sort(key=lambda row: order[row.name])
-    return rows + [Compared(name, None, stage_cost(stage, record.config)) for name, stage in left.items()]
+def compared(stages: Sequence[Priced], record: RunRecord, hourly: float | None = None) -> list[Compared]:
+    """Each planned stage beside what the run's stages of that name took; then what was not planned.
+
+    `hourly` is what the machine costs an hour.
+    """
+    built: dict[str, list[StageRecord]] = {}
+    for stage in record.stages:
+        if stage.state == "built":
+            built.setdefault(planned_name(stage.name), []).append(stage)
+    planned = {priced.plan.name: _planned(priced) for priced in stages}
+    actual = {name: _took(mine, record, hourly) for name, mine in built.items()}
+    return [Compared(name, planned.get(name), actual.get(name)) for name in dict.fromkeys([*planned, *actual])]
+
+
+def total(rows: Sequence[Compared]) -> Compared:
+    """All that is built, beside what was planned for it; a figure that one of the stages lacks is not known."""
+    built = [row for row in rows if row.actual is not None]
+    return Compared(
+        "all that is built",
+        _sum([row.planned for row in built if row.planned is not None]),
+        _sum([row.actual for row in built if row.actual is not None]),
+    )
+
+
+def _planned(priced: Priced) -> Figures:
+    plan, hours = priced.plan, priced.hours
+    return Figures(
+        written=plan.written,
+        trained=plan.trained,
+        executions=plan.executions,
+        seconds=None if hours is None else hours * 3600,
+        gpu_hours=priced.gpu_hours,
+        disk=plan.disk,
+        money=priced.money,
+    )
+
+
+def _took(stages: Sequence[StageRecord], record: RunRecord, hourly: float | None) -> Figures:
+    cost = sum((stage_cost(stage, record.config) for stage in stages), Cost())
+    folders = [record.root / "stages" / f"{stage.name}-{stage.key}" for stage in stages]
+    seen = all(stage.seconds + stage.lost for stage in stages)  # or another run has built it
+    seconds = cost.seconds + cost.lost if seen else None
+    return Figures(
+        written=cost.tokens,
+        trained=cost.trained,
+        executions=cost.executions,
+        seconds=seconds,
+        gpu_hours=cost.gpu_hours if seen and record.config is not None else None,
+        disk=sum(map(_bytes, folders)) if all(folder.is_dir() for folder in folders) else None,
+        money=None if hourly is None or seconds is None else hourly * seconds / 3600,
+    )
+
+
+def _bytes(folder: Path) -> int:
+    use = disk_use(folder)
+    return use.weights + use.rest
+
+
+def _sum(figures: Sequence[Figures]) -> Figures:
+    def added(name: str) -> float | None:
+        values = [getattr(one, name) for one in figures]
+        return None if None in values else sum(values)
+
+    return Figures(**{field.name: added(field.name) for field in fields(Figures)})
 
 
 def comparison_section(rows: Sequence[Compared]) -> Section:
-    """Planned against actual, stage by stage: `planned → actual`."""
-    cells = []
-    for row in rows:
-        planned, actual = row.planned or StagePlan(row.name), row.actual
-        there = (actual.tokens, actual.trained, actual.executions) if actual else (None, None, None)
-        pairs = zip((planned.written, planned.trained, planned.executions), there, strict=True)
-        took = "not built" if actual is None else f"{actual.seconds + actual.lost:.1f}"
-        hours = f"{actual.gpu_hours:.3f}" if actual and actual.gpu_hours else ""
-        cells.append((row.name, *(_arrow(p, a, row.planned is not None) for p, a in pairs), took, hours))
-    header = ("stage", "written", "trained", "executions", "seconds", "GPU-hours")
-    return Section("planned → actual", (), header, tuple(cells))
+    """Planned against actual, stage by stage and together: `planned → actual`, in columns where something is known."""
+    shown = [*rows, *([total(rows)] if any(row.actual for row in rows) else [])]
+    columns = [(title, [_arrow(row, field, show) for row in shown]) for field, title, show in _COLUMNS]
+    columns = [(title, cells) for title, cells in columns if any(cells)]
+    header = ("stage", *(title for title, _ in columns))
+    body = tuple(zip((row.name for row in shown), *(cells for _, cells in columns), strict=True))
+    return Section("planned → actual", (), header, body)
 
 
 def number(value: float) -> str:
@@ -134,11 +202,25 @@ def number(value: float) -> str:
     return f"{value:.0f}" if value else ""
 
 
-def _arrow(planned: float, actual: int | None, was_planned: bool) -> str:
-    if not planned and not actual:
+_COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("written", "written", number),
+    ("trained", "trained", number),
+    ("executions", "executions", number),
+    ("seconds", "seconds", "{:.1f}".format),
+    ("gpu_hours", "GPU-hours", "{:.3f}".format),
+    ("disk", "bytes", number),
+    ("money", "money", "{:.2f}".format),
+)
+
+
+def _arrow(row: Compared, field: str, show: Callable[[float], str]) -> str:
+    planned, actual = (getattr(side, field) if side is not None else None for side in (row.planned, row.actual))
+    missing = row.actual is None and field == "seconds"
+    if not planned and not actual and not missing:
         return ""
-    left = number(planned) or "0" if was_planned else "–"
-    return f"{left} → {'' if actual is None else number(actual) or '0'}"
+    left = "–" if planned is None else show(planned) or "0"
+    right = "not built" if missing else "" if actual is None else show(actual) or "0"
+    return f"{left} → {right}"
 
 
 def _config(recipe: str | None, overrides: Sequence[str], record: RunRecord | None) -> Config:

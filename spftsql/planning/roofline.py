@@ -48,9 +48,9 @@ DEVICES = {
 
 def parse_gpus(text: str) -> tuple[int, Device]:
     """`8xH100` as a number and a device; `H100` is one. Raises `UserError` for another text or an unknown device."""
-    match = re.fullmatch(r"(?:(\d+)\s*[x×*]\s*)?([A-Za-z]\w*)", text.strip())
+    match = re.fullmatch(r"(?:(\d{1,6})\s*[x×*]\s*)?([A-Za-z]\w*)", text.strip())
     device = DEVICES.get(match[2].upper()) if match else None
-    if match is None or device is None or match[1] == "0":
+    if match is None or device is None or int(match[1] or 1) == 0:
         raise UserError(f"--gpus {text}: give a number and a kind, as 8xH100; known kinds: {', '.join(DEVICES)}")
     return int(match[1] or 1), device
 

@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from spftsql.config import LoraConfig, ScratchConfig
+from spftsql.config import Config, LoraConfig, ScratchConfig
 from spftsql.errors import UserError
 
 GIB = 2**30
@@ -132,6 +132,27 @@ def shape_of_directory(folder: Path) -> Shape:
         )
     except (KeyError, IndexError, TypeError) as error:
         raise UserError(f"{folder / 'config.json'} does not describe a decoder: {error} is missing") from None
+
+
+def value_bytes(config: Config) -> int:
+    """Bytes of one weight of the recipe's models."""
+    return 4 if config.model.dtype == "float32" else 2
+
+
+def kept_bytes(config: Config, shape: Shape) -> int:
+    """Bytes of a trained model as it is kept: of its adapters alone, unless they are merged into it.
+
+    Where one process trains (`execution: local`), adapters stay in float32.
+    """
+    lora = config.training.lora
+    if lora is None or lora.keep == "merged":
+        return shape.parameters * value_bytes(config)
+    return shape.lora_parameters(lora) * (4 if config.execution == "local" else value_bytes(config))
+
+
+def gib(count: float) -> str:
+    """Bytes as GiB, or as MiB where they are few."""
+    return f"{count / GIB:.1f} GiB" if count >= GIB / 10 or count <= 0 else f"{count / 2**20:.1f} MiB"
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,7 @@ from spftsql.selfplay.questions import Phrasing
 from spftsql.selfplay.stages import Stages
 from spftsql.selfplay.vbi import canonical
 from spftsql.synthesis.accepting import uninformative
-from spftsql.synthesis.recombination import recombine
-
-_RESERVE = 1.4  # statements that are executed, per pair wanted
+from spftsql.synthesis.recombination import EXECUTED_PER_PAIR, recombine
 
 
 def recombined(
@@ -36,7 +34,7 @@ def recombined(
     seed = stages.seed_of(f"recombination/{round_}")
     exclude = {canonical(stages, example) for example in known}
     found = (one for one in recombine(labels, schemas, seed, exclude) if one.statement.template not in without)
-    drawn = list(islice(found, round(wanted * _RESERVE)))
+    drawn = list(islice(found, round(wanted * EXECUTED_PER_PAIR)))
     requests = [VerificationRequest(o.statement.id, o.statement.db_id, o.statement.sql, None, "strict") for o in drawn]
     verdicts = stages.verify(f"recombined-{round_}", requests) if requests else {}
     made: list[Made] = []

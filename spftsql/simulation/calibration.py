@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 
 from spftsql.config import Config
 from spftsql.errors import UserError
-from spftsql.planning.cost_plan import StagePlan, sizes_of, stages_of
+from spftsql.planning.cost_plan import StagePlan, all_stages, planned_name
+from spftsql.planning.sizes import sizes_of
 from spftsql.reporting.run_record import RunRecord, StageRecord
 from spftsql.simulation.forecast import Machines, passes, pipelined, units_of
 from spftsql.simulation.rates import Rates, StageFacts
@@ -31,8 +32,8 @@ def measured(record: RunRecord) -> Rates:
     if record.config is None or not record.finished:
         raise UserError(f"--calibrate {record.root}: give a finished run of this version")
     config = record.config
-    plans = {plan.name: plan for plan in stages_of(config, sizes_of(config))}
-    of_plan = {name: stages for name in plans if (stages := _matching(record, name, plans))}
+    plans = {plan.name: plan for plan in all_stages(config, sizes_of(config))}
+    of_plan = {name: stages for name in plans if (stages := _matching(record, name))}
     used = {who: [u for uses in record.uses.values() for u in uses if u.who == who and u.rows] for who in _WHO}
     missing = [who for who in _WHO if not used[who]]
     if missing:
@@ -97,18 +98,9 @@ def split_gaps(gaps: Mapping[str, float], rows: Mapping[str, int]) -> tuple[floa
     return row_s, {name: max(0.0, gap - row_s * rows[name]) for name, gap in gaps.items()}
 
 
-def _matching(record: RunRecord, name: str, plans: Mapping[str, StagePlan]) -> list[StageRecord]:
-    """The run's stages of a planned name, of which there may be several with numbers behind it."""
-
-    def is_of(stage: str, planned: str) -> bool:
-        return stage == planned or stage.startswith(f"{planned}-")
-
-    closer = [other for other in plans if other != name and is_of(other, name)]
-    return [
-        stage
-        for stage in record.stages
-        if stage.state == "built" and is_of(stage.name, name) and not any(is_of(stage.name, c) for c in closer)
-    ]
+def _matching(record: RunRecord, name: str) -> list[StageRecord]:
+    """The run's stages that a plan has under this name."""
+    return [stage for stage in record.stages if stage.state == "built" and planned_name(stage.name) == name]
 
 
 def _facts(

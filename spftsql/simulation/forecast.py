@@ -177,7 +177,7 @@ def _generated(
     return StageForecast(
         plan_.name,
         gap_s=facts.gap_s + rates.driver_s * plan_.requests,
-        start_s=facts.start_s,
+        start_s=facts.start_s if plan_.requests else 0.0,
         engines_s=outcome.generated_s,
         verifiers_s=outcome.wall_s - outcome.generated_s,
         engines_busy_s=outcome.engines_busy_s,
@@ -217,7 +217,7 @@ def _trained(config: Config, plan_: StagePlan, rates: Rates, machines: Machines,
 
 
 def _optimization(config: Config, name: str) -> Optimization:
-    if name == "train-labels":
+    if name.startswith("train-labels"):
         return config.sft
     if name.startswith("train-questions"):
         return config.question_model

@@ -12,8 +12,9 @@ from rich.console import Console
 from spftsql.config import Config
 from spftsql.errors import UserError
 from spftsql.evaluation.score_report import Section, show_sections
-from spftsql.planning.cost_plan import model_bytes_of, sizes_of, stages_of
+from spftsql.planning.cost_plan import all_stages, model_bytes_of
 from spftsql.planning.roofline import Device
+from spftsql.planning.sizes import sizes_of
 from spftsql.reporting.run_record import RunRecord
 from spftsql.simulation.calibration import measured
 from spftsql.simulation.forecast import Forecast, at_sizes
@@ -33,7 +34,7 @@ def run_simulation(
     else:
         assert device is not None
         rates = assumed(config, device)
-    plans = tuple(stages_of(config, sizes_of(config)))
+    plans = all_stages(config, sizes_of(config))
     found = at_sizes(config, plans, rates, model_bytes_of(config))
     if as_json:
         print(

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from spftsql.planning.cost_plan import model_bytes_of, sizes_of, stages_of
+from spftsql.planning.cost_plan import model_bytes_of, stages_of
+from spftsql.planning.sizes import sizes_of
 from spftsql.recipes import resolve
 from spftsql.reporting.run_record import RunRecord, read_run
 from spftsql.simulation.calibration import measured

@@ -193,6 +193,45 @@ def test_every_model_of_the_run_is_counted() -> None:
     ]
 
 
+def test_models_of_folds_are_counted() -> None:
+    fold = ["sft", "question-0", "vbi-1", "spft-a-1"]  # no control and no baselines
+    models = models_trained(resolve("demo", ["gate.folds=2"]))
+    assert models == [
+        *("sft", "question-0", "vbi-1", "control", "spft-a-1", "spin-1"),
+        *(f"{name}-fold-{number}" for number in (1, 2) for name in fold),
+    ]
+    assert len(models_trained(resolve("demo", ["gate.folds=2", "gate.enabled=false"]))) == 6
+    assert "14 models (sft, " in disk_line("demo", "gate.folds=2") and "and the base" in disk_line("demo")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "models"),
+    [
+        (
+            ["data.label_share=0", "gate.folds=2", "vbi.rounds=2"],
+            ["question-1", "vbi-1", "vbi-2", "spft-a-1", "spin-1"],
+        ),
+        (["vbi.control=false", "selfplay.baselines=[]"], ["sft", "question-0", "vbi-1", "spft-a-1"]),
+        (["vbi.rounds=0"], ["sft", "question-0"]),  # self-play needs the questions of VBI-FT
+        (["vbi.play_pairs=0"], ["sft", "question-0", "vbi-1", "control"]),
+    ],
+)
+def test_models_that_are_never_trained_are_not_counted(overrides: list[str], models: list[str]) -> None:
+    assert models_trained(resolve("demo", overrides)) == models
+
+
+def disk_line(recipe: str, *overrides: str) -> str:
+    """What the dry run says of the disk."""
+    (line,) = (line for line in dry_run(resolve(recipe, overrides)).lines if line.startswith("disk: "))
+    return line
+
+
+def test_adapters_are_counted_as_adapters() -> None:
+    seven = "spider-qwen2.5-coder-7b"
+    assert "of 0.2 GiB" in disk_line(seven) and "of 14.2 GiB" in disk_line(seven, "training.lora.keep=merged")
+    assert "of 14.2 GiB" in disk_line(seven, "profile=8x80") and "the base" not in disk_line(seven)
+
+
 def test_a_dry_run_starts_and_imports_nothing_heavy() -> None:
     code = (
         "import sys; from spftsql.recipes import resolve; from spftsql.planning.dry_run import dry_run; "

@@ -10,8 +10,9 @@ import pytest
 
 from spftsql.cli import main
 from spftsql.errors import UserError
-from spftsql.planning.cost_plan import StagePlan, model_bytes_of, sizes_of, stages_of
+from spftsql.planning.cost_plan import StagePlan, model_bytes_of, stages_of
 from spftsql.planning.roofline import DEVICES
+from spftsql.planning.sizes import sizes_of
 from spftsql.recipes import resolve
 from spftsql.reporting.run_record import read_run
 from spftsql.simulation.calibration import fit, measured, split_gaps
@@ -178,6 +179,17 @@ def test_a_run_forecasts_itself(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_without_rates_the_command_says_what_to_give(capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = command(capsys, "demo", "--simulate")
     assert code == 2 and "--calibrate RUN" in err and len(err.splitlines()) == 1
+
+
+def test_folds_are_simulated_and_a_stage_without_requests_starts_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = command(
+        capsys, "demo", "--set", "gate.folds=2", "--set", "synthesis.recombination=1", "--simulate", "--gpus", "H100",
+        "--json",
+    )  # fmt: skip
+    assert code == 0
+    stages = {stage["name"]: stage for stage in json.loads(out)["forecasts"][0]["stages"]}
+    assert {f"train-round-1{part}" for part in ("", "-fold-1", "-fold-2")} <= stages.keys()
+    assert stages["generate-questions-1"]["start_s"] == 0 < stages["generate-round-1-fold-1"]["start_s"]
 
 
 def test_more_gpus_take_less_time_until_starts_are_left() -> None:
