@@ -143,7 +143,7 @@ def merged(sources: dict[str, Source], names: Sequence[str], folder: Path) -> tu
             tables.append(replace(table, name=new))
         for key in sources[name].schema.foreign_keys:
             ends = renamed[name, key.table.lower()], renamed[name, key.target.lower()]
-            keys.append(ForeignKey(ends[0], key.column, ends[1], key.target_column))
+            keys.append(replace(key, table=ends[0], target=ends[1]))
     schema = Schema("merged", "sqlite", tuple(tables), tuple(keys))
     files = {name: file for name in names if (file := sources[name].file) is not None}
     return Source(schema, _merged_file(files, renamed, folder) if files else None), renamed

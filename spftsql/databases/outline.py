@@ -29,11 +29,11 @@ class OutlineColumn:
 
 @dataclass(frozen=True)
 class OutlineKey:
-    """`column` refers to `target.target_column`."""
+    """`columns` refer to `target_columns` of `target`, in their order."""
 
-    column: str
+    columns: tuple[str, ...]
     target: str
-    target_column: str
+    target_columns: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def _duckdb(query: Query) -> list[OutlineTable]:
         if kind == "PRIMARY KEY":
             primary[table] += names
         else:
-            keys[table] += [OutlineKey(name, target, other) for name, other in zip(names, targets, strict=True)]
+            keys[table].append(OutlineKey(tuple(names), target, tuple(targets)))
     return [
         OutlineTable(name, tuple(columns[name]), tuple(primary[name]), tuple(keys[name]), comment or "", rows)
         for name, comment, rows in query(_DUCKDB_RELATIONS.format(here=f"{here} AND NOT internal"))
@@ -151,9 +151,9 @@ def _table(
     comment: str = "",
     estimated_rows: int | None = None,
 ) -> OutlineTable:
-    keys = []
-    for info in inspector.get_foreign_keys(name, schema):
-        pairs = zip(info["constrained_columns"], info["referred_columns"], strict=False)  # none of a table not there
-        keys += [OutlineKey(column, info["referred_table"], target) for column, target in pairs]
+    keys = [
+        OutlineKey(tuple(info["constrained_columns"]), info["referred_table"], tuple(info["referred_columns"]))
+        for info in inspector.get_foreign_keys(name, schema)
+    ]
     primary = inspector.get_pk_constraint(name, schema)["constrained_columns"]
     return OutlineTable(name, tuple(columns), tuple(primary), tuple(keys), comment, estimated_rows)

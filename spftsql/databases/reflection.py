@@ -122,15 +122,18 @@ def _is_date(text: str) -> bool:
 
 def _foreign_keys(table: OutlineTable, tables: Sequence[Table]) -> list[ForeignKey]:
     by_name = {table.name.lower(): table for table in tables}
-    keys = []
+    keys: list[ForeignKey] = []
+    whole: set[frozenset[tuple[str, str, str]]] = set()
     for key in table.keys:
         target = by_name.get(key.target.lower())
         if target is None:
             continue  # a key to a table that is not there cannot be joined over
-        primary = target.primary_key
-        referred = key.target_column or (primary[0] if primary else None)
-        if referred:
-            keys.append(ForeignKey(table.name, key.column, target.name, referred))
+        pairs = list(zip(key.columns, key.target_columns, strict=False))  # SQLite takes keys that refer to fewer
+        same = frozenset((target.name, *pair) for pair in pairs)
+        if same not in whole:
+            whole.add(same)
+            number = len(whole) if len(pairs) > 1 else 0
+            keys += [ForeignKey(table.name, column, target.name, referred, number) for column, referred in pairs]
     return keys
 
 

@@ -51,12 +51,22 @@ class Table:
 
 @dataclass(frozen=True)
 class ForeignKey:
-    """`table.column` refers to `target.target_column`."""
+    """`table.column` refers to `target.target_column`.
+
+    A key of several columns is several of these, with a number (`constraint`, from 1) that no other key of the table
+    has; a key of one column has 0.
+    """
 
     table: str
     column: str
     target: str
     target_column: str
+    constraint: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The key as JSON has it: the number only where there is one."""
+        tree = asdict(self)
+        return tree if self.constraint else {name: tree[name] for name in tree if name != "constraint"}
 
 
 @dataclass(frozen=True)
@@ -76,9 +86,18 @@ class Schema:
         """The table of that name, case ignored."""
         return self._tables.get(name.lower())
 
+    @cached_property
+    def constraints(self) -> tuple[tuple[ForeignKey, ...], ...]:
+        """The foreign keys, all columns of one key together: their tables are joined over all of them."""
+        found: dict[object, list[ForeignKey]] = {}
+        for number, key in enumerate(self.foreign_keys):
+            found.setdefault((key.table.lower(), key.constraint) if key.constraint else number, []).append(key)
+        return tuple(map(tuple, found.values()))
+
     def to_json(self) -> str:
         """The schema as JSON text; `from_json` reads it back."""
-        return json.dumps(asdict(self), ensure_ascii=False, sort_keys=True)
+        tree = asdict(self) | {"foreign_keys": [key.to_dict() for key in self.foreign_keys]}
+        return json.dumps(tree, ensure_ascii=False, sort_keys=True)
 
     @staticmethod
     def from_json(text: str) -> Schema:

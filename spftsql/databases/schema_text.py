@@ -6,7 +6,7 @@ Names are written as SQL of the database's dialect would write them, quoted wher
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Literal
 
@@ -29,7 +29,7 @@ def schema_text(schema: Schema, detail: Detail = "values") -> str:
     for table in schema.tables:
         columns = ", ".join(column_text(column, schema.dialect, detail) for column in table.columns)
         lines.append(table_text(table, schema.dialect, detail) + columns)
-    lines += [key_text(key, schema.dialect) for key in schema.foreign_keys]
+    lines += [key_text(key, schema.dialect) for key in schema.constraints]
     return "\n".join(lines)
 
 
@@ -62,10 +62,14 @@ def column_text(column: Column, dialect: str, detail: Detail = "values") -> str:
     return f"{name} ({'; '.join(notes)})"
 
 
-def key_text(key: ForeignKey, dialect: str) -> str:
-    """A foreign key as the condition that joins its tables."""
-    left = f"{sql_name(key.table, dialect)}.{sql_name(key.column, dialect)}"
-    return f"{left} = {sql_name(key.target, dialect)}.{sql_name(key.target_column, dialect)}"
+def key_text(columns: Sequence[ForeignKey], dialect: str) -> str:
+    """A foreign key, given by its columns, as the condition that joins its tables."""
+
+    def name(table: str, column: str) -> str:
+        return f"{sql_name(table, dialect)}.{sql_name(column, dialect)}"
+
+    pairs = [f"{name(key.table, key.column)} = {name(key.target, key.target_column)}" for key in columns]
+    return " AND ".join(pairs)
 
 
 def sql_name(name: str, dialect: str) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 import psycopg
 
 from spftsql.databases.reading import quoted
@@ -72,4 +70,4 @@ def server_content(location: Location, schema: Schema) -> str:
             except psycopg.Error as error:
                 raise UserError(f"table {table.name} of {location} cannot be read: {one_line(str(error))}") from None
             parts.append([table.name, [(c.name, c.sql_type, c.primary_key) for c in table.columns]])
-    return content_hash(parts, [asdict(key) for key in schema.foreign_keys])
+    return content_hash(parts, [key.to_dict() for key in schema.foreign_keys])

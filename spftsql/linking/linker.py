@@ -83,11 +83,11 @@ class Linker:
 
     def _piece_costs(self) -> Costs:
         dialect = self._schema.dialect
-        keys = zip(self._schema.foreign_keys, self._words.key_ends, strict=True)
+        keys = zip(self._schema.constraints, self._words.key_ends, strict=True)
         return Costs(
             [self._count(table_text(table, dialect, "kinds") + "\n") for table in self._schema.tables],
             [self._count(", " + column_text(column, dialect, "kinds")) for _, column in self._words.columns],
-            [self._count(key_text(key, dialect) + "\n") for key, ends in keys if None not in ends],
+            [self._count(key_text(columns, dialect) + "\n") for columns, ends in keys if ends is not None],
         )
 
     def _shown(self, values: Sequence[ValueMatch], logits: Floats, part: Schema) -> tuple[ValueMatch, ...]:

@@ -13,6 +13,7 @@ from spftsql.databases.schema import Schema
 from spftsql.linking.words import LONGEST_WORD, abbreviates, lexicon, ngrams, stem, stems_of, unglued, words_of
 
 Floats = NDArray[np.float64]
+Ends = tuple[tuple[int, int], ...]  # of a foreign key: the numbers of its columns, each with that of what it refers to
 
 # How much a word of a question counts for a word of the schema: the same stem, what it is short for, alike in meaning,
 # its beginning or end, its letters (`dept`), nearly its spelling.
@@ -88,7 +89,7 @@ class SchemaWords:
         for word in self._vocabulary:
             self._by_letter[word[0]].append(word)
         self.key_ends = self._key_ends()
-        self.links = [(left, right) for left, right in self.key_ends if left is not None and right is not None]
+        self.links = [ends for ends in self.key_ends if ends is not None]
 
     def said(self, stems: Sequence[str]) -> Floats:
         """How far a question of these stems says each word of the vocabulary: 0 to 1."""
@@ -138,15 +139,20 @@ class SchemaWords:
         alike = process.extract(word, self._spelled, scorer=fuzz.ratio, score_cutoff=_ALIKE, limit=5)
         return found + [(number, _SPELLED * ratio / 100) for _, ratio, number in alike]
 
-    def _key_ends(self) -> list[tuple[int | None, int | None]]:
-        """The foreign keys as pairs of column numbers; None for a column that the schema does not have."""
-        return [
-            (
-                self.number_of.get((key.table.lower(), key.column.lower())),
-                self.number_of.get((key.target.lower(), key.target_column.lower())),
-            )
-            for key in self.schema.foreign_keys
-        ]
+    def _key_ends(self) -> list[Ends | None]:
+        """The foreign keys (`Schema.constraints`); None for one over a column that the schema does not have."""
+        found: list[Ends | None] = []
+        for keys in self.schema.constraints:
+            ends = [
+                (
+                    self.number_of.get((key.table.lower(), key.column.lower())),
+                    self.number_of.get((key.target.lower(), key.target_column.lower())),
+                )
+                for key in keys
+            ]
+            known = tuple((left, right) for left, right in ends if left is not None and right is not None)
+            found.append(known if len(known) == len(keys) else None)
+        return found
 
 
 def _expanded(name: str, known: Collection[str]) -> list[str]:

@@ -7,6 +7,7 @@ schemas merged from many databases: `python -m benchmarks.linking --fit` does it
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import chain
 
 import numpy as np
 
@@ -64,7 +65,7 @@ def signs(words: SchemaWords, text: str, values: Iterable[ValueMatch]) -> dict[s
     np.maximum.at(table_value, at, value)
     meant = np.maximum(named, table_value)
     near, linked = np.zeros(tables), np.zeros(len(own))
-    for left, right in words.links:
+    for left, right in chain.from_iterable(words.links):
         near[at[left]] = max(near[at[left]], meant[at[right]])
         near[at[right]] = max(near[at[right]], meant[at[left]])
         linked[left] = max(linked[left], meant[at[right]])

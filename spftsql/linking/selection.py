@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 
@@ -45,11 +46,12 @@ def restricted(words: SchemaWords, kept: Sequence[int]) -> Schema:
     columns: dict[int, list[Column]] = {}
     for number in sorted(chosen):
         columns.setdefault(int(words.table_of[number]), []).append(words.columns[number][1])
-    keys = zip(schema.foreign_keys, words.key_ends, strict=True)
+    keys = zip(schema.constraints, words.key_ends, strict=True)
+    whole = [columns for columns, ends in keys if ends is not None and chosen.issuperset(chain.from_iterable(ends))]
     return replace(
         schema,
         tables=tuple(replace(schema.tables[table], columns=tuple(own)) for table, own in columns.items()),
-        foreign_keys=tuple(key for key, ends in keys if chosen.issuperset(ends)),
+        foreign_keys=tuple(chain.from_iterable(whole)),
     )
 
 
@@ -62,17 +64,20 @@ class _Choice:
         self._at = words.table_of.tolist()
         self.left = budget
         self._costs = costs
-        self._links = words.links
+        self._links = [set(chain.from_iterable(ends)) for ends in words.links]
         self._primary: dict[int, set[int]] = {}
-        self._near: dict[int, list[tuple[int, int, int]]] = {}  # table: (other table, own column, its column)
+        self._near: dict[
+            int, list[tuple[int, set[int]]]
+        ] = {}  # table: (other table, the columns of both that join them)
         self._of_column: dict[int, list[int]] = {}
         for number, (_, column) in enumerate(words.columns):
             if column.primary_key:
                 self._primary.setdefault(self._at[number], set()).add(number)
-        for number, (left, right) in enumerate(words.links):
+        for number, ((left, right), *_) in enumerate(words.links):
             for own, other in ((left, right), (right, left)):
-                self._near.setdefault(self._at[own], []).append((self._at[other], own, other))
-                self._of_column.setdefault(own, []).append(number)
+                self._near.setdefault(self._at[own], []).append((self._at[other], self._links[number]))
+            for end in self._links[number]:
+                self._of_column.setdefault(end, []).append(number)
 
     def with_keys(self, column: int, bridge: bool) -> set[int]:
         """The column, and where its table is new: that one's primary key and the keys that join it to the others."""
@@ -80,7 +85,7 @@ class _Choice:
         if table in self._tables:
             return {column}
         wanted = {column} | self.primary_key(column)
-        direct = [{own, other} for there, own, other in self._near.get(table, ()) if there in self._tables]
+        direct = [columns for there, columns in self._near.get(table, ()) if there in self._tables]
         return wanted.union(*direct) if direct or not bridge else wanted | self._bridge(table)
 
     def primary_key(self, column: int) -> set[int]:
@@ -93,9 +98,7 @@ class _Choice:
         tables = dict.fromkeys(self._at[column] for column in sorted(new))
         fresh = [table for table in tables if table not in self._tables]
         both = self.columns | new
-        links = {
-            number for column in new for number in self._of_column.get(column, ()) if set(self._links[number]) <= both
-        }
+        links = {number for column in new for number in self._of_column.get(column, ()) if self._links[number] <= both}
         cost = (
             sum(self._costs.columns[column] for column in new)
             + sum(self._costs.tables[table] for table in fresh)
@@ -112,9 +115,9 @@ class _Choice:
         """The key columns by which one further table joins `table` to the best of the kept ones it can."""
         kept = {there: place for place, there in reversed(list(enumerate(self._tables)))}
         paths = [
-            (kept[end], middle, {own, into, out_of, other})
-            for middle, own, into in self._near.get(table, ())
-            for end, out_of, other in self._near.get(middle, ())
+            (kept[end], middle, near | far)
+            for middle, near in self._near.get(table, ())
+            for end, far in self._near.get(middle, ())
             if end in kept and middle != table
         ]
         return min(paths, key=lambda path: path[:2])[2] if paths else set()

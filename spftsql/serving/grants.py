@@ -79,7 +79,10 @@ class Grant:
             return found is not None and found.column(column) is not None
 
         keys = tuple(
-            key for key in schema.foreign_keys if known(key.table, key.column) and known(key.target, key.target_column)
+            key
+            for columns in schema.constraints  # half of a key would join what does not belong together
+            if all(known(key.table, key.column) and known(key.target, key.target_column) for key in columns)
+            for key in columns
         )
         return replace(part, foreign_keys=keys)
 

@@ -29,7 +29,7 @@ _TRIES = 8  # fills that a derived template may take until one shows that it wor
 _FRUITLESS = 300  # draws in a row without a new template, after which there are no more
 _MOST = 500  # derived templates
 _DEPTH = 0.3  # share of draws whose parent is itself derived
-_KIND = re.compile(r"\bcol_[a-z]+_((?:key|fk)_)?(?=\d+\b)")
+_KIND = re.compile(r"\bcol_[a-z]+_((?:key|fk|part)_)?(?=\d+\b)")
 
 
 def compose(

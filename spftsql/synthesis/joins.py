@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Literal
 
 import networkx as nx
 
-from spftsql.databases.schema import Column, Schema
-from spftsql.synthesis.steiner import steiner_tree
+from spftsql.databases.schema import Column, ForeignKey, Schema
+from spftsql.synthesis.steiner import Hub, spread, steiner_tree
 
 ColumnName = tuple[str, str]  # table, column
-KeyRole = Literal["", "key", "fk"]
+KeyRole = Literal["", "key", "fk", "part"]
+_Pairs = tuple[tuple[str, str], ...]  # columns of one table, each with what it equals of another
+_End = tuple[str, tuple[str, ...]]  # a table and the columns of one end of a key, in the order of the table
 
 _TREES = 20_000  # kept
 _DIRECT, _SIBLING = 1.0, 1.5  # a key and the two ends of keys to one parent; a bridge table costs 2
@@ -30,32 +31,33 @@ class Join:
     equalities: tuple[tuple[int, str, str], ...]
     side: str = ""
 
+    def by_table(self) -> dict[int, list[tuple[str, str]]]:
+        """For each earlier place that it joins, the pairs of columns that are equal."""
+        found: dict[int, list[tuple[str, str]]] = {}
+        for left, column, own in self.equalities:
+            found.setdefault(left, []).append((column, own))
+        return found
+
 
 class KeyGraph:
-    """The join graph of one schema: tables linked by keys, or by columns that refer to the same parent."""
+    """The join graph of one schema: tables linked by keys, or by columns that refer to the same parent.
+
+    `graph` has an edge for the keys between two tables; those that refer to one parent are linked by a hub
+    (`spftsql.synthesis.steiner`). A key of several columns links by all of them. `keys` are those of one column.
+    """
 
     def __init__(self, schema: Schema) -> None:
         self.schema = schema
-        self._parent: dict[ColumnName, ColumnName] = {}
+        self.keys: dict[ColumnName, ColumnName] = {}
         self.graph: nx.Graph[str] = nx.Graph()
         self.graph.add_nodes_from(table.name for table in schema.tables)
-        self.keys: dict[ColumnName, ColumnName] = {}
-        for key in schema.foreign_keys:
-            left, right = _spelled(schema, key.table, key.column), _spelled(schema, key.target, key.target_column)
-            if left is None or right is None:
-                continue
-            self.keys[left] = right
-            self._parent[self.domain(left)] = self.domain(right)
-            self._link(left, right, _DIRECT)
-        members: dict[ColumnName, list[ColumnName]] = {}
-        for table in schema.tables:
-            for column in table.columns:
-                members.setdefault(self.domain((table.name, column.name)), []).append((table.name, column.name))
-        for columns in members.values():
-            for left, right in combinations(columns, 2):
-                self._link(left, right, _SIBLING)
-        self._targets = set(self.keys.values())
         self._by_name = {(table.name, column.name): column for table in schema.tables for column in table.columns}
+        self._parent: dict[ColumnName, ColumnName] = {}
+        self._parts: set[ColumnName] = set()
+        self._references: set[tuple[str, str, frozenset[tuple[str, str]]]] = set()
+        self._hubs: dict[str, list[Hub]] = {}
+        self._link(_spelled_keys(schema))
+        self._targets = set(self.keys.values())
         self._columns: dict[tuple[str, str, str], list[ColumnName]] = {}
         for table in schema.tables:
             for column in table.columns:
@@ -70,13 +72,54 @@ class KeyGraph:
         self._distances: dict[str, dict[str, float]] = {}
         self._trees: dict[tuple[str, ...], tuple[str, ...] | None] = {}
 
+    def _link(self, keys: Sequence[Sequence[tuple[ColumnName, ColumnName]]]) -> None:
+        for pairs in keys:
+            for left, right in pairs:
+                if len(pairs) == 1:
+                    self.keys[left] = right
+                else:
+                    self._parts |= {left, right}
+                self._parent[self.domain(left)] = self.domain(right)
+        for pairs in sorted(keys, key=len, reverse=True):  # a whole key, where one of its columns is a key beside it
+            table, target = pairs[0][0][0], pairs[0][1][0]
+            columns = tuple((left[1], right[1]) for left, right in pairs)
+            self._references.add((table, target, frozenset(columns)))
+            if table != target and not self.graph.has_edge(table, target):
+                own, other = zip(*columns, strict=True)
+                self.graph.add_edge(table, target, weight=_DIRECT, columns={table: own, target: other})
+        for hub in [*_hubs_of_several(self.schema, keys), *self._hubs_of_one()]:
+            for table in hub.nodes:
+                self._hubs.setdefault(table, []).append(hub)
+
+    def _hubs_of_one(self) -> list[Hub]:
+        """The tables that share a domain of values, if a key of one column is among what ties it."""
+        members: dict[ColumnName, dict[str, tuple[str, ...]]] = {}
+        tied = {self.domain(column) for column in self.keys}
+        for table, column in self._by_name:
+            domain = self.domain((table, column))
+            if domain in tied:
+                members.setdefault(domain, {}).setdefault(table, (column,))
+        return [Hub(_SIBLING, tables) for tables in members.values() if len(tables) > 1]
+
     def role(self, name: ColumnName) -> KeyRole:
-        """Whether a column refers to another table (`fk`), identifies its own (`key`), or neither."""
+        """Whether a column refers to another table (`fk`) or identifies its own (`key`), or is a `part` of either."""
         if name in self.keys:
             return "fk"
         table = self.schema.table(name[0])
         primary = {key.lower() for key in table.primary_key} if table is not None else set()
-        return "key" if primary == {name[1].lower()} or name in self._targets else ""
+        if primary == {name[1].lower()}:
+            return "key"
+        half = name in self._parts or (name in self._targets and name[1].lower() in primary)
+        if half and not (name in self._targets and self._tells_apart(name)):
+            return "part"
+        return "key" if name in self._targets else ""
+
+    def _tells_apart(self, name: ColumnName) -> bool:
+        return self._by_name[name].distinct == self.rows(name[0])
+
+    def refers(self, table: str, target: str, pairs: Collection[tuple[str, str]]) -> bool:
+        """Whether these columns of `table`, each with what it equals of `target`, are a whole foreign key."""
+        return (table, target, frozenset(pairs)) in self._references
 
     def column(self, name: ColumnName) -> Column | None:
         """The column of that name, as the schema spells it."""
@@ -108,12 +151,6 @@ class KeyGraph:
             column = self._parent[column]
         return column
 
-    def _link(self, left: ColumnName, right: ColumnName, weight: float) -> None:
-        a, b = left[0], right[0]
-        if a == b or (self.graph.has_edge(a, b) and self.graph[a][b]["weight"] <= weight):
-            return
-        self.graph.add_edge(a, b, weight=weight, columns={a: left[1], b: right[1]})
-
     def joins(self, tables: tuple[str, ...]) -> tuple[Join, ...] | None:
         """The joins of each table after the first to one before it; None where keys do not say how."""
         if tables not in self._joins:
@@ -127,17 +164,22 @@ class KeyGraph:
             return None
         found = []
         for place, table in enumerate(tables[1:], 1):
-            near = [
-                (self.graph[table][earlier]["weight"], at)
-                for at, earlier in enumerate(tables[:place])
-                if self.graph.has_edge(table, earlier)
+            links = [
+                (*link, at) for at, earlier in enumerate(tables[:place]) if (link := self._between(earlier, table))
             ]
-            if not near:
+            if not links:
                 return None
-            at = min(near)[1]
-            columns = self.graph[table][tables[at]]["columns"]
-            found.append(Join(((at, columns[tables[at]], columns[table]),)))
+            _, pairs, at = min(links, key=lambda link: (link[0], link[2]))
+            found.append(Join(tuple((at, theirs, own) for theirs, own in pairs)))
         return tuple(found)
+
+    def _between(self, left: str, right: str) -> tuple[float, _Pairs] | None:
+        """How two tables join: the weight of it, and the columns that are equal; None where they do not."""
+        edge = self.graph.get_edge_data(left, right)
+        if edge is not None:
+            return edge["weight"], tuple(zip(edge["columns"][left], edge["columns"][right], strict=True))
+        hub = next((hub for hub in self._hubs.get(left, ()) if right in hub.nodes), None)
+        return (hub.weight, tuple(zip(hub.nodes[left], hub.nodes[right], strict=True))) if hub is not None else None
 
     def connect(self, tables: Sequence[str]) -> tuple[str, ...] | None:
         """`tables` and the bridge tables that connect them, each joined to one before it; None where nothing does.
@@ -148,19 +190,24 @@ class KeyGraph:
         if wanted not in self._trees:
             if len(self._trees) >= _TREES:
                 self._trees.clear()
-            self._trees[wanted] = steiner_tree(self.graph, wanted)
+            self._trees[wanted] = steiner_tree(self.graph, wanted, self._hubs)
         return self._trees[wanted]
 
     def distance(self, table: str, others: Iterable[str]) -> float | None:
         """The length of the shortest key path to the nearest of `others`; None where there is none."""
+        lengths = [self._lengths(other).get(table) for other in others]  # from the few to the many that are compared
+        return min((length for length in lengths if length is not None), default=None)
+
+    def _lengths(self, table: str) -> dict[str, float]:
         if table not in self._distances:
-            self._distances[table] = nx.single_source_dijkstra_path_length(self.graph, table, weight="weight")
-        reached = self._distances[table]
-        return min((reached[other] for other in others if other in reached), default=None)
+            self._distances[table] = {table: 0.0}
+            spread(self.graph, self._hubs, self._distances[table])
+        return self._distances[table]
 
     def neighbours(self, tables: Sequence[str]) -> list[str]:
         """The tables that join one of `tables`, in the schema's order."""
         near = {other for table in tables for other in self.graph[table]}
+        near.update(other for table in tables for hub in self._hubs.get(table, ()) for other in hub.nodes)
         return [table.name for table in self.schema.tables if table.name in near and table.name not in tables]
 
 
@@ -169,6 +216,54 @@ def _spelled(schema: Schema, table: str, column: str) -> ColumnName | None:
     found = schema.table(table)
     inner = found.column(column) if found is not None else None
     return (found.name, inner.name) if found is not None and inner is not None else None
+
+
+def _spelled_keys(schema: Schema) -> list[list[tuple[ColumnName, ColumnName]]]:
+    """The foreign keys all of whose columns are there, as pairs of columns."""
+    found = []
+    for columns in schema.constraints:
+        pairs = [pair for key in columns if (pair := _spelled_pair(schema, key)) is not None]
+        if len(pairs) == len(columns):
+            found.append(pairs)
+    return found
+
+
+def _spelled_pair(schema: Schema, key: ForeignKey) -> tuple[ColumnName, ColumnName] | None:
+    left, right = _spelled(schema, key.table, key.column), _spelled(schema, key.target, key.target_column)
+    return (left, right) if left is not None and right is not None else None
+
+
+def _hubs_of_several(schema: Schema, keys: Sequence[Sequence[tuple[ColumnName, ColumnName]]]) -> list[Hub]:
+    """The tables whose keys of several columns lead to one parent, each with its columns in the order of that one's."""
+    place = {(t.name, c.name): (at, n) for at, t in enumerate(schema.tables) for n, c in enumerate(t.columns)}
+    up: dict[_End, tuple[_End, dict[str, str]]] = {}  # an end that another stands for, and that one's columns
+
+    def end(columns: Iterable[ColumnName]) -> _End:
+        ordered = sorted(columns, key=place.__getitem__)
+        return ordered[0][0], tuple(column for _, column in ordered)
+
+    def root(of: _End) -> tuple[_End, dict[str, str]]:
+        names = {column: column for column in of[1]}
+        while of in up:
+            of, step = up[of]
+            names = {column: step[name] for column, name in names.items()}
+        return of, names
+
+    ends: dict[_End, None] = {}
+    for pairs in keys:
+        child, parent = end(left for left, _ in pairs), end(right for _, right in pairs)
+        if len(child[1]) < 2 or len(set(child[1])) < len(pairs) or len(set(parent[1])) < len(pairs):
+            continue
+        ends |= {child: None, parent: None}
+        (low, own), (high, other) = root(child), root(parent)
+        if low != high:
+            up[low] = high, {own[left[1]]: other[right[1]] for left, right in pairs}
+    members: dict[_End, dict[str, tuple[str, ...]]] = {}
+    for one in sorted(ends, key=lambda one: place[one[0], one[1][0]]):
+        top, names = root(one)
+        back = {name: column for column, name in names.items()}
+        members.setdefault(top, {}).setdefault(one[0], tuple(back[name] for name in top[1]))
+    return [Hub(_SIBLING, tables) for tables in members.values() if len(tables) > 1]
 
 
 _graphs: dict[int, KeyGraph] = {}

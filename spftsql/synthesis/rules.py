@@ -186,9 +186,9 @@ def _multiplied(filled: Filled, tables: Tables, joins: tuple[Join, ...], place: 
     """Whether a row of the table at `place` can meet several rows of the tables joined to it."""
     edges: dict[int, list[tuple[int, bool]]] = {}
     for own, join in enumerate(joins, 1):
-        for left, column, column_of_own in join.equalities:
-            to_left = is_unique(filled.graph, (tables.tables[left], column))
-            to_own = is_unique(filled.graph, (tables.tables[own], column_of_own))
+        for left, pairs in join.by_table().items():
+            to_left = _is_key(filled.graph, tables.tables[left], {column for column, _ in pairs})
+            to_own = _is_key(filled.graph, tables.tables[own], {column for _, column in pairs})
             edges.setdefault(own, []).append((left, to_left))
             edges.setdefault(left, []).append((own, to_own))
     reached, waiting = {place}, [place]
@@ -232,12 +232,11 @@ def _join_without_effect(filled: Filled) -> bool:
 def _leads_up(graph: KeyGraph, names: tuple[str, ...], joins: tuple[Join, ...], at: int) -> bool:
     """Whether the table at the end of a join is the parent that the foreign key of the other one refers to."""
     for own, join in enumerate(joins, 1):
-        for left, column, column_of_own in join.equalities:
-            if at in (own, left):
-                ends = (names[left], column), (names[own], column_of_own)
-                child, parent = ends if at == own else ends[::-1]
-                if graph.keys.get(child) == parent:
-                    return True
+        for left, pairs in join.by_table().items():
+            if at == own and graph.refers(names[left], names[own], pairs):
+                return True
+            if at == left and graph.refers(names[own], names[left], [pair[::-1] for pair in pairs]):
+                return True
     return False
 
 

@@ -3,15 +3,56 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import networkx as nx
 
 _EXACT = 6  # nodes to connect up to which the tree is the cheapest; beyond, at most twice as dear
 
 
-def steiner_tree(graph: nx.Graph[str], wanted: Sequence[str]) -> tuple[str, ...] | None:
+@dataclass(frozen=True, eq=False)
+class Hub:
+    """Nodes that are all linked to each other at one weight, each by the names that stand with it.
+
+    It stands for an edge between any two of them, which would be many where hundreds of tables have one parent.
+    """
+
+    weight: float
+    nodes: Mapping[str, tuple[str, ...]]
+
+
+Hubs = Mapping[str, Sequence[Hub]]  # of each node
+
+
+def spread(graph: nx.Graph[str], hubs: Hubs, costs: dict[str, float]) -> dict[str, str]:
+    """Lowers `costs` to those of the cheapest paths from the nodes in it (Dijkstra 1959), and adds what they reach.
+
+    For each node that a path made cheaper, the one before it. Among paths of one cost the order of the graph's nodes
+    decides. No edge may be dearer than a hub that has both of its ends.
+    """
+    place = {node: number for number, node in enumerate(graph)}
+    before: dict[str, str] = {}
+    heap = [(cost, place[node], node) for node, cost in costs.items()]
+    heapq.heapify(heap)
+    used: set[Hub] = set()
+    while heap:
+        cost, _, node = heapq.heappop(heap)
+        if cost > costs[node]:
+            continue
+        near = [(other, edge["weight"]) for other, edge in graph[node].items()]
+        for hub in hubs.get(node, ()):
+            if hub not in used:  # the first of its nodes is the cheapest, so no later one is a better way to the others
+                used.add(hub)
+                near += [(other, hub.weight) for other in hub.nodes]
+        for other, weight in near:
+            if cost + weight < costs.get(other, float("inf")):
+                costs[other], before[other] = cost + weight, node
+                heapq.heappush(heap, (costs[other], place[other], other))
+    return before
+
+
+def steiner_tree(graph: nx.Graph[str], wanted: Sequence[str], hubs: Hubs | None = None) -> tuple[str, ...] | None:
     """The nodes of a tree over `wanted` (the first one first), each linked to one before it; None where there is none.
 
     Up to six nodes of the least weight (Dreyfus and Wagner 1971), then by the nearest-terminal heuristic (Takahashi and
@@ -19,7 +60,7 @@ def steiner_tree(graph: nx.Graph[str], wanted: Sequence[str]) -> tuple[str, ...]
     """
     if not wanted:
         return ()
-    edges = _exact(graph, wanted) if len(wanted) <= _EXACT else _near(graph, wanted)
+    edges = (_exact if len(wanted) <= _EXACT else _near)(graph, wanted, hubs or {})
     if edges is None:
         return None
     place = {node: number for number, node in enumerate(graph)}
@@ -33,9 +74,8 @@ def steiner_tree(graph: nx.Graph[str], wanted: Sequence[str]) -> tuple[str, ...]
     return tuple(order)
 
 
-def _exact(graph: nx.Graph[str], wanted: Sequence[str]) -> set[tuple[str, str]] | None:
+def _exact(graph: nx.Graph[str], wanted: Sequence[str], hubs: Hubs) -> set[tuple[str, str]] | None:
     """The edges of the cheapest tree. `best[part][node]` is the cheapest tree over a part of `wanted` and a node."""
-    place = {node: number for number, node in enumerate(graph)}
     everything = (1 << len(wanted)) - 1
     best: list[dict[str, float]] = [{} for _ in range(everything + 1)]
     came: list[dict[str, int | str]] = [{} for _ in range(everything + 1)]  # a smaller part, or the node before
@@ -50,16 +90,7 @@ def _exact(graph: nx.Graph[str], wanted: Sequence[str]) -> set[tuple[str, str]] 
                 if cost < costs.get(node, float("inf")):
                     costs[node], steps[node] = cost, smaller
             smaller = (smaller - 1) & part
-        heap = [(cost, place[node], node) for node, cost in costs.items()]
-        heapq.heapify(heap)
-        while heap:
-            cost, _, node = heapq.heappop(heap)
-            if cost > costs[node]:
-                continue
-            for other, edge in graph[node].items():
-                if cost + edge["weight"] < costs.get(other, float("inf")):
-                    costs[other], steps[other] = cost + edge["weight"], node
-                    heapq.heappush(heap, (costs[other], place[other], other))
+        steps.update(spread(graph, hubs, costs))
     if wanted[0] not in best[everything]:
         return None
     edges: set[tuple[str, str]] = set()
@@ -75,16 +106,19 @@ def _exact(graph: nx.Graph[str], wanted: Sequence[str]) -> set[tuple[str, str]] 
     return edges
 
 
-def _near(graph: nx.Graph[str], wanted: Sequence[str]) -> set[tuple[str, str]] | None:
+def _near(graph: nx.Graph[str], wanted: Sequence[str], hubs: Hubs) -> set[tuple[str, str]] | None:
     tree, missing = {wanted[0]: None}, list(wanted[1:])
     edges: set[tuple[str, str]] = set()
     while missing:
-        distances, paths = nx.multi_source_dijkstra(graph, list(tree), weight="weight")
+        distances = dict.fromkeys(tree, 0.0)
+        before = spread(graph, hubs, distances)
         reachable = [(distances[node], number) for number, node in enumerate(missing) if node in distances]
         if not reachable:
             return None
-        path = paths[missing[min(reachable)[1]]]
-        edges.update((one, other) for one, other in pairwise(path) if other not in tree)
-        tree |= dict.fromkeys(path)
-        missing = [node for node in missing if node not in tree]
+        node = missing[min(reachable)[1]]
+        while node not in tree:
+            edges.add((before[node], node))
+            tree[node] = None
+            node = before[node]
+        missing = [other for other in missing if other not in tree]
     return edges

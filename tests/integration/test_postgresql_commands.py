@@ -56,6 +56,18 @@ def test_schema_of_a_server(towns: str) -> None:
     assert "name (text; what people call it; e.g. Köln | Ulm)" in schema_text(schema)
 
 
+def test_a_key_of_several_columns_stays_together(postgres: Server) -> None:
+    postgres.run("CREATE DATABASE campus")
+    postgres.run(
+        "CREATE TABLE course (number int, dept text, PRIMARY KEY (dept, number));"
+        "CREATE TABLE held (room text, number int, dept text, FOREIGN KEY (dept, number) REFERENCES course);"
+        "GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader",
+        "campus",
+    )
+    text = schema_text(reflect("campus", postgres.url("campus")))
+    assert text.endswith("\nheld.dept = course.dept AND held.number = course.number")
+
+
 def spftsql(
     *arguments: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> tuple[int, str, str]:

@@ -20,6 +20,7 @@ from spftsql.databases.values import Values
 from spftsql.records import Example, Statement
 from spftsql.synthesis.canonical import canonical_sql
 from spftsql.synthesis.filling import fill, synthesize
+from spftsql.synthesis.library import library
 from spftsql.synthesis.templates import Template, extract_pool
 
 CASES = Path(__file__).parents[1] / "fixtures" / "templates"
@@ -143,3 +144,33 @@ def test_a_value_that_the_question_does_not_say_is_kept(shop: Path) -> None:
     pool, _ = extract_pool([Example("1", "shop", "late customers in turin", label, "label", "")], schemas)
     made = [s.sql for s in synthesize(pool, schemas, {"shop": shop}, 9, 0, 0.0, None, ())]
     assert len(made) == 3 and all("id > 1 AND City = " in sql for sql in made)
+
+
+@pytest.fixture
+def campus(tmp_path: Path) -> Path:
+    """Courses are told apart by department and number; whoever is enrolled refers to both."""
+    path, rng = tmp_path / "campus.sqlite", random.Random(0)
+    with sqlite3.connect(path) as connection:
+        connection.executescript(
+            "CREATE TABLE course (dept TEXT, number INT, title TEXT, PRIMARY KEY (dept, number));"
+            "CREATE TABLE enrolment (student TEXT, dept TEXT, number INT, grade INT,"
+            " FOREIGN KEY (dept, number) REFERENCES course);"
+        )
+        courses = [(dept, number, f"{dept} {number}") for dept in ("math", "bio", "art") for number in range(1, 8)]
+        rows = [(f"S{n % 20}", *rng.choice(courses)[:2], rng.randint(1, 6)) for n in range(60)]
+        connection.executemany("INSERT INTO course VALUES (?, ?, ?)", courses)
+        connection.executemany("INSERT INTO enrolment VALUES (?, ?, ?, ?)", rows)
+    return path
+
+
+def test_a_key_of_two_columns_is_joined_whole_and_halves_are_no_keys(campus: Path) -> None:
+    schemas = {"campus": reflect("campus", campus)}
+    made = [s.sql for s in synthesize(library(), schemas, {"campus": campus}, 600, 0, 1.0, None, ())]
+    joined = [sql for sql in made if " JOIN " in sql]
+    whole = ("dept = course.dept AND enrolment.number = course.number",
+             "dept = enrolment.dept AND course.number = enrolment.number")  # fmt: skip
+    assert len(joined) > 20
+    assert all(any(text in sql for text in whole) for sql in joined)
+    assert not [
+        sql for sql in made if "GROUP BY course.number" in sql or "(number)" in sql.replace("COUNT(number)", "")
+    ]

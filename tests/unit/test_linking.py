@@ -215,6 +215,17 @@ def test_any_schema_and_question_give_a_part_within_the_budget(
         assert {(key.table, key.column), (key.target, key.target_column)} <= names
 
 
+def test_a_key_of_two_columns_is_kept_whole_or_not_at_all() -> None:
+    keys = tuple(ForeignKey("lesson", name, "course", name, 1) for name in ("dept", "number"))
+    others = tuple(table(f"part_{n}", ", ".join(f"item_{n}_{m} text" for m in range(20))) for n in range(9))
+    lesson, course = "dept text, number number, room text", "dept text, number number, title text"
+    schema = Schema("campus", "sqlite", (*others, table("course", course), table("lesson", lesson)), keys)
+    linked = Linker(schema, None, count, 90).link("the title of the course of each lesson, and its room")
+    assert "lesson.dept = course.dept AND lesson.number = course.number" in linked.text
+    for budget in range(9, 60):
+        assert len(Linker(schema, None, count, budget).link("number of the lesson").schema.foreign_keys) in (0, 2)
+
+
 def test_two_thousand_columns() -> None:
     tables = tuple(table(f"part_{n}", ", ".join(f"item_{n}_{m} text" for m in range(100))) for n in range(20))
     schema = Schema("wide", "sqlite", (*tables, *SHOP.tables), SHOP.foreign_keys)

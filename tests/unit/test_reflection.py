@@ -1,5 +1,6 @@
 """Reflection reads what synthesis and prompts build on, from databases as people have them."""
 
+import json
 import sqlite3
 from pathlib import Path
 
@@ -48,6 +49,64 @@ def test_declared_and_added_foreign_keys(file: Path) -> None:
     assert added == (declared, ForeignKey("shop", "mayor", "town", "name"))
     with pytest.raises(UserError, match="does not name two columns"):
         reflect("towns", file, ["shop.nobody = town.name"])
+
+
+COMPOSITE = """
+CREATE TABLE course (dept TEXT, number INTEGER, title TEXT, PRIMARY KEY (dept, number));
+CREATE TABLE student (id INTEGER PRIMARY KEY, dept TEXT);
+CREATE TABLE enrolment (student INTEGER REFERENCES student (id), dept TEXT, number INTEGER, best INTEGER, of TEXT,
+    FOREIGN KEY (dept, number) REFERENCES course (dept, number),
+    FOREIGN KEY (of, best) REFERENCES course (dept, number));
+"""
+
+
+def composite_keys(schema: Schema) -> set[frozenset[tuple[str, str]]]:
+    return {
+        frozenset((key.column, f"{key.target}.{key.target_column}") for key in keys)
+        for keys in schema.constraints
+        if keys[0].table == "enrolment"
+    }
+
+
+WHOLE = {
+    frozenset({("student", "student.id")}),
+    frozenset({("dept", "course.dept"), ("number", "course.number")}),
+    frozenset({("of", "course.dept"), ("best", "course.number")}),
+}
+
+
+@pytest.mark.parametrize("engine", ["sqlite", "duckdb"])
+@pytest.mark.parametrize("named", [True, False])
+def test_a_key_of_several_columns_stays_together(tmp_path: Path, engine: str, named: bool) -> None:
+    path = tmp_path / f"campus.{engine}"
+    script = COMPOSITE if named else COMPOSITE.replace("course (dept, number)", "course")
+    if engine == "duckdb":
+        with duckdb.connect(str(path)) as database:
+            database.execute(script)
+    else:
+        with sqlite3.connect(path) as connection:
+            connection.executescript(script)
+    schema = reflect("campus", path)
+    assert composite_keys(schema) == WHOLE
+    assert [key.constraint for key in schema.foreign_keys if key.target == "student"] == [0]
+    assert Schema.from_json(schema.to_json()) == schema
+    text = schema_text(schema)
+    assert "enrolment.student = student.id\n" in text + "\n"
+    assert "enrolment.dept = course.dept AND enrolment.number = course.number\n" in text + "\n"
+
+
+def test_one_key_declared_twice_is_one(tmp_path: Path) -> None:
+    path = tmp_path / "campus.sqlite"
+    with sqlite3.connect(path) as connection:
+        connection.executescript(COMPOSITE.replace("(of, best)", "(dept, number)"))
+    assert composite_keys(reflect("campus", path)) == {key for key in WHOLE if "of" not in dict(key)}
+    assert len(reflect("campus", path).foreign_keys) == 3
+
+
+def test_keys_of_one_column_are_written_as_ever(file: Path) -> None:
+    """The text of a schema without keys of several columns names what is kept of it, so it must not change."""
+    keys = json.loads(reflect("towns", file).to_json())["foreign_keys"]
+    assert keys == [{"table": "shop", "column": "town_id", "target": "town", "target_column": "id"}]
 
 
 def test_reading_does_not_touch_the_file(file: Path) -> None:

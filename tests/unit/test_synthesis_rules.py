@@ -76,6 +76,33 @@ def test_columns_and_tables_that_hold_nothing(tmp_path: Path) -> None:
     assert broken_column_rule(filled("SELECT n FROM a", schema, values)) is None
 
 
+@pytest.mark.parametrize(
+    ("sql", "rule"),
+    [
+        ("SELECT room FROM held JOIN course ON {whole}", "join-without-effect"),
+        ("SELECT title FROM held JOIN course ON {whole} GROUP BY held.id", "group-by-unique"),
+        ("SELECT room, COUNT(*) FROM held JOIN course ON {half} GROUP BY held.id", None),
+        ("SELECT title FROM held JOIN course ON {whole} GROUP BY course.dept, course.number", None),
+        ("SELECT COUNT(*) FROM course GROUP BY dept, number", "group-by-unique"),
+        ("SELECT COUNT(*) FROM course GROUP BY number", None),
+        ("SELECT AVG(number) FROM held", "sum-of-identifier"),
+    ],
+)
+def test_keys_of_two_columns(sql: str, rule: str | None, tmp_path: Path) -> None:
+    path = built(
+        tmp_path,
+        "campus",
+        "CREATE TABLE course (dept TEXT, number INT, title TEXT, PRIMARY KEY (dept, number));"
+        "CREATE TABLE held (id INTEGER PRIMARY KEY, room TEXT, dept TEXT, number INT,"
+        " FOREIGN KEY (dept, number) REFERENCES course);"
+        "INSERT INTO course VALUES ('a', 1, 'x'), ('a', 2, 'y'), ('b', 1, 'z');"
+        "INSERT INTO held VALUES (1, 'p', 'a', 1), (2, 'q', 'b', 1), (3, 'p', 'a', 2);",
+    )
+    half = "held.dept = course.dept"
+    whole = f"{half} AND held.number = course.number"
+    assert broken_column_rule(filled(sql.format(half=half, whole=whole), reflect("campus", path), Values(path))) == rule
+
+
 def test_what_a_question_does_not_say_is_not_judged(shop: tuple[Schema, Values]) -> None:
     one = filled("SELECT title FROM product WHERE price > 0.5", *shop)
     assert broken_value_rule(one) == "always-true"

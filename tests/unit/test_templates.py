@@ -114,6 +114,33 @@ def test_joins_are_kept_only_where_keys_do_not_give_them(shop: Schema) -> None:
     assert over_name.scopes[0].joins is not None
 
 
+@pytest.mark.parametrize(
+    ("sql", "derived"),
+    [
+        ("SELECT title FROM course JOIN held ON course.dept = held.dept AND course.number = held.number", True),
+        ("SELECT title FROM course JOIN held ON course.number = held.number AND course.dept = held.dept", False),
+        ("SELECT title FROM course JOIN held ON course.dept = held.dept WHERE room = 'a'", False),
+        ("SELECT title FROM course JOIN held USING (number) WHERE held.dept = 'b'", False),
+        ("SELECT dept, COUNT(*) FROM course GROUP BY dept", True),
+        ("SELECT a.title FROM course a JOIN course b ON a.dept = b.dept WHERE b.number = 2", False),
+    ],
+)
+def test_labels_over_keys_of_two_columns_and_over_half_of_them(sql: str, derived: bool, tmp_path: Path) -> None:
+    path = tmp_path / "campus.sqlite"
+    with sqlite3.connect(path) as connection:
+        connection.executescript(
+            "CREATE TABLE course (dept TEXT, number INT, title TEXT, PRIMARY KEY (dept, number));"
+            "CREATE TABLE held (room TEXT, dept TEXT, number INT, FOREIGN KEY (dept, number) REFERENCES course);"
+            "INSERT INTO course VALUES ('a', 1, 'x'), ('a', 2, 'y'), ('b', 1, 'z');"
+            "INSERT INTO held VALUES ('a', 'a', 1), ('b', 'b', 1);"
+        )
+    campus = reflect("campus", path)
+    _, bindings = extract(sql, campus)
+    assert (bindings.scopes[0].joins is None) == derived
+    assert comes_back(sql, campus)
+    assert same_result(sql, campus, path)
+
+
 def test_pool_counts_and_sets_aside(shop: Schema) -> None:
     labels = [
         "SELECT name FROM customer WHERE City = 'Turin'",
