@@ -72,6 +72,8 @@ def kept(question: str, budget: int = SMALL, schema: Schema = SHOP) -> set[str]:
         ("A11", "a 11"),
         ("What's 3.5 % of Köln?", "what s 3.5 of koln"),
         ("__", ""),
+        ("在東京のNewYork3店", "在 東 京 の new york 3 店"),
+        ("서울에", "서 울 에"),
     ],
 )
 def test_identifiers_and_sentences_as_words(text: str, words: str) -> None:
@@ -177,6 +179,22 @@ def test_the_comment_of_a_table_speaks_for_it() -> None:
     said = table("t_042", "a1 text", comment="customers who complained")
     others = tuple(table(f"t_{number:03}", "b text, c text") for number in range(12))
     assert "t_042.a1" in kept("how many customers complained?", 30, Schema("x", "sqlite", (*others, said)))
+
+
+@pytest.mark.parametrize(
+    ("names", "question", "wanted"),
+    [
+        ("公司 名称 城市", "在东京有多少家公司", "公司.城市"),
+        ("公司 名称 城市", "每家公司的名称", "公司.名称"),
+        ("会社 会社名 所在地", "東京の会社の所在地はどこですか", "会社.所在地"),
+        ("เมือง ชื่อ ประชากร", "ประชากรของเมืองนี้", "เมือง.ประชากร"),
+    ],
+)
+def test_names_in_scripts_without_blanks_are_found(names: str, question: str, wanted: str) -> None:
+    name, first, second = names.split()
+    others = tuple(table(f"表_{number}", f"型_{number} text, 値_{number} text") for number in range(12))
+    schema = Schema("local", "sqlite", (*others, table(name, f"{first} text, {second} text")))
+    assert wanted in kept(question, 20, schema)
 
 
 def test_weights_belong_to_the_signs() -> None:
