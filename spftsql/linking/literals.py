@@ -33,7 +33,8 @@ _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?")
 def filter_literals(sql: str, dialect: str) -> list[str]:
     """The literals that a statement compares with, each once, `%` and `_` of patterns left out; LIMITs beyond 1 too.
 
-    Empty text, and numbers in formulas, are no values. Raises `ValueError` when the SQL does not parse.
+    Empty text, numbers in formulas and arguments of functions are no values. Raises `ValueError` when the SQL does not
+    parse.
     """
     try:
         tree = parse_one(sql, dialect=dialect)
@@ -114,12 +115,13 @@ def _says_text(question: str, literal: str) -> bool:
 
 
 def _says_date(question: str, year: str, month: str, day: str | None, time: str | None) -> bool:
-    whole_days = time is None or time in _ENDS_OF_A_DAY
-    if whole_days and (month, day) in (("01", "01"), ("12", "31")):  # "since 2010" says that much
-        return re.search(rf"(?<!\d){year}(?!\d{{1,3}}(?!\d))", question) is not None
-    if (int(year), int(month), int(day) if day else None) not in dates_in(question):
-        return False
-    return time is None or whole_days or tuple(map(int, time.split(":"))) in times_in(question)
+    if time is not None and time not in _ENDS_OF_A_DAY:
+        hour, _, minute = time.partition(":")
+        if (int(hour), int(minute)) not in times_in(question):
+            return False
+    elif (month, day) in (("01", "01"), ("12", "31")) and re.search(rf"(?<!\d){year}(?!\d)", question):
+        return True  # "since 2010" says that much
+    return (int(year), int(month), int(day) if day else None) in dates_in(question)
 
 
 @lru_cache(maxsize=4096)

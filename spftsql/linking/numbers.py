@@ -26,7 +26,7 @@ _BELOW_1000 = rf"(?:(?:(?:{_BELOW_100}|a)[ -])?hundred(?:(?: and)?[ -]{_BELOW_10
 _LARGE = r"(?:thousand|million|billion)\b"
 _SPOKEN = rf"{_BELOW_1000}(?:[ -]{_LARGE}(?: and)?[ -]{_BELOW_1000}(?![ -]{_LARGE}))?|{_LARGE}|dozen\b"
 _NUMBER = re.compile(
-    rf"(?P<sign>(?:minus |negative |{WORD_START}(?<!\.)-)\$?)?"
+    rf"(?P<sign>(?:minus |negative |{WORD_START}(?<!\.)(?<!\d )-)\$?)?"
     rf"(?:(?P<figure>{_FIGURE})|{WORD_START}(?P<spoken>{_SPOKEN}))"
 )
 _UNITS = "|".join(map(re.escape, (*_HUNDREDTHS, *_HUNDRED, *_SCALES)))
@@ -40,7 +40,7 @@ def numbers_in(text: str) -> frozenset[Decimal]:
 
     The number before "million" counts by itself too, since columns may count in millions.
     """
-    text = fold(text).translate({0x2212: "-", 0x2013: "-"})
+    text = fold(text).translate({0x2010: "-", 0x2013: "-", 0x2212: "-"})
     said: set[Decimal] = set()
     before: list[Decimal] = []
     end = 0

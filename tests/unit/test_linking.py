@@ -138,17 +138,21 @@ def test_the_part_is_in_the_order_of_the_database_and_the_same_every_time() -> N
     assert again.link(question) == first
 
 
-def test_a_value_leads_to_a_column_that_the_question_does_not_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("value", "question"),
+    [("Buenos Aires", "how many are in buenos aires"), ("东京", "在东京有多少"), ("Москва", "сколько в Москве")],
+)
+def test_a_value_leads_to_a_column_that_the_question_does_not_name(tmp_path: Path, value: str, question: str) -> None:
     path = tmp_path / "shop.sqlite"
     with sqlite3.connect(path) as connection:
         for number in range(12):
             connection.execute(f"CREATE TABLE t{number} (id INTEGER PRIMARY KEY, a{number} TEXT, b{number} INT)")
-        connection.execute("INSERT INTO t7 VALUES (1, 'Buenos Aires', 4)")
+        connection.execute("INSERT INTO t7 VALUES (1, ?, 4)", (value,))
     connection.close()
     schema = reflect("shop", path)
-    linked = Linker(schema, open_index("a", schema, path), count, 30).link("how many are in buenos aires")
+    linked = Linker(schema, open_index(value, schema, path), count, 30).link(question)
     assert "a7" in linked.text
-    assert [(match.column, match.value) for match in linked.values] == [("a7", "Buenos Aires")]
+    assert [(match.column, match.value) for match in linked.values] == [("a7", value)]
 
 
 def test_values_shown_are_few_and_of_kept_columns(tmp_path: Path) -> None:
