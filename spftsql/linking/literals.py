@@ -7,34 +7,34 @@ plural, accents, `1,000` or "a thousand", `2010-03-05` or "March 5, 2010", a let
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from decimal import Decimal
 from functools import lru_cache
 
 from rapidfuzz import fuzz
 from sqlglot import exp, parse_one
 from sqlglot.errors import SqlglotError
 
-from spftsql.linking.words import fold, stem, words_of
+from spftsql.linking.dates import dates_in, times_in
+from spftsql.linking.numbers import numbers_in
+from spftsql.linking.words import has_unspaced, stem, words_of
 
 _COMPARISONS = (exp.EQ, exp.NEQ, exp.GT, exp.GTE, exp.LT, exp.LTE, exp.Like, exp.ILike, exp.Glob, exp.In, exp.Between)
+_AROUND = (  # a value stays itself in these
+    *(exp.Paren, exp.Neg, exp.Cast, exp.Collate, exp.Tuple, exp.Values, exp.Array, exp.Any),
+    *(exp.Lower, exp.Upper, exp.Trim, exp.Date, exp.StrToDate, exp.StrToTime),
+)
 _ALIKE = 88.0  # rapidfuzz.fuzz.ratio from which words are the same but for their spelling
 _SHORTEST = 5  # letters of a text that is compared in this way
-_DATE = re.compile(r"(\d{4})-(\d{2})(?:-(\d{2}))?(?:[ T]\d{2}:\d{2}(?::\d{2}(?:\.\d+)?)?)?")
-_NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*(?:\.\d+)?|(?<![\w.])\.\d+")
-_UP_TO_19 = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
-    seventeen eighteen nineteen"""
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
-_WORDS = {word: float(number) for number, word in enumerate(words_of(_UP_TO_19))}
-_WORDS |= {word: 10.0 * number for number, word in enumerate(words_of(_TENS), 2)}
-_WORDS |= {"once": 1.0, "twice": 2.0, "single": 1.0, "dozen": 12.0, "no": 0.0}
-_SCALES = {"hundred": 1e2, "thousand": 1e3, "k": 1e3, "million": 1e6, "m": 1e6, "billion": 1e9}
-_MONTHS = words_of("january february march april may june july august september october november december")
+_DATE = re.compile(r"(\d{4})-(\d{2})(?:-(\d{2}))?(?:[ T](\d{2}:\d{2})(?::\d{2}(?:\.\d+)?)?)?")
+_ENDS_OF_A_DAY = ("00:00", "23:59")  # nobody says these
+_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?")
 
 
 def filter_literals(sql: str, dialect: str) -> list[str]:
     """The literals that a statement compares with, each once, `%` and `_` of patterns left out; LIMITs beyond 1 too.
 
-    Empty text, and numbers in formulas, are no values. Raises `ValueError` when the SQL does not parse.
+    Empty text, numbers in formulas and arguments of functions are no values. Raises `ValueError` when the SQL does not
+    parse.
     """
     try:
         tree = parse_one(sql, dialect=dialect)
@@ -42,22 +42,41 @@ def filter_literals(sql: str, dialect: str) -> list[str]:
         raise ValueError(str(error).splitlines()[0]) from None
     found: dict[str, None] = {}
     for literal in tree.find_all(exp.Literal):
-        limit = literal.find_ancestor(exp.Limit, exp.Offset, exp.Select)
-        if isinstance(limit, exp.Limit):
+        if isinstance(literal.find_ancestor(exp.Limit, exp.Offset, exp.Select), exp.Limit):
             if literal.this != "1":
                 found[literal.this] = None
             continue
-        comparison = literal.find_ancestor(*_COMPARISONS)
-        if comparison is None or literal.find_ancestor(exp.Select) is not comparison.find_ancestor(exp.Select):
-            continue
-        if literal.find_ancestor(exp.Anonymous, exp.TimeToStr, exp.StrToTime) is not None:
-            continue  # an argument such as a format of dates
+        comparison = comparison_with(literal)
         if isinstance(comparison, exp.Like | exp.ILike | exp.Glob):
             found |= dict.fromkeys(part.strip() for part in re.split(r"[%_*?]", literal.this) if part.strip())
-        elif literal.this.strip():
-            sign = "-" if isinstance(literal.parent, exp.Neg) else ""
+        elif comparison is not None and literal.this.strip():
+            sign = "-" if isinstance(literal.find_ancestor(exp.Neg, type(comparison)), exp.Neg) else ""
             found[sign + literal.this] = None
     return list(found)
+
+
+def comparison_with(literal: exp.Literal) -> exp.Expr | None:
+    """The comparison, or the WHEN of a CASE with an operand, whose operand the literal is; None where there is none.
+
+    A number in a formula (`x * 100 > y`) and an argument of a function (`SUBSTR(x, 1, 4)`) are no operands.
+    """
+    operand: exp.Expr = literal
+    above = literal.parent
+    while above is not None and _is_around(above, operand):
+        operand, above = above, above.parent
+    if isinstance(above, exp.If):
+        case = above.parent
+        return above if isinstance(case, exp.Case) and case.this is not None and operand.arg_key == "this" else None
+    return above if isinstance(above, _COMPARISONS) else None
+
+
+def _is_around(above: exp.Expr, operand: exp.Expr) -> bool:
+    """Whether `above` is the value of `operand` in another form; `DATE('now')` is no value of its own."""
+    if isinstance(above, exp.DPipe):
+        return above.find(exp.Column) is None
+    if isinstance(above, exp.Date) and operand.name.casefold() == "now":
+        return False
+    return isinstance(above, _AROUND) and operand.arg_key in ("this", "expressions")
 
 
 def unsaid(question: str, sql: str, dialect: str) -> tuple[str, ...]:
@@ -70,12 +89,13 @@ def unsaid(question: str, sql: str, dialect: str) -> tuple[str, ...]:
 
 def says(question: str, literal: str) -> bool:
     """Whether a question says one value."""
-    date = _DATE.fullmatch(literal.strip())
+    literal = literal.strip()
+    date = _DATE.fullmatch(literal)
     if date is not None:
-        return literal.strip() in question or _says_date(question, *date.groups())
-    number = _as_number(literal)
-    if number is not None:
-        return any(_same(number, said) for said in _numbers(question)) or _says_text(question, literal)
+        verbatim = re.search(rf"(?<![\d-]){re.escape(literal)}(?![\d-])", question)
+        return verbatim is not None or _says_date(question, *date.groups())
+    if _NUMBER.fullmatch(literal):
+        return Decimal(literal) in numbers_in(question)
     return _says_text(question, literal)
 
 
@@ -87,59 +107,21 @@ def _says_text(question: str, literal: str) -> bool:
     if any(said[start : start + size] == wanted for start in range(len(said) - size + 1)):
         return True
     folded = " ".join(words_of(literal))
-    if len(folded) < _SHORTEST or any(char.isdigit() for char in folded):
-        return False
+    if len(folded) < _SHORTEST or any(char.isdigit() for char in folded) or has_unspaced(folded):
+        return False  # where one character more or less is another value
     words = tuple(words_of(question))
     windows = (" ".join(words[start : start + n]) for n in {size, size + 1} for start in range(len(words) - n + 1))
     return any(fuzz.ratio(folded, window) >= _ALIKE for window in windows)
 
 
-def _says_date(question: str, year: str, month: str, day: str | None) -> bool:
-    words = words_of(question)
-    if year not in words and not any(year in word for word in words if word.isdigit() and len(word) > 4):
-        return False
-    of_the_year = (month, day) in (("01", "01"), ("12", "31"))  # "since 2010" says that much
-    name = _MONTHS[int(month) - 1] if 1 <= int(month) <= 12 else ""
-    month_said = any(len(word) > 2 and name.startswith(word) for word in words) or _in_figures(words, int(month))
-    day_said = day is None or _in_figures(words, int(day))
-    return of_the_year or (month_said and day_said)
-
-
-def _in_figures(words: list[str], number: int) -> bool:
-    """The number as it stands in dates: 5, 05, and 5th, which is split at the letters."""
-    return any(word.isdigit() and len(word) < 3 and int(word) == number for word in words)
-
-
-def _as_number(literal: str) -> float | None:
-    try:
-        return float(literal)
-    except ValueError:
-        return None
-
-
-def _same(wanted: float, said: float) -> bool:
-    return any(abs(wanted - value) <= 1e-12 * max(1.0, abs(wanted)) for value in (said, said / 100))
-
-
-def _numbers(question: str) -> Iterator[float]:
-    """Every number of a question, in figures or in words, with what scales it: 1,500; 2.5 million; twenty-five."""
-    text = fold(question).replace("-", " ") if not re.search(r"-\d", question) else fold(question)
-    before: float | None = None
-    for piece in re.findall(r"[-+]?\d[\d,]*(?:\.\d+)?|\.\d+|[a-z]+", text):
-        value = _WORDS.get(piece)
-        if value is None and _NUMBER.fullmatch(piece):
-            value = float(piece.replace(",", ""))
-        if value is not None:
-            yield value
-            if before is not None and before >= 20 and before % 10 == 0 and 0 < value < 10:
-                yield before + value  # twenty-five
-                value += before
-            before = value
-        elif piece in _SCALES:
-            before = (1.0 if before is None else before) * _SCALES[piece]
-            yield before
-        elif piece != "and":
-            before = None
+def _says_date(question: str, year: str, month: str, day: str | None, time: str | None) -> bool:
+    if time is not None and time not in _ENDS_OF_A_DAY:
+        hour, _, minute = time.partition(":")
+        if (int(hour), int(minute)) not in times_in(question):
+            return False
+    elif (month, day) in (("01", "01"), ("12", "31")) and re.search(rf"(?<!\d){year}(?!\d)", question):
+        return True  # "since 2010" says that much
+    return (int(year), int(month), int(day) if day else None) in dates_in(question)
 
 
 @lru_cache(maxsize=4096)

@@ -10,7 +10,17 @@ from numpy.typing import NDArray
 from rapidfuzz import fuzz, process
 
 from spftsql.databases.schema import Schema
-from spftsql.linking.words import LONGEST_WORD, abbreviates, lexicon, ngrams, stem, stems_of, unglued, words_of
+from spftsql.linking.words import (
+    LONGEST_WORD,
+    abbreviates,
+    lexicon,
+    most_words,
+    ngrams,
+    stem,
+    stems_of,
+    unglued,
+    words_of,
+)
 
 Floats = NDArray[np.float64]
 Ends = tuple[tuple[int, int], ...]  # of a foreign key: the numbers of its columns, each with that of what it refers to
@@ -103,7 +113,7 @@ class SchemaWords:
     def phrases(self, stems: Sequence[str]) -> tuple[Floats, Floats]:
         """1 for each table, and for each column, whose whole name or comment is said in a row."""
         tables, columns = np.zeros(len(self.schema.tables)), np.zeros(len(self.columns))
-        for start, end in ngrams(stems, _LONGEST_NAME):
+        for start, end in ngrams(stems, most_words(stems, _LONGEST_NAME)):
             phrase = "".join(stems[start:end])
             tables[self._table_phrases.get(phrase, [])] = 1
             columns[self._column_phrases.get(phrase, [])] = 1
@@ -172,6 +182,6 @@ def _content(text: str) -> list[str]:
 def _phrases(names: Sequence[Sequence[str]], comments: Sequence[Sequence[str]]) -> dict[str, list[int]]:
     found: dict[str, list[int]] = defaultdict(list)
     for number, texts in enumerate(zip(names, comments, strict=True)):
-        for text in {"".join(words) for words in texts if 0 < len(words) <= _LONGEST_NAME}:
+        for text in {"".join(words) for words in texts if 0 < len(words) <= most_words(words, _LONGEST_NAME)}:
             found[text].append(number)
     return dict(found)

@@ -20,11 +20,11 @@ from spftsql.cache import cache_folder
 from spftsql.databases.reading import Query, plain, quoted, reader
 from spftsql.databases.schema import Schema, Table
 from spftsql.errors import Fault, UserError
-from spftsql.linking.words import fold, stem, words_of
+from spftsql.linking.words import fold, most_words, stem, words_of
 from spftsql.records import content_hash
 from spftsql.sandbox.location import Location
 
-FORMAT = 1  # of the file and of what goes into it; another number is another file
+FORMAT = 2  # of the file and of what goes into it; another number is another file
 _ROWS = 1_000_000  # rows of a table that are read
 _MOST_PER_COLUMN = 100_000  # distinct values of a column that are kept, the most frequent first
 _LEAST_PER_COLUMN = 1_000  # where many columns share what a database may have
@@ -189,7 +189,7 @@ def _values(rows: Iterable[Sequence[Any]]) -> Iterator[tuple[str, str, int]]:
         value = plain(cell)
         if isinstance(value, str) and len(value) <= _LONGEST and value.isprintable() and "\ufffd" not in value:
             key = key_of(value)
-            if key and key.count(" ") < _MOST_WORDS:
+            if key and key.count(" ") < most_words(key, _MOST_WORDS):
                 yield value, key, int(count)
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 from rapidfuzz import fuzz
 
 from spftsql.linking.value_index import Cell, ValueIndex
-from spftsql.linking.words import LONGEST_WORD, lexicon, ngrams, placed_words, stem
+from spftsql.linking.words import LONGEST_WORD, lexicon, most_words, ngrams, placed_words, stem
 
 How = Literal["verbatim", "folded", "part"]
 
@@ -74,7 +74,8 @@ def _words(text: str, index: ValueIndex) -> list[_Word]:
 def _whole(text: str, words: Sequence[_Word], index: ValueIndex) -> list[ValueMatch]:
     """Cells all of whose words stand in a row in the text, longest first."""
     places: dict[str, list[tuple[int, int]]] = {}
-    for start, end in ngrams(words, _LONGEST):
+    longest = most_words([word.stem for word in words], _LONGEST)
+    for start, end in ngrams(words, longest):
         places.setdefault(" ".join(word.stem for word in words[start:end]), []).append((start, end))
     cells: dict[str, list[Cell]] = {}
     for cell in index.with_keys(list(places)):

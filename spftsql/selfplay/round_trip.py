@@ -104,7 +104,7 @@ class RoundTrip:
         values = filter_literals(statement.sql, dialect)
         for text in texts:
             if hidden is not None:
-                phrasing = _shown(text, hidden)
+                phrasing = _shown(text, hidden, statement.sql, dialect)
             else:
                 phrasing = Phrasing(text, unsaid(text, statement.sql, dialect))
             yield text, replace(phrasing, asks=is_question(phrasing.text, statement.sql, values))
@@ -134,9 +134,9 @@ def pair_of(round_: int, statement: Statement, phrasing: Phrasing) -> Example:
     )
 
 
-def _shown(text: str, hidden: Hidden) -> Phrasing:
-    """A question with its values put back; those whose placeholder it lost are missing. LIMITs have none."""
+def _shown(text: str, hidden: Hidden, sql: str, dialect: str) -> Phrasing:
+    """A question with its values put back; those whose placeholder it lost are missing, and what it does not say."""
     shown = show_values(text, hidden)
     if shown is not None:
-        return Phrasing(shown)
+        return Phrasing(shown, unsaid(shown, sql, dialect))  # LIMITs have no placeholder
     return Phrasing(text, tuple(value for name, value in hidden.values if name not in text) or ("a placeholder",))

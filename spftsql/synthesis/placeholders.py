@@ -12,8 +12,10 @@ from dataclasses import dataclass
 
 from sqlglot import exp, parse_one
 
-_PLACEHOLDER = re.compile(r"\b[^\W\d]\w*\d\b")  # a name that ends in a number
-_COMPARISONS = (exp.EQ, exp.NEQ, exp.GT, exp.GTE, exp.LT, exp.LTE, exp.Like, exp.ILike, exp.In, exp.Between)
+from spftsql.linking.literals import comparison_with
+from spftsql.linking.words import UNSPACED, WORD_END, WORD_START
+
+_PLACEHOLDER = re.compile(rf"{WORD_START}[^\W\d{UNSPACED}][^\W{UNSPACED}]*\d{WORD_END}")  # a name that ends in a number
 
 
 @dataclass(frozen=True)
@@ -30,13 +32,14 @@ def hide_values(sql: str, dialect: str, question: str | None = None) -> Hidden:
     names: dict[tuple[str, str], str] = {}
     counts: dict[str, int] = {}
     for literal in list(tree.find_all(exp.Literal)):
-        comparison = literal.find_ancestor(*_COMPARISONS)
-        if comparison is None or literal.find_ancestor(exp.Select) is not comparison.find_ancestor(exp.Select):
+        comparison = comparison_with(literal)
+        if comparison is None or isinstance(comparison, exp.Glob):
             continue
         value = literal.this.strip("%") if literal.is_string else literal.this
         if not value or (question is not None and not mentions(question, value)):
             continue
-        column = comparison.find(exp.Column)
+        of_case = comparison.find_ancestor(exp.Case) if isinstance(comparison, exp.If) else None
+        column = (of_case or comparison).find(exp.Column)
         kind = column.name.lower() if column is not None else "value"
         if (kind, value) not in names:
             names[kind, value] = f"{kind}{counts.get(kind, 0)}"
@@ -58,7 +61,7 @@ def show_values(question: str, hidden: Hidden) -> str | None:
     if not {match[0].lower() for match in _PLACEHOLDER.finditer(question)} <= {name for name, _ in hidden.values}:
         return None
     for name, value in hidden.values:
-        question, found = re.subn(rf"\b{re.escape(name)}\b", lambda _, v=value: v, question)  # type: ignore[misc]
+        question, found = re.subn(rf"{WORD_START}{re.escape(name)}{WORD_END}", lambda _, v=value: v, question)  # type: ignore[misc]
         if not found:
             return None
     return question
@@ -70,4 +73,4 @@ def mentions(question: str, value: str) -> bool:
 
 
 def _word(value: str) -> re.Pattern[str]:
-    return re.compile(rf"(?<!\w){re.escape(value)}(?!\w)", re.IGNORECASE)
+    return re.compile(rf"{WORD_START}{re.escape(value)}{WORD_END}", re.IGNORECASE)

@@ -10,12 +10,11 @@ from collections.abc import Sequence
 
 from rapidfuzz import fuzz
 
-from spftsql.linking.words import words_of
+from spftsql.linking.words import has_unspaced, words_of
 
 _KEYWORDS = re.compile(r"\b(?:SELECT|FROM|WHERE|JOIN|GROUP BY|ORDER BY|LIMIT|INTERSECT|UNION|EXCEPT)\b")
 _ABOUT_THE_TASK = frozenset({"sql", "sqlite", "postgresql", "duckdb", "query"})
 _REMARK = re.compile(r"(?:the|this)\s+(?:question|answer|statement)\b", re.IGNORECASE)
-_UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 _ECHO = 90.0  # rapidfuzz.fuzz.ratio from which a text repeats the statement
 _FEWEST_WORDS = 2  # beside the values
 
@@ -37,6 +36,6 @@ def is_question(text: str, sql: str, values: Sequence[str] = ()) -> bool:
     rest = text
     for value in sorted(values, key=len, reverse=True):
         rest = rest.replace(value, " ")
-    return len([word for word in rest.split() if any(c.isalpha() for c in word)]) >= _FEWEST_WORDS or bool(
-        _UNSPACED.search(rest)
+    return len([word for word in rest.split() if any(c.isalpha() for c in word)]) >= _FEWEST_WORDS or (
+        has_unspaced(rest)
     )

@@ -72,6 +72,8 @@ def kept(question: str, budget: int = SMALL, schema: Schema = SHOP) -> set[str]:
         ("A11", "a 11"),
         ("What's 3.5 % of Köln?", "what s 3.5 of koln"),
         ("__", ""),
+        ("在東京のNewYork3店", "在 東 京 の new york 3 店"),
+        ("서울에", "서 울 에"),
     ],
 )
 def test_identifiers_and_sentences_as_words(text: str, words: str) -> None:
@@ -136,17 +138,21 @@ def test_the_part_is_in_the_order_of_the_database_and_the_same_every_time() -> N
     assert again.link(question) == first
 
 
-def test_a_value_leads_to_a_column_that_the_question_does_not_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("value", "question"),
+    [("Buenos Aires", "how many are in buenos aires"), ("东京", "在东京有多少"), ("Москва", "сколько в Москве")],
+)
+def test_a_value_leads_to_a_column_that_the_question_does_not_name(tmp_path: Path, value: str, question: str) -> None:
     path = tmp_path / "shop.sqlite"
     with sqlite3.connect(path) as connection:
         for number in range(12):
             connection.execute(f"CREATE TABLE t{number} (id INTEGER PRIMARY KEY, a{number} TEXT, b{number} INT)")
-        connection.execute("INSERT INTO t7 VALUES (1, 'Buenos Aires', 4)")
+        connection.execute("INSERT INTO t7 VALUES (1, ?, 4)", (value,))
     connection.close()
     schema = reflect("shop", path)
-    linked = Linker(schema, open_index("a", schema, path), count, 30).link("how many are in buenos aires")
+    linked = Linker(schema, open_index(value, schema, path), count, 30).link(question)
     assert "a7" in linked.text
-    assert [(match.column, match.value) for match in linked.values] == [("a7", "Buenos Aires")]
+    assert [(match.column, match.value) for match in linked.values] == [("a7", value)]
 
 
 def test_values_shown_are_few_and_of_kept_columns(tmp_path: Path) -> None:
@@ -177,6 +183,22 @@ def test_the_comment_of_a_table_speaks_for_it() -> None:
     said = table("t_042", "a1 text", comment="customers who complained")
     others = tuple(table(f"t_{number:03}", "b text, c text") for number in range(12))
     assert "t_042.a1" in kept("how many customers complained?", 30, Schema("x", "sqlite", (*others, said)))
+
+
+@pytest.mark.parametrize(
+    ("names", "question", "wanted"),
+    [
+        ("公司 名称 城市", "在东京有多少家公司", "公司.城市"),
+        ("公司 名称 城市", "每家公司的名称", "公司.名称"),
+        ("会社 会社名 所在地", "東京の会社の所在地はどこですか", "会社.所在地"),
+        ("เมือง ชื่อ ประชากร", "ประชากรของเมืองนี้", "เมือง.ประชากร"),
+    ],
+)
+def test_names_in_scripts_without_blanks_are_found(names: str, question: str, wanted: str) -> None:
+    name, first, second = names.split()
+    others = tuple(table(f"表_{number}", f"型_{number} text, 値_{number} text") for number in range(12))
+    schema = Schema("local", "sqlite", (*others, table(name, f"{first} text, {second} text")))
+    assert wanted in kept(question, 20, schema)
 
 
 def test_weights_belong_to_the_signs() -> None:

@@ -1,5 +1,6 @@
 """Values hidden from a question and its SQL come back, and only those that both have are hidden."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,12 +28,32 @@ def test_limits_are_no_values() -> None:
     assert hide_values("SELECT a FROM t ORDER BY a LIMIT 3", "sqlite").values == ()
 
 
+@pytest.mark.parametrize(
+    ("sql", "values"),
+    [
+        ("SELECT a FROM t WHERE SUBSTR(d, 1, 4) = '2012'", {"2012"}),
+        ("SELECT a FROM t WHERE ROUND(x, 2) * 100 > 5", {"5"}),
+        ("SELECT a FROM t GROUP BY a HAVING SUM(CASE b WHEN 'x' THEN 1 ELSE 0 END) > 2", {"x", "2"}),
+    ],
+)
+def test_what_nobody_would_say_stays(sql: str, values: set[str]) -> None:
+    assert {value for _, value in hide_values(sql, "sqlite").values} == values
+
+
 def test_a_question_that_lost_a_value_is_refused() -> None:
     hidden = hide_values("SELECT a FROM t WHERE a = 'x' AND b = 'y'", "sqlite")
     assert show_values("what about a0", hidden) is None
     assert show_values("what about a0 and b0", hidden) == "what about x and y"
     assert show_values("what about a0 and b0 of river_name0", hidden) is None  # it stands for nothing
     assert show_values("what about a0 and b0 in 1999", hidden) == "what about x and y in 1999"
+
+
+def test_placeholders_need_no_blanks_around_them() -> None:
+    question = "在东京有多少家超过30人的公司"
+    hidden = hide_values("SELECT a FROM t WHERE city = '东京' AND 人数 > 30", "sqlite", question)
+    assert hide_in_question(question, hidden) == "在city0有多少家超过人数0人的公司"
+    assert show_values("在city0有多少家超过人数0人的公司", hidden) == question
+    assert show_values("在city0有多少家公司", hidden) is None
 
 
 @given(

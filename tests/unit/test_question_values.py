@@ -11,7 +11,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spftsql.config import DatabaseConfig
+from spftsql.config import DatabaseConfig, PromptConfig
 from spftsql.databases.catalogue import open_catalogue
 from spftsql.databases.schema import Column, Schema, Table
 from spftsql.linking.column_words import column_words
@@ -19,6 +19,10 @@ from spftsql.linking.literals import filter_literals, says, unsaid
 from spftsql.linking.placeholders import hidden_values, linked_values
 from spftsql.linking.value_index import open_index
 from spftsql.linking.value_matching import ValueMatch
+from spftsql.prompts import PromptBuilder
+from spftsql.recipes import validate
+from spftsql.records import Sample, Statement
+from spftsql.selfplay.round_trip import RoundTrip
 
 CASES = yaml.safe_load((Path(__file__).parents[1] / "fixtures" / "questions" / "says.yaml").read_text(encoding="utf-8"))
 
@@ -50,6 +54,22 @@ def test_any_text_has_an_answer(question: str, value: str) -> None:
         ("SELECT a FROM t WHERE strftime('%Y', b) = '2010' AND c = ''", ["2010"]),
         ("SELECT a FROM t WHERE b > (SELECT AVG(b) + 1 FROM t WHERE c = 'x')", ["x"]),
         ("SELECT a FROM t WHERE b = 'x' UNION SELECT a FROM t WHERE b = 'x'", ["x"]),
+        ("SELECT a FROM t WHERE SUBSTR(d, 1, 4) = '2012'", ["2012"]),
+        ("SELECT a FROM t WHERE ROUND(x, 2) > 5", ["5"]),
+        ("SELECT a FROM t WHERE CAST(x AS REAL) * 100 / y > 50", ["50"]),
+        ("SELECT a FROM t WHERE CAST(x AS DECIMAL(10, 2)) > (5)", ["5"]),
+        ("SELECT a FROM t GROUP BY a HAVING SUM(CASE WHEN b = 'x' THEN 1 ELSE 0 END) > 2", ["x", "2"]),
+        ("SELECT a FROM t GROUP BY a HAVING SUM(CASE b WHEN 'x' THEN 1 ELSE 0 END) > 2", ["x", "2"]),
+        ("SELECT a FROM t WHERE x > 0.5 * (SELECT AVG(x) FROM t) AND x - 5 > y", []),
+        ("SELECT COUNT(*) FILTER (WHERE b = 'x') FROM t", ["x"]),
+        ("SELECT a FROM t WHERE b = 'x' COLLATE NOCASE AND LOWER(c) = LOWER('Y')", ["x", "Y"]),
+        ("SELECT a FROM t WHERE (a, b) IN (VALUES (1, 'x')) AND (a, b) = (2, 'y')", ["1", "x", "2", "y"]),
+        (
+            "SELECT a FROM t WHERE d > DATE('2010-03-05') AND e < CAST('2011-01-01' AS DATE)",
+            ["2010-03-05", "2011-01-01"],
+        ),
+        ("SELECT a FROM t WHERE d > DATE('now', '-7 days') AND COALESCE(x, 0) <= -(5)", ["-5"]),
+        ("SELECT a FROM t WHERE b LIKE '%' || 'x' || '%'", ["x"]),
     ],
 )
 def test_what_a_statement_filters_on(sql: str, literals: list[str]) -> None:
@@ -62,6 +82,47 @@ def test_what_a_question_leaves_out() -> None:
     assert unsaid("cities in Texas with over 150,000 people", sql, "sqlite") == ()
     with pytest.raises(ValueError, match=r".+"):
         filter_literals("SELECT FROM WHERE (", "sqlite")
+
+
+@pytest.mark.parametrize(
+    ("text", "question", "missing"),
+    [
+        ("the 5 largest cities in state0", "the 5 largest cities in texas", ()),
+        ("the five largest cities in state0", "the five largest cities in texas", ()),
+        ("which large cities are in state0", "which large cities are in texas", ("5",)),
+        ("the 5 largest cities", "the 5 largest cities", ("texas",)),
+        ("the 5 largest cities in state1", "the 5 largest cities in state1", ("texas",)),
+    ],
+)
+def test_questions_with_hidden_values_say_the_limit_too(
+    tmp_path: Path, text: str, question: str, missing: tuple[str, ...]
+) -> None:
+    path = tmp_path / "geo.sqlite"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE city (name TEXT, state TEXT, size INT)")
+    sql = "SELECT name FROM city WHERE state = 'texas' ORDER BY size DESC LIMIT 5"
+    tree = {
+        "name": "test",
+        "data": {"benchmark": "demo"},
+        "model": {"path": "unused"},
+        "synthesis": {"hide_values": True},
+    }
+    trip = RoundTrip(
+        tmp_path,
+        validate(tree, "test"),
+        PromptBuilder(PromptConfig(), None),
+        open_catalogue([DatabaseConfig(name="geo", url=str(path))]),
+        1,
+        {"q": Statement("s", "geo", sql, "t", "{}", 1)},
+        "model",
+    )
+    ((phrasing,),) = trip.phrasings([Sample("q", "geo", "model", 0, text, 9, "stop")]).values()
+    assert (phrasing.text, phrasing.missing) == (question, missing)
+
+
+@given(st.text(min_size=1, max_size=20))
+def test_any_value_is_said_by_a_question_that_quotes_it(value: str) -> None:
+    assert says(f"which rows have {value} in them", value)
 
 
 def own(column: tuple[str, str]) -> tuple[str, str]:

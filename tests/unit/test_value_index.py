@@ -59,6 +59,9 @@ def found(index: ValueIndex, question: str) -> list[tuple[str, str]]:
         ("founded on 1624-05-01 ?", [("founded", "1624-05-01")]),
         ("item ab-12 please", [("code", "AB-12")]),
         ("all of 北京 today", [("name", "北京")]),
+        ("在北京有多少家公司", [("name", "北京")]),
+        ("what of the NY北京 flights", [("name", "北京"), ("state", "NY")]),
+        ("京北有多少家公司", []),
         ("the mcdonnald of it", [("state", "McDonald")]),
         ("towns of IN by size", [("state", "IN")]),
         ("towns in or near it", []),
@@ -78,6 +81,31 @@ def test_most_of_a_value_is_enough_and_counts_less_than_all_of_it(file: Path) ->
     connection.close()
     matches = matching_values("the kick of the orbital Sputnik", index_of(file))
     assert [(match.value, match.how) for match in matches] == [("Kick", "folded"), ("Sputnik orbital one", "part")]
+
+
+LOCAL = ["公司甲", "トヨタ自動車株式会社", "サンフランシスコ国際空港", "大都市", "서울", "กรุงเทพมหานคร"]
+LOCAL += ["Москва", "Иванов"]
+
+
+@pytest.mark.parametrize(
+    ("question", "value"),
+    [
+        ("有多少人在公司甲工作", "公司甲"),
+        ("トヨタ自動車株式会社の工場はいくつ", "トヨタ自動車株式会社"),
+        ("サンフランシスコ国際空港からの便", "サンフランシスコ国際空港"),
+        ("서울에 사는 학생", "서울"),
+        ("บริษัทในกรุงเทพมหานครมีกี่แห่ง", "กรุงเทพมหานคร"),
+        ("сколько людей в Москве", "Москва"),
+        ("заказы Иванова", "Иванов"),
+        ("заказы Ивана", None),
+        ("大都の人口", None),
+    ],
+)
+def test_values_in_scripts_without_blanks_and_with_endings(file: Path, question: str, value: str | None) -> None:
+    with sqlite3.connect(file) as connection:
+        connection.executemany("INSERT INTO city (name) VALUES (?)", [(one,) for one in LOCAL])
+    connection.close()
+    assert [match.value for match in matching_values(question, index_of(file))] == ([value] if value else [])
 
 
 def test_place_and_form_of_a_match(file: Path) -> None:
