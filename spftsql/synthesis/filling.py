@@ -17,6 +17,7 @@ from spftsql.databases.schema import Schema
 from spftsql.databases.values import OpenValues, Values
 from spftsql.records import Statement, content_hash
 from spftsql.sandbox.location import Location
+from spftsql.synthesis.checks import Checks, checks_of
 from spftsql.synthesis.dialects import in_dialect
 from spftsql.synthesis.drawing import draw_values, new_columns
 from spftsql.synthesis.joins import key_graph
@@ -89,6 +90,7 @@ class Candidate:
     structure: int
     question: int
     limit: int | None  # of its outermost SELECT
+    checks: Checks
 
 
 class Sampler:
@@ -188,8 +190,9 @@ class Sampler:
         ]
         limit = uses_of(template.sql).selects[0].limit
         number = bindings.values.get(limit) if isinstance(limit, str) else limit
+        number = number if isinstance(number, int) else None
         return Candidate(
-            statement, structure, key_of(str(structure), *named), number if isinstance(number, int) else None
+            statement, structure, key_of(str(structure), *named), number, _checks(template, bindings, schema)
         )
 
     def tell(self, candidate: Candidate, accepted: bool) -> bool:
@@ -214,6 +217,16 @@ class Sampler:
         kept = [(t, w) for t, w in zip(self._alive, self._weights, strict=True) if t.id != template]
         self._alive, self._weights = [t for t, _ in kept], [w for _, w in kept]
         self._cumulative = list(accumulate(self._weights))
+
+
+def _checks(template: Template, bindings: Bindings, schema: Schema) -> Checks:
+    """The checks for what fills a template with these bindings, in the schema's dialect."""
+    checks, graph = checks_of(template.sql), key_graph(schema)
+    conditions = []
+    for texts in checks.conditions:
+        rendered = [render(compile_template(text), bindings, graph) for text in texts]
+        conditions.append(tuple(in_dialect(text, schema) for text in rendered if text is not None))
+    return replace(checks, conditions=tuple(conditions))
 
 
 def synthesize(
