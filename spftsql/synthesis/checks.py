@@ -1,15 +1,17 @@
 """What else is asked of the sandbox about a statement, and what speaks against it once it was executed.
 
 A result alone does not show that another one would be as right (LIMIT over ties, a column beside an aggregate), or that
-a condition cuts nothing (`HAVING COUNT(*) > 2` where every group has three rows). So statements whose text may leave
-their result open are judged against themselves under `strict`, and of HAVING, EXISTS and IN (SELECT …) it is asked
-what they cut: the statement is executed once more with the condition turned round.
+a condition cuts nothing (`HAVING COUNT(*) > 2` where every group has three rows). So what a statement's text leaves
+open is asked of the data, by the probes of `spftsql.verdicts`. And of HAVING, EXISTS and IN (SELECT …) it is asked what
+they cut: the statement is executed once more with the condition turned round.
+
+All that fills one template is asked the same. Where it can be, that is written once, as templates.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -21,8 +23,10 @@ from spftsql.synthesis.scopes import selects
 from spftsql.verdicts import digest
 from spftsql.verdicts.probes import probes
 from spftsql.verdicts.reading import DIALECTS
+from spftsql.verdicts.ties import width
 
-_VALUE = re.compile(r"value_\d+")
+_VALUE = re.compile(r"value_(\d+)")
+_TABLE, _NUMBER, _MANY = "table_of_a_template", 7_770_000_000, 7_779_999_999  # stand for what a template leaves out
 _ENGINES = {dialect: engine for engine, dialect in DIALECTS.items()}
 
 
@@ -30,19 +34,22 @@ _ENGINES = {dialect: engine for engine, dialect in DIALECTS.items()}
 class Checks:
     """What is to be found out about a statement.
 
-    `open`: its text may leave open what the result is. `conditions` has, for each condition that may cut nothing, the
-    statement with the condition turned round, and, where an empty result of that does not yet prove it, the statement
-    without the condition. `nothing` are the digests of results that count or add up no row at all.
+    `choices` are pairs of statements that give one result unless the statement may vary; where its text leaves open
+    more than such pairs tell, `open` says that it is to be judged against itself under `strict`. `conditions` has, for
+    each condition that may cut nothing, the statement with the condition turned round, and, where an empty result of
+    that does not yet prove it, the statement without the condition. `nothing` are the digests of results that count or
+    add up no row at all.
     """
 
     open: bool = False
+    choices: tuple[tuple[str, ...], ...] = ()
     conditions: tuple[tuple[str, ...], ...] = ()
     nothing: frozenset[str] = frozenset()
 
 
 @lru_cache(maxsize=20_000)
 def checks_of(sql: str, dialect: str = "sqlite") -> Checks:
-    """The checks for a statement, or for all that fill a template, of which `conditions` are then templates too.
+    """The checks for a statement, or for all that fill a template: `choices` and `conditions` are then templates, too.
 
     Raises `ValueError` when it does not parse.
     """
@@ -54,7 +61,8 @@ def checks_of(sql: str, dialect: str = "sqlite") -> Checks:
     for condition, alone in found.items():
         cut = _changed(tree, condition, dialect, turned=True)
         conditions.append((cut,) if alone else (cut, _changed(tree, condition, dialect, turned=False)))
-    return Checks(_may_vary(tree, dialect), tuple(conditions), _nothing(tree))
+    choices = _choices(tree, dialect)
+    return Checks(choices is None, choices or (), tuple(conditions), _nothing(tree))
 
 
 def requests_of(statement: Statement, checks: Checks) -> list[VerificationRequest]:
@@ -63,9 +71,10 @@ def requests_of(statement: Statement, checks: Checks) -> list[VerificationReques
     asked = [VerificationRequest(identity, db_id, sql, None, "strict")]
     if checks.open:
         asked.append(VerificationRequest(_itself(identity), db_id, sql, sql, "strict"))
-    for number, texts in enumerate(checks.conditions):
-        for part, text in enumerate(texts):
-            asked.append(VerificationRequest(_condition(identity, number, part), db_id, text, None, "strict"))
+    for kind, all_texts in (("choice", checks.choices), ("condition", checks.conditions)):
+        for number, texts in enumerate(all_texts):
+            names = _names(identity, kind, number, texts)
+            asked += [VerificationRequest(n, db_id, text, None, "strict") for n, text in zip(names, texts, strict=True)]
     return asked
 
 
@@ -85,8 +94,12 @@ def objection(statement: Statement, checks: Checks, verdicts: Mapping[str, Verdi
         return "fault"
     if checks.open and verdicts[_itself(identity)].status == "unverifiable":
         return "not-deterministic"
+    for number, texts in enumerate(checks.choices):
+        found = [verdicts[name] for name in _names(identity, "choice", number, texts)]
+        if any(one.status != "ran" or one.digest != found[0].digest for one in found):
+            return "not-deterministic"
     for number, texts in enumerate(checks.conditions):
-        cut, *without = (verdicts[_condition(identity, number, part)] for part in range(len(texts)))
+        cut, *without = (verdicts[name] for name in _names(identity, "condition", number, texts))
         if cut.status == "ran" and _is_empty(cut, checks) and all(one.digest == verdict.digest for one in without):
             return "no-effect"
     return ""
@@ -96,8 +109,8 @@ def _itself(identity: str) -> str:
     return f"{identity}/itself"
 
 
-def _condition(identity: str, number: int, part: int) -> str:
-    return f"{identity}/condition-{number}-{part}"
+def _names(identity: str, kind: str, number: int, texts: Sequence[str]) -> list[str]:
+    return [f"{identity}/{kind}-{number}-{part}" for part in range(len(texts))]
 
 
 def _is_empty(verdict: Verdict, checks: Checks) -> bool:
@@ -134,15 +147,41 @@ def _changed(tree: exp.Query, condition: exp.Expr, dialect: str, turned: bool) -
     return write(changed, dialect)
 
 
-def _may_vary(tree: exp.Query, dialect: str) -> bool:
+def _choices(tree: exp.Query, dialect: str) -> tuple[tuple[str, ...], ...] | None:
+    """The probes of a statement, or of all that fill a template; None where they are no such templates."""
     whole = tree.copy()
     for select in whole.find_all(exp.Select):
         if select.args.get("from_") is None:  # a template, whose values look like columns
-            select.set("from_", exp.From(this=exp.to_table("t")))
+            select.set("from_", exp.From(this=exp.to_table(_TABLE)))
     for column in list(whole.find_all(exp.Column)):
-        if _VALUE.fullmatch(column.name):
-            column.replace(exp.Literal.number(2))
-    return any(probe.cut for probe in probes(write(whole, dialect), 1, 2, _ENGINES[dialect]))
+        if match := _VALUE.fullmatch(column.name):
+            column.replace(exp.Literal.number(_NUMBER + int(match.group(1))))
+    outputs = width(whole)
+    asked = [p for p in probes(write(whole, dialect), outputs or 1, _MANY, _ENGINES[dialect]) if p.cut]
+    found = []
+    for probe in asked:
+        pair = [_as_template(text, dialect) for text in probe.pairs[0]] if probe.pairs else []
+        if outputs is None or len(probe.pairs) != 1 or any(_count(one) != _count(tree) for one in pair):
+            return None
+        found.append(tuple(write(one, dialect) for one in pair))
+    return tuple(found)
+
+
+def _count(tree: exp.Query) -> int:
+    return len(list(selects(tree)))
+
+
+def _as_template(sql: str, dialect: str) -> exp.Query:
+    """The tree of a probe, without what stood in for tables and values."""
+    tree = parse(sql, dialect)
+    for select in tree.find_all(exp.Select):
+        source = select.args.get("from_")
+        if source is not None and source.this.name == _TABLE:
+            select.set("from_", None)
+    for literal in list(tree.find_all(exp.Literal)):
+        if literal.is_int and _NUMBER <= int(literal.name) < _MANY:
+            literal.replace(exp.column(f"value_{int(literal.name) - _NUMBER}"))
+    return tree
 
 
 def _nothing(tree: exp.Query) -> frozenset[str]:

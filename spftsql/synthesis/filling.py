@@ -235,11 +235,14 @@ def _with_roles(template: Template, schemas: Mapping[str, Schema]) -> Template:
 def _checks(template: Template, bindings: Bindings, schema: Schema) -> Checks:
     """The checks for what fills a template with these bindings, in the schema's dialect."""
     checks, graph = checks_of(template.sql), key_graph(schema)
-    conditions = []
-    for texts in checks.conditions:
-        rendered = [render(compile_template(text), bindings, graph) for text in texts]
-        conditions.append(tuple(in_dialect(text, schema) for text in rendered if text is not None))
-    return replace(checks, conditions=tuple(conditions))
+
+    def filled(all_texts: tuple[tuple[str, ...], ...]) -> tuple[tuple[str, ...], ...]:
+        rendered = [[render(compile_template(text), bindings, graph) for text in texts] for texts in all_texts]
+        return tuple(tuple(in_dialect(sql, schema) for sql in sqls if sql is not None) for sqls in rendered)
+
+    if schema.dialect != "sqlite" and checks.choices:  # they are written for SQLite
+        checks = replace(checks, open=True, choices=())
+    return replace(checks, choices=filled(checks.choices), conditions=filled(checks.conditions))
 
 
 def synthesize(

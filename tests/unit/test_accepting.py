@@ -183,6 +183,27 @@ def test_what_execution_says_against_a_statement(shops: dict[str, Path], case: d
     assert (len(made), tally.dropped[reason]) == ((0, 1) if reason else (1, 0))
 
 
+@pytest.mark.parametrize(
+    ("sql", "is_open", "choices", "conditions"),
+    [
+        ("SELECT name FROM customer WHERE town = 'Oslo' ORDER BY name", False, 0, 0),
+        ("SELECT town, COUNT(*) FROM customer WHERE points > 7 GROUP BY town", False, 0, 0),
+        ("SELECT name FROM customer ORDER BY town LIMIT 3", False, 1, 0),
+        ("SELECT name FROM customer GROUP BY town ORDER BY COUNT(*) LIMIT 3", False, 2, 0),
+        ("SELECT * FROM customer ORDER BY town LIMIT 3", True, 0, 0),
+        ("SELECT name FROM customer WHERE points > (SELECT AVG(points) FROM customer)", True, 0, 0),
+        ("SELECT town FROM customer GROUP BY town HAVING COUNT(*) > 2", False, 0, 1),
+    ],
+)
+def test_what_a_template_asks_for(
+    shops: dict[str, Path], sql: str, is_open: bool, choices: int, conditions: int
+) -> None:
+    """As little as its form asks for, and that as templates where it can be."""
+    for text in (labelled(shops, sql).sql, sql):
+        found = checks_of(text)
+        assert (found.open, len(found.choices), len(found.conditions)) == (is_open, choices, conditions)
+
+
 def _unsaid(bindings: Bindings) -> Bindings:
     """Bindings whose values are kept, and not judged by the rules."""
     return replace(bindings, unsaid=frozenset(bindings.values))
