@@ -153,7 +153,9 @@ def _select(select: exp.Select) -> Select:
     order = select.args.get("order")
     orders = [_place(item.this) for item in order.expressions] if order is not None else []
     windows = [item for output in select.expressions for item in output.find_all(exp.Window)]
-    partitions = [tuple(filter(None, map(_place, window.args.get("partition_by") or ()))) for window in windows]
+    partitions = [
+        tuple(place for item in window.args.get("partition_by") or () if (place := _place(item))) for window in windows
+    ]
     limit = select.args.get("limit")
     number: str | int | None = None
     if limit is not None:
@@ -161,7 +163,7 @@ def _select(select: exp.Select) -> Select:
     return Select(
         tuple(place for place in places if place),
         tuple(key for key in keys if key),
-        tuple(filter(None, partitions)),
+        tuple(partition for partition in partitions if partition),
         tuple(place for place in orders if place),
         number,
         not all(places),
