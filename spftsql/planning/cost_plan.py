@@ -37,6 +37,7 @@ UNKNOWN_QUESTION, UNKNOWN_ANSWER = 20, 40  # tokens, where there are no question
 PREFIX_HITS = 0.95  # share of a schema's tokens that the prefix cache has, with rows grouped by database
 _RESERVE = 1.3  # statements that are phrased, per pair wanted
 _DRAWN = 2.3  # statements tried, per pair wanted
+_CHECKS = 1.5  # executions of a statement that is drawn, its checks among them
 _ROW_BYTES = 1000  # of a sample with its request and verdict, in Parquet
 
 
@@ -249,7 +250,7 @@ def stages_of(config: Config, sizes: Sizes) -> Iterator[StagePlan]:
     for round_ in range(1, vbi.rounds + 1):
         wanted = vbi.train_pairs + (vbi.play_pairs + vbi.selection_pairs if round_ == 1 else 0)
         windows = math.ceil(wanted * _DRAWN / WINDOW)
-        yield StagePlan(f"verify-sql-{round_}", executions=windows * WINDOW)
+        yield StagePlan(f"verify-sql-{round_}", executions=round(windows * WINDOW * _CHECKS))
         phrased = round(wanted * _RESERVE)
         yield asked(f"generate-questions-{round_}", phrased, phrased * config.synthesis.candidates, sizes.question)
         if config.synthesis.filter != "none":
