@@ -35,6 +35,7 @@ class Values:
         self._shared: dict[tuple[tuple[str, str], ...], tuple[list[Value], list[float]]] = {}
         self._ordered: dict[tuple[str, str], list[Value]] = {}
         self._members: dict[tuple[str, str], frozenset[Value]] = {}
+        self._in_common: dict[tuple[tuple[str, str], tuple[str, str]], bool] = {}
         self._bounds: dict[tuple[str, str], tuple[Value, Value] | None] = {}
 
     def close(self) -> None:
@@ -96,6 +97,14 @@ class Values:
             self._members[key] = frozenset(value for value, _ in self.column(table, column))
         found = value in self._members[key]
         return found or (None if len(self._members[key]) >= _CAP else False)
+
+    def in_common(self, one: tuple[str, str], other: tuple[str, str]) -> bool:
+        """Whether two columns have a value in common, for all that can be told: not all values are kept."""
+        key = (one, other)
+        if key not in self._in_common:
+            found = (self.holds(*other, value) is not False for value, _ in self.column(*one))
+            self._in_common[key] = any(found) or len(self.column(*one)) >= _CAP
+        return self._in_common[key]
 
     def bounds(self, table: str, column: str) -> tuple[Value, Value] | None:
         """The least and the greatest value of a column; None where it has numbers beside texts, or no value."""

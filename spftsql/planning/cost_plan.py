@@ -35,6 +35,7 @@ TASK_TOKENS = 35  # the task, values of the question and the chat template, besi
 PREFIX_HITS = 0.95  # share of a schema's tokens that the prefix cache has, with rows grouped by database
 _RESERVE = 1.3  # statements that are phrased, per pair wanted
 _DRAWN = 2.3  # statements tried, per pair wanted
+_CHECKS = 1.5  # executions of a statement that is drawn, its checks among them
 _ROW_BYTES = 1000  # of a sample with its request and verdict, in Parquet
 _WINDOW_STAGE = re.compile(r"(verify-sql-\d+)-\d+((?:-fold-\d+)?)")
 
@@ -233,7 +234,7 @@ class _Loop:
             yield StagePlan(f"verify-recombined-{round_}", executions=round(recombined * EXECUTED_PER_PAIR))
         if filled:
             windows = math.ceil(filled * _DRAWN / WINDOW) + 1  # one is executed while the last is judged
-            yield StagePlan(f"verify-sql-{round_}", executions=windows * WINDOW)
+            yield StagePlan(f"verify-sql-{round_}", executions=round(windows * WINDOW * _CHECKS))
         phrased = round(filled * _RESERVE)
         questions = phrased * synthesis.candidates
         yield self._asked(f"generate-questions-{round_}", phrased, questions, self.sizes.question)

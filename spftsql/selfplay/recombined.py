@@ -9,12 +9,12 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from itertools import islice
 
-from spftsql.records import Example, VerificationRequest
+from spftsql.records import Example
 from spftsql.selfplay.lineage import Made
 from spftsql.selfplay.questions import Phrasing
 from spftsql.selfplay.stages import Stages
 from spftsql.selfplay.vbi import canonical
-from spftsql.synthesis.accepting import uninformative
+from spftsql.synthesis.checks import checks_of, objection, requests_of
 from spftsql.synthesis.recombination import EXECUTED_PER_PAIR, recombine
 
 
@@ -35,7 +35,8 @@ def recombined(
     exclude = {canonical(stages, example) for example in known}
     found = (one for one in recombine(labels, schemas, seed, exclude) if one.statement.template not in without)
     drawn = list(islice(found, round(wanted * EXECUTED_PER_PAIR)))
-    requests = [VerificationRequest(o.statement.id, o.statement.db_id, o.statement.sql, None, "strict") for o in drawn]
+    checks = {o.statement.id: checks_of(o.statement.sql, schemas[o.statement.db_id].dialect) for o in drawn}
+    requests = [request for o in drawn for request in requests_of(o.statement, checks[o.statement.id])]
     verdicts = stages.verify(f"recombined-{round_}", requests) if requests else {}
     made: list[Made] = []
     kept = 0
@@ -43,7 +44,7 @@ def recombined(
         if kept == wanted:
             break
         verdict = verdicts[one.statement.id]
-        reason = uninformative(verdict)
+        reason = objection(one.statement, checks[one.statement.id], verdicts)
         kept += not reason
         statement = replace(one.statement, bindings=json.dumps({"parents": one.parents}))
         made.append(Made(statement, verdict, reason, (Phrasing(one.question),), worded=True))

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from spftsql.config import SandboxConfig
 from spftsql.databases.places import Databases
 from spftsql.records import Statement, Verdict, VerificationRequest
+from spftsql.synthesis.checks import objection, requests_of
 from spftsql.synthesis.filling import Candidate, Sampler
 from spftsql.synthesis.seen import Seen, key_of
 from spftsql.verification.batches import batches_by_database
@@ -90,9 +91,10 @@ def judged(
     Accepted is what ran, gave a result that says something, and asks for what none before asked for. Each executor is
     called from a thread of its own, with batches of one database, or with all that is waiting (`batch_size` None); it
     may be a `Verifier`'s `verify`, a call of the verifier pool, or a whole stage. Reasons, counted in `tally` beside
-    those of the sampler: `error`, `timeout`, `truncated`, `empty`, `constant-null` (no cell but NULL),
-    `limit-without-effect` (fewer rows than LIMIT), `same-result` (see above), `structure` (enough like it), `fault`
-    (could not be executed for our reasons, again and again).
+    those of the sampler: `error`, `timeout`, `truncated`, `empty` (or a count or sum of nothing), `constant-null` (no
+    cell but NULL), `not-deterministic` (another result would be as right), `no-effect` (the same result without its
+    HAVING, EXISTS or IN (SELECT …)), `limit-without-effect` (fewer rows than LIMIT), `same-result` (see above),
+    `structure` (enough like it), `fault` (could not be executed for our reasons, again and again).
     """
     tally = tally if tally is not None else Tally()
     results = Seen()
@@ -115,7 +117,7 @@ def judged(
                     if not window:
                         break
                     tally.drawn += len(window)
-                    requests = [_request(candidate) for candidate in window]
+                    requests = [r for one in window for r in requests_of(one.statement, one.checks)]
                     batches = [requests] if batch_size is None else batches_by_database(requests, batch_size)
                     waiting.append((window, [threads.submit(execute, batch) for batch in batches]))
                 if not waiting:
@@ -127,7 +129,8 @@ def judged(
                     if tally.accepted == count:
                         break
                     verdict = verdicts[candidate.statement.id]
-                    reason = _dropped(candidate, verdict, results)
+                    reason = objection(candidate.statement, candidate.checks, verdicts)
+                    reason = reason or _repeats(candidate, verdict, results)
                     if not sampler.tell(candidate, not reason) and not reason:
                         reason = "structure"
                     if reason:
@@ -150,11 +153,6 @@ def _window(sampler: Sampler, size: int) -> list[Candidate]:
     return window
 
 
-def _request(candidate: Candidate) -> VerificationRequest:
-    statement = candidate.statement
-    return VerificationRequest(statement.id, statement.db_id, statement.sql, None, "strict")
-
-
 def _without_faults(executor: Executor, batch: Sequence[VerificationRequest]) -> Sequence[Verdict]:
     """The verdicts of a batch; what failed for our reasons is tried again, with pauses."""
     verdicts = {verdict.id: verdict for verdict in executor(batch)}
@@ -167,25 +165,12 @@ def _without_faults(executor: Executor, batch: Sequence[VerificationRequest]) ->
     return list(verdicts.values())
 
 
-def _dropped(candidate: Candidate, verdict: Verdict, results: Seen) -> str:
-    """Why a statement is dropped; empty where it is kept."""
-    if reason := uninformative(verdict):
-        return reason
+def _repeats(candidate: Candidate, verdict: Verdict, results: Seen) -> str:
+    """Why a statement whose result says something asks for nothing new; empty where it does."""
     if candidate.limit is not None and verdict.row_count < candidate.limit:
         return "limit-without-effect"
     scope = candidate.structure if verdict.row_count >= _LONG else candidate.question
     return "same-result" if results.add(key_of(str(scope), verdict.digest)) else ""
-
-
-def uninformative(verdict: Verdict) -> str:
-    """Why the result of a statement says nothing about it; empty where it says something."""
-    if verdict.fault:
-        return "fault"
-    if verdict.status != "ran":
-        return verdict.status
-    if not verdict.row_count:
-        return "empty"
-    return "constant-null" if verdict.constant_null else ""
 
 
 def counts_of(tally: Tally) -> Mapping[str, int]:

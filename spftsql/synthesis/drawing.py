@@ -98,7 +98,7 @@ def _replaced(
             Tables(names, tuple(replace(j, side=o.side) for j, o in zip(found, joins, strict=True))) if found else None
         )
     if model is None or model.db_id or len(set(names)) > 1:
-        return None  # which end of a label's self-join was the key is not known here
+        return None  # of a label's self-join it is not known here which end was the key (see `Sampler`)
     again = []
     for join in joins:
         ends = _ends(join, graph, names[0], rng)
@@ -196,6 +196,8 @@ def draw_values(template: Template, bindings: Bindings, values: Values, rng: ran
             value = _draw_value(slot, columns, observed, values, rng)
             if value is None:
                 return None
+            if f"GLOB '{slot.name}'" in template.sql:
+                value = f"*{value}*"  # its wildcards were part of the value
             if not any(drawn[s.name] == value for s in slots if s.name in drawn and s.of == slot.of):
                 break
         else:

@@ -17,9 +17,11 @@ from spftsql.databases.schema import Schema
 from spftsql.databases.values import OpenValues, Values
 from spftsql.records import Statement, content_hash
 from spftsql.sandbox.location import Location
+from spftsql.synthesis.checks import Checks, checks_of
 from spftsql.synthesis.dialects import in_dialect
 from spftsql.synthesis.drawing import draw_values, new_columns
 from spftsql.synthesis.joins import key_graph
+from spftsql.synthesis.library import shape
 from spftsql.synthesis.rendering import compile_template, render
 from spftsql.synthesis.rules import Filled, broken_column_rule, broken_value_rule
 from spftsql.synthesis.seen import Seen, key_of
@@ -89,6 +91,7 @@ class Candidate:
     structure: int
     question: int
     limit: int | None  # of its outermost SELECT
+    checks: Checks
 
 
 class Sampler:
@@ -127,6 +130,7 @@ class Sampler:
             for bindings in template.bindings:
                 if bindings.db_id in schemas:
                     known.setdefault(bindings.db_id, []).append(bindings)
+            template = _with_roles(template, schemas)
             weight = template.count * (weights.get(template.id, 1.0) if weights is not None else 1.0)
             fillable = known or column_substitution > 0 or any(not b.db_id for b in template.bindings)
             if weight > 0 and fillable:
@@ -188,8 +192,9 @@ class Sampler:
         ]
         limit = uses_of(template.sql).selects[0].limit
         number = bindings.values.get(limit) if isinstance(limit, str) else limit
+        number = number if isinstance(number, int) else None
         return Candidate(
-            statement, structure, key_of(str(structure), *named), number if isinstance(number, int) else None
+            statement, structure, key_of(str(structure), *named), number, _checks(template, bindings, schema)
         )
 
     def tell(self, candidate: Candidate, accepted: bool) -> bool:
@@ -214,6 +219,30 @@ class Sampler:
         kept = [(t, w) for t, w in zip(self._alive, self._weights, strict=True) if t.id != template]
         self._alive, self._weights = [t for t, _ in kept], [w for _, w in kept]
         self._cumulative = list(accumulate(self._weights))
+
+
+def _with_roles(template: Template, schemas: Mapping[str, Schema]) -> Template:
+    """The template, its self-joins given by the key roles of what they join: so they can be drawn elsewhere."""
+    bindings = []
+    for one in template.bindings:
+        if one.db_id in schemas and any(len(set(scope.tables)) < len(scope.tables) for scope in one.scopes):
+            bindings.append(replace(shape(one, template, schemas[one.db_id]), values=one.values))
+        else:
+            bindings.append(one)
+    return replace(template, bindings=tuple(bindings))
+
+
+def _checks(template: Template, bindings: Bindings, schema: Schema) -> Checks:
+    """The checks for what fills a template with these bindings, in the schema's dialect."""
+    checks, graph = checks_of(template.sql), key_graph(schema)
+
+    def filled(all_texts: tuple[tuple[str, ...], ...]) -> tuple[tuple[str, ...], ...]:
+        rendered = [[render(compile_template(text), bindings, graph) for text in texts] for texts in all_texts]
+        return tuple(tuple(in_dialect(sql, schema) for sql in sqls if sql is not None) for sqls in rendered)
+
+    if schema.dialect != "sqlite" and checks.choices:  # they are written for SQLite
+        checks = replace(checks, open=True, choices=())
+    return replace(checks, choices=filled(checks.choices), conditions=filled(checks.conditions))
 
 
 def synthesize(

@@ -12,9 +12,11 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import combinations, permutations
 
 from spftsql.databases.schema import Column
 from spftsql.databases.values import Values
+from spftsql.synthesis.bounds import Bound, alike, comparable, covers, inside
 from spftsql.synthesis.joins import ColumnName, Join, KeyGraph
 from spftsql.synthesis.templates import Bindings, Tables
 from spftsql.synthesis.uses import Condition, Place, Uses
@@ -27,6 +29,7 @@ _IDENTIFIERS = frozenset(
 _NOT_IDENTIFIERS = re.compile(r"(?:paid|aid|bid|acid|grid|humid|solid|valid|void|fluid|liquid|mid|kid)$")
 # Dates, times and quantities written as text: asked for by their order, whatever SQL makes of it.
 _IN_ORDER = re.compile(r"\d{1,4}[-/:.]\d{1,2}\b|[-+]?\d*\.?\d+%?$")
+_WORDS_FOR_ANY = frozenset(["high", "low", "yes", "no"])  # texts in a result that say nothing of a column
 _MANY = 5  # rows from which values that are all different are no accident
 
 
@@ -95,7 +98,7 @@ def _is_name(column: Column | None) -> bool:
 
 
 def _sum_of_identifier(filled: Filled) -> bool:
-    """SUM, AVG or arithmetic over a key, an id, a code, a year, or text."""
+    """SUM, TOTAL, AVG or arithmetic over a key, an id, a code, a year, or text."""
     for slot in filled.uses.summed & filled.bindings.columns.keys():
         column = filled.column(slot)
         if column is None or column.kind == "date" or _is_name(column) or _identifies(filled, slot):
@@ -112,7 +115,7 @@ def _range_over_name(filled: Filled) -> bool:
 
 
 def _extreme_of_name(filled: Filled) -> bool:
-    """MAX, MIN, or the first by the order of a name, a text, a key or an id."""
+    """MAX, MIN, the first or the rank by the order of a name, a text, a key or an id."""
     slots = filled.uses.extremes & filled.bindings.columns.keys()
     return any(_is_name(filled.column(slot)) or _identifies(filled, slot) for slot in slots)
 
@@ -145,35 +148,45 @@ def _join_without_key(filled: Filled) -> bool:
 
 
 def _unrelated_comparison(filled: Filled) -> bool:
-    """Columns compared (=, IN, or by a set operation) that hold different things."""
+    """Columns compared (=, IN, or by a set operation) that hold different things.
+
+    Columns of one name may be compared; of two names that have nothing in common none can be taken away from the other.
+    """
     for left, right in filled.uses.links:
         one, other = filled.bindings.columns.get(left), filled.bindings.columns.get(right)
-        if one is None or other is None or one[1].lower() == other[1].lower():
+        if one is None or other is None or filled.graph.domain(one) == filled.graph.domain(other):
             continue
-        if filled.graph.domain(one) != filled.graph.domain(other):
+        if one[1].lower() != other[1].lower():
+            return True
+        if (left, right) in filled.uses.subtracted and not filled.values.in_common(one, other):
             return True
     return False
 
 
 def _group_by_unique(filled: Filled) -> bool:
-    """GROUP BY where every group is one row: over a unique key whose rows no join multiplies."""
+    """GROUP BY, or PARTITION BY, where every group is one row: over a unique key whose rows no join multiplies."""
     for number, select in enumerate(filled.uses.selects):
-        if not select.grouped or not all(slot in filled.bindings.columns for slot, _ in select.groups):
-            continue
-        tables = filled.bindings.scopes[number]
-        joins = tables.joins if tables.joins is not None else filled.graph.joins(tables.tables)
-        if joins is None or any(join.side for join in joins):
-            continue
-        by_place: dict[int, set[str]] = {}
-        for slot, qualifier in select.groups:
-            table, column = filled.bindings.columns[slot]
-            place = _place_of(tables, table, qualifier)
-            if place is not None:
-                by_place.setdefault(place, set()).add(column)
-        for place, columns in by_place.items():
-            if _is_key(filled.graph, tables.tables[place], columns) and not _multiplied(filled, tables, joins, place):
-                return True
+        if any(_one_row_each(filled, number, groups) for groups in (select.groups, *select.partitions)):
+            return True
     return False
+
+
+def _one_row_each(filled: Filled, number: int, groups: tuple[Place, ...]) -> bool:
+    """Whether no two rows of SELECT `number` have the same values in the columns `groups`."""
+    tables = filled.bindings.scopes[number]
+    joins = tables.joins if tables.joins is not None else filled.graph.joins(tables.tables)
+    if joins is None or any(join.side for join in joins):
+        return False
+    by_place: dict[int, set[str]] = {}
+    for slot, qualifier in groups:
+        table, column = filled.bindings.columns.get(slot, ("", ""))
+        place = _place_of(tables, table, qualifier)
+        if place is not None:
+            by_place.setdefault(place, set()).add(column)
+    return any(
+        _is_key(filled.graph, tables.tables[place], columns) and not _multiplied(filled, tables, joins, place)
+        for place, columns in by_place.items()
+    )
 
 
 def _is_key(graph: KeyGraph, table: str, columns: set[str]) -> bool:
@@ -264,13 +277,51 @@ def _repeated_column(filled: Filled) -> bool:
     return filled.uses.trivial
 
 
+def _words_of_a_label(filled: Filled) -> bool:
+    """Texts in the result (THEN 'old') that a label chose for its own columns."""
+    return not filled.uses.words <= _WORDS_FOR_ANY
+
+
 def _always_true(filled: Filled) -> bool:
-    """A condition that every row meets."""
-    return any(_holds(filled, condition) is True for condition in _judged(filled))
+    """A condition that every row meets, or two of which each row meets one."""
+    if any(_holds(filled, condition) is True for condition in _judged(filled)):
+        return True
+    return any(covers(*pair) for group in _joined_by_or(filled) for pair in permutations(group, 2))
+
+
+def _redundant(filled: Filled) -> bool:
+    """Two conditions on one column that say no more than one of them: both `>`, or both `<`, or `=` and `<>`."""
+    joined: dict[tuple[Place, int], list[Bound]] = {}
+    for condition in _judged(filled):
+        if condition.binding and (bound := _bound(filled, condition)) is not None:
+            joined.setdefault((condition.column, condition.scope), []).append(bound)
+    groups = [*joined.values(), *_joined_by_or(filled)]
+    return any(alike(one[0], other[0]) for group in groups for one, other in combinations(group, 2))
+
+
+def _joined_by_or(filled: Filled) -> Iterator[list[Bound]]:
+    """The bounds on one column that OR joins."""
+    judged = set(_judged(filled))
+    for alternatives in filled.uses.alternatives:
+        by_column: dict[Place, list[Bound]] = {}
+        for condition in alternatives:
+            if condition in judged and (bound := _bound(filled, condition)) is not None:
+                by_column.setdefault(condition.column, []).append(bound)
+        yield from by_column.values()
+
+
+def _bound(filled: Filled, condition: Condition) -> Bound | None:
+    """A comparison of a column with one value."""
+    if condition.counted or condition.operator not in ("=", "!=", "<", "<=", ">", ">="):
+        return None
+    return condition.operator, _literals(filled, condition)[0]
 
 
 def _always_empty(filled: Filled) -> bool:
-    """A condition that no row can meet, or two that exclude each other."""
+    """A condition that no row can meet, or two that exclude each other; NOT IN (SELECT …) of a column with NULLs."""
+    excluding = [column for slot in filled.uses.excluding if (column := filled.column(slot)) is not None]
+    if any(column.nulls for column in excluding):
+        return True
     if any(_holds(filled, condition) is False for condition in _judged(filled)):
         return True
     fixed: dict[tuple[Place, int], object] = {}
@@ -287,7 +338,7 @@ def _always_empty(filled: Filled) -> bool:
         if condition.operator in ("<", "<=", "between", "="):
             upper.setdefault(at, []).append(values[-1])
     for at, lows in lower.items():
-        if any(_comparable(low, high) and low > high for low in lows for high in upper.get(at, ())):  # type: ignore[operator]
+        if any(comparable(low, high) and low > high for low in lows for high in upper.get(at, ())):  # type: ignore[operator]
             return True
     return False
 
@@ -349,27 +400,10 @@ def _truth(condition: Condition, values: list[str | int | float], known: Values,
             return False if held[0] and len(known.column(*name)) == 1 else None
         return True if all(held) and len(known.column(*name)) == len(set(values)) else None
     bounds = known.bounds(*name)
-    if operator == "like" or bounds is None or not all(_comparable(bounds[0], value) for value in values):
+    if operator == "like" or bounds is None or not all(comparable(bounds[0], value) for value in values):
         return None
     low, high = bounds
-    return _inside(operator, low, high, values[0], values[-1])
-
-
-def _inside(operator: str, low: object, high: object, first: object, last: object) -> bool | None:
-    """Whether all (True) or none (False) of the values from `low` to `high` meet `operator`."""
-    meets: Mapping[str, tuple[bool, bool]] = {
-        ">": (low > first, high <= first),  # type: ignore[operator]
-        ">=": (low >= first, high < first),  # type: ignore[operator]
-        "<": (high < first, low >= first),  # type: ignore[operator]
-        "<=": (high <= first, low > first),  # type: ignore[operator]
-        "between": (first <= low and high <= last, high < first or low > last),  # type: ignore[operator]
-    }
-    every, none = meets[operator]
-    return True if every else False if none else None
-
-
-def _comparable(one: object, other: object) -> bool:
-    return isinstance(one, str) == isinstance(other, str)
+    return inside(operator, low, high, values[0], values[-1])
 
 
 COLUMN_RULES: Mapping[str, Rule] = {
@@ -384,10 +418,12 @@ COLUMN_RULES: Mapping[str, Rule] = {
     "group-by-unique": _group_by_unique,
     "repeated-column": _repeated_column,
     "asks-what-it-says": _asks_what_it_says,
+    "words-of-a-label": _words_of_a_label,
 }
 VALUE_RULES: Mapping[str, Rule] = {
     "always-true": _always_true,
     "always-empty": _always_empty,
+    "redundant-condition": _redundant,
     "limit-without-effect": _limit_without_effect,
 }
 RULES: Mapping[str, Rule] = {**COLUMN_RULES, **VALUE_RULES}

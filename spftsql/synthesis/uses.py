@@ -6,9 +6,10 @@ fill without parsing anything.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from typing import Literal
 
 from sqlglot import exp
@@ -28,7 +29,7 @@ _OPERATORS: dict[type[exp.Expr], Comparison] = {
     exp.GTE: ">=",
 }
 _MIRRORED: dict[Comparison, Comparison] = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
-_ARITHMETIC = (exp.Add, exp.Sub, exp.Mul, exp.Div)
+_ARITHMETIC = (exp.Add, exp.Sub, exp.Mul, exp.Div, exp.IntDiv, exp.Mod)
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,8 @@ class Select:
     """One SELECT: its plain output columns, what it groups by, what it orders by; whether it is an aggregate alone."""
 
     outputs: tuple[Place, ...]
-    groups: tuple[Place, ...]
-    grouped: bool  # by plain columns only
+    groups: tuple[Place, ...]  # the plain columns among them
+    partitions: tuple[tuple[Place, ...], ...]  # the same of each of its windows
     orders: tuple[Place, ...]
     limit: str | int | None
     others: bool  # it has outputs that are no plain columns
@@ -63,13 +64,17 @@ class Select:
 class Uses:
     """The uses of every slot in a template."""
 
-    summed: frozenset[str]  # inside SUM or AVG, or in arithmetic
-    extremes: frozenset[str]  # MAX, MIN, or ordered by and cut with LIMIT
+    summed: frozenset[str]  # inside SUM, TOTAL or AVG, or in arithmetic
+    extremes: frozenset[str]  # MAX, MIN, or ordered by in a window, or ordered by and cut with LIMIT
     ranged: frozenset[str]  # compared by <, >, BETWEEN
     told_apart: frozenset[str]  # selected, grouped, ordered, counted, compared: needs several values
     conditions: tuple[Condition, ...]
+    alternatives: tuple[tuple[Condition, ...], ...]  # those that OR joins
     selects: tuple[Select, ...]
     links: tuple[tuple[str, str], ...]  # column slots that are compared for equality, IN or by a set operation
+    subtracted: tuple[tuple[str, str], ...]  # a column slot, and the one whose values NOT IN or EXCEPT takes away
+    excluding: tuple[str, ...]  # the column slots of NOT IN (SELECT …) that may give NULL if the column has it
+    words: frozenset[str]  # texts that it puts into its result, such as THEN 'high'
     trivial: bool  # it compares something with itself
 
 
@@ -80,13 +85,19 @@ def uses_of(sql: str) -> Uses:
     numbers = {id(select): number for number, select in enumerate(selects(tree))}
     summed = {
         slot
-        for node in tree.find_all(exp.Sum, exp.Avg, *_ARITHMETIC)
+        for node in tree.find_all(exp.Sum, exp.Avg, exp.Anonymous, *_ARITHMETIC)
+        if not isinstance(node, exp.Anonymous) or node.name.upper() == "TOTAL"
         for inner in node.find_all(exp.Column)
         if (slot := _slot(inner)) and inner.find_ancestor(exp.Count) is None and _reaches(inner, node)
     }
     extremes = {slot for node in tree.find_all(exp.Max, exp.Min) if (slot := _slot(_distinct(node.this)))}
     ranged, trivial = set[str](), False
     told = {slot for node in tree.find_all(exp.Count) if (slot := _slot(_distinct(node.this)))}
+    for window in tree.find_all(exp.Window):
+        order = window.args.get("order")
+        orders = [place for item in (order.expressions if order is not None else ()) if (place := _slot(item.this))]
+        extremes.update(orders)
+        told.update(orders)
     for node in tree.find_all(*_OPERATORS, exp.Between):
         sides = [node.this, *(node.args.get(key) for key in ("expression", "low", "high"))]
         trivial = trivial or (isinstance(node, exp.Binary) and sides[0] == sides[1])
@@ -98,18 +109,22 @@ def uses_of(sql: str) -> Uses:
     for select in selects(tree):
         one = _select(select)
         found.append(one)
-        told.update(slot for slot, _ in (*one.outputs, *one.groups, *one.orders))
+        told.update(slot for slot, _ in (*one.outputs, *one.groups, *chain(*one.partitions), *one.orders))
         if one.limit is not None:
             extremes.update(slot for slot, _ in one.orders)
-    conditions = tuple(_conditions(tree, numbers))
+    found_in = dict(_conditions(tree, numbers))
     return Uses(
         frozenset(summed),
         frozenset(extremes),
         frozenset(ranged),
         frozenset(told),
-        conditions,
+        tuple(found_in.values()),
+        tuple(_alternatives(tree, found_in)),
         tuple(found),
-        tuple(_links(tree)),
+        tuple(pair for pair, _ in _links(tree)),
+        tuple(pair for pair, subtracts in _links(tree) if subtracts),
+        tuple(_excluding(tree)),
+        frozenset(_words(tree)),
         trivial,
     )
 
@@ -120,12 +135,14 @@ def _distinct(node: exp.Expr) -> exp.Expr:
 
 
 def _reaches(inner: exp.Expr, outer: exp.Expr) -> bool:
-    """Whether nothing but arithmetic and rounding stands between a column and what takes it as a number."""
-    node = inner.parent
+    """Whether nothing but arithmetic, rounding and a choice stands between a column and what takes it as a number."""
+    below, node = inner, inner.parent
     while node is not None and node is not outer:
-        if isinstance(node, exp.Select | exp.Case | exp.EQ | exp.NEQ | exp.In | exp.Like | exp.TimeToStr | exp.Length):
+        if isinstance(node, exp.Select | exp.EQ | exp.NEQ | exp.In | exp.Like | exp.TimeToStr | exp.Length):
             return False
-        node = node.parent
+        if isinstance(node, exp.Case | exp.If) and below.arg_key == "this":
+            return False  # what is chosen by, not what is chosen
+        below, node = node, node.parent
     return True
 
 
@@ -135,6 +152,10 @@ def _select(select: exp.Select) -> Select:
     keys = [_place(key) for key in group.expressions] if group is not None else []
     order = select.args.get("order")
     orders = [_place(item.this) for item in order.expressions] if order is not None else []
+    windows = [item for output in select.expressions for item in output.find_all(exp.Window)]
+    partitions = [
+        tuple(place for item in window.args.get("partition_by") or () if (place := _place(item))) for window in windows
+    ]
     limit = select.args.get("limit")
     number: str | int | None = None
     if limit is not None:
@@ -142,14 +163,15 @@ def _select(select: exp.Select) -> Select:
     return Select(
         tuple(place for place in places if place),
         tuple(key for key in keys if key),
-        bool(keys) and all(keys),
+        tuple(partition for partition in partitions if partition),
         tuple(place for place in orders if place),
         number,
         not all(places),
     )
 
 
-def _conditions(tree: exp.Expr, numbers: dict[int, int]) -> Iterator[Condition]:
+def _conditions(tree: exp.Expr, numbers: dict[int, int]) -> Iterator[tuple[int, Condition]]:
+    """The conditions, each by the `id` of its node."""
     binding = {
         id(part)
         for select in tree.find_all(exp.Select)
@@ -165,7 +187,37 @@ def _conditions(tree: exp.Expr, numbers: dict[int, int]) -> Iterator[Condition]:
             needed = id(node.parent) in binding
         one = _condition(node, scope, needed)
         if one is not None:
-            yield one
+            yield id(node), one
+
+
+def _alternatives(tree: exp.Expr, conditions: Mapping[int, Condition]) -> Iterator[tuple[Condition, ...]]:
+    for node in tree.find_all(exp.Or):
+        if not isinstance(node.parent, exp.Or):
+            parts = [part.unnest() for part in node.flatten()]
+            yield tuple(conditions[id(part)] for part in parts if id(part) in conditions)
+
+
+def _excluding(tree: exp.Expr) -> Iterator[str]:
+    """A NULL among what NOT IN looks at makes it hold for nothing; a condition on the column itself keeps NULL out."""
+    for node in tree.find_all(exp.In):
+        query = node.args.get("query")
+        inner = query.this if isinstance(query, exp.Subquery) else query
+        if not isinstance(node.parent, exp.Not) or not isinstance(inner, exp.Select):
+            continue
+        where, slot = inner.args.get("where"), _slot(inner.expressions[0])
+        parts = conjuncts(where.this if where is not None else None)
+        kept = {_slot(part.this.this if isinstance(part, exp.Not) else part.this) for part in parts}
+        if slot and slot not in kept:
+            yield slot
+
+
+def _words(tree: exp.Expr) -> Iterator[str]:
+    """The texts that branches of CASE, or outputs, are."""
+    for literal in tree.find_all(exp.Literal):
+        branch = isinstance(literal.parent, exp.If | exp.Case) and literal.arg_key in ("true", "false", "default")
+        output = isinstance(literal.parent, exp.Select) and literal.arg_key == "expressions"
+        if literal.is_string and (branch or output):
+            yield str(literal.name)
 
 
 def _condition(node: exp.Expr, scope: int, needed: bool) -> Condition | None:
@@ -201,7 +253,8 @@ def _condition(node: exp.Expr, scope: int, needed: bool) -> Condition | None:
     return Condition(("", ""), operator, known, scope, needed, counted=True) if counted else None
 
 
-def _links(tree: exp.Expr) -> Iterator[tuple[str, str]]:
+def _links(tree: exp.Expr) -> Iterator[tuple[tuple[str, str], bool]]:
+    """Pairs of column slots, and whether the values of the second are taken away from those of the first."""
     for node in tree.find_all(exp.EQ, exp.In, exp.SetOperation):
         if isinstance(node, exp.SetOperation):
             sides = [_outputs(node.this), _outputs(node.expression)]
@@ -213,7 +266,7 @@ def _links(tree: exp.Expr) -> Iterator[tuple[str, str]]:
         for one, another in pairs:
             left, right = (_slot(side) if side is not None else "" for side in (one, another))
             if left and right and left != right:
-                yield left, right
+                yield (left, right), isinstance(node, exp.Except) or isinstance(node.parent, exp.Not)
 
 
 def _outputs(query: exp.Expr) -> list[exp.Expr]:
@@ -222,12 +275,12 @@ def _outputs(query: exp.Expr) -> list[exp.Expr]:
     return list(query.expressions)
 
 
-def _slot(node: exp.Expr) -> str:
+def _slot(node: object) -> str:
     place = _place(node)
     return place[0] if place else ""
 
 
-def _place(node: exp.Expr) -> Place | tuple[()]:
+def _place(node: object) -> Place | tuple[()]:
     """The column slot that an expression plainly is; () for anything else."""
     while isinstance(node, exp.Paren | exp.Alias):
         node = node.this

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,15 +21,18 @@ from spftsql.databases.reflection import reflect
 from spftsql.databases.values import Values
 from spftsql.records import Statement, Verdict, VerificationRequest
 from spftsql.synthesis.accepting import Executor, Tally, accepted, counts_of, local_executors
+from spftsql.synthesis.checks import checks_of, objection, requests_of
 from spftsql.synthesis.filling import Sampler
 from spftsql.synthesis.joins import key_graph
 from spftsql.synthesis.library import library
 from spftsql.synthesis.rendering import compile_template
 from spftsql.synthesis.rules import Filled, broken_column_rule, broken_value_rule
 from spftsql.synthesis.seen import Seen, key_of
-from spftsql.synthesis.templates import Template, extract
+from spftsql.synthesis.templates import Bindings, Template, extract
 from spftsql.synthesis.uses import uses_of
 
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+CHECKED = yaml.safe_load((FIXTURES / "synthesis/checks.yaml").read_text(encoding="utf-8"))
 TOWNS = ["Bern", "Oslo", "Turin", "Zug"]
 
 
@@ -161,6 +165,56 @@ def test_every_drop_has_its_reason(shops: dict[str, Path], fields: dict[str, obj
     made = list(accepted(sampler, [answers(**fields)], 10, tally=tally))
     assert len(made) == (reason == "same-result")
     assert tally.dropped[reason] == 4 - len(made)
+
+
+@pytest.mark.parametrize("case", CHECKED, ids=lambda case: case["sql"])
+def test_what_execution_says_against_a_statement(shops: dict[str, Path], case: dict[str, str]) -> None:
+    """As a template that is filled with what it had, and as it stands."""
+    sql, reason = case["sql"], case["reason"]
+    template = labelled(shops, sql)
+    template = replace(template, bindings=tuple(map(_unsaid, template.bindings)))
+    only, tally = {"north": shops["north"]}, Tally()
+    sampler = sampler_of(only, [template], column_substitution=0.0)
+    statement, checks = Statement("1", "north", sql, "", "", 0), checks_of(sql)
+    with local_executors({"north": str(shops["north"])}, SandboxConfig()) as executors:
+        made = list(accepted(sampler, executors, 1, tally=tally))
+        verdicts = {verdict.id: verdict for verdict in executors[0](requests_of(statement, checks))}
+    assert objection(statement, checks, verdicts) == reason
+    assert (len(made), tally.dropped[reason]) == ((0, 1) if reason else (1, 0))
+
+
+@pytest.mark.parametrize(
+    ("sql", "is_open", "choices", "conditions"),
+    [
+        ("SELECT name FROM customer WHERE town = 'Oslo' ORDER BY name", False, 0, 0),
+        ("SELECT town, COUNT(*) FROM customer WHERE points > 7 GROUP BY town", False, 0, 0),
+        ("SELECT name FROM customer ORDER BY town LIMIT 3", False, 1, 0),
+        ("SELECT name FROM customer GROUP BY town ORDER BY COUNT(*) LIMIT 3", False, 2, 0),
+        ("SELECT * FROM customer ORDER BY town LIMIT 3", True, 0, 0),
+        ("SELECT name FROM customer WHERE points > (SELECT AVG(points) FROM customer)", True, 0, 0),
+        ("SELECT town FROM customer GROUP BY town HAVING COUNT(*) > 2", False, 0, 1),
+    ],
+)
+def test_what_a_template_asks_for(
+    shops: dict[str, Path], sql: str, is_open: bool, choices: int, conditions: int
+) -> None:
+    """As little as its form asks for, and that as templates where it can be."""
+    for text in (labelled(shops, sql).sql, sql):
+        found = checks_of(text)
+        assert (found.open, len(found.choices), len(found.conditions)) == (is_open, choices, conditions)
+
+
+def _unsaid(bindings: Bindings) -> Bindings:
+    """Bindings whose values are kept, and not judged by the rules."""
+    return replace(bindings, unsaid=frozenset(bindings.values))
+
+
+def test_what_is_kept_is_right_for_its_own_verifier(shops: dict[str, Path]) -> None:
+    made, tally = kept(shops, 500)
+    assert tally.dropped["not-deterministic"] > 0 < tally.dropped["no-effect"]
+    requests = [VerificationRequest(one.id, one.db_id, one.sql, one.sql, "strict") for one in made]
+    with local_executors({n: str(p) for n, p in shops.items()}, SandboxConfig()) as executors:
+        assert {verdict.status for verdict in executors[0](requests)} == {"equal"}
 
 
 def test_equal_counts_of_different_things_are_different_questions(shops: dict[str, Path]) -> None:

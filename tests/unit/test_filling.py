@@ -87,6 +87,45 @@ def test_a_template_without_freedom_ends(shop: Path) -> None:
     assert [s.sql for s in statements(shop, [label], column_substitution=0.0)] == [label]
 
 
+@pytest.mark.parametrize(
+    ("label", "found"),
+    [
+        ("SELECT a.title FROM piece AS a JOIN piece AS b ON a.parent = b.id WHERE b.title = 'p1'",
+         "SELECT employee1.name FROM employee AS employee1 JOIN employee AS employee2 "
+         "ON employee1.boss_id = employee2.id WHERE employee2.name = 'Kim'"),
+        ("SELECT a.title, b.title FROM piece AS a JOIN piece AS b ON a.id = b.parent",
+         "SELECT employee1.name, employee2.name FROM employee AS employee1 JOIN employee AS employee2 "
+         "ON employee1.id = employee2.boss_id"),
+    ],
+)  # fmt: skip
+def test_self_joins_of_labels_find_other_tables(shop: Path, tmp_path: Path, label: str, found: str) -> None:
+    path = tmp_path / "kit.sqlite"
+    with sqlite3.connect(path) as connection:
+        connection.executescript(
+            "CREATE TABLE piece (id INTEGER PRIMARY KEY, title TEXT, parent INT REFERENCES piece (id));"
+            "INSERT INTO piece VALUES (1, 'p1', NULL), (2, 'p2', 1), (3, 'p3', 1);"
+        )
+    schemas = {"kit": reflect("kit", path), "shop": reflect("shop", shop)}
+    pool, problems = extract_pool([Example("1", "kit", label, label, "label", "")], schemas)
+    assert not problems
+    files = {"kit": path, "shop": shop}
+    made = {s.sql for s in synthesize(pool, schemas, files, 50, 0, 1.0, None, ())}
+    assert found in made
+    back = [s.sql for s in synthesize(pool, schemas, {"kit": path}, 50, 0, 0.0, None, ())]
+    assert all("piece1" in sql for sql in back) and back
+
+
+def test_a_glob_keeps_its_wildcards(shop: Path) -> None:
+    found = [s.sql for s in statements(shop, ["SELECT name FROM customer WHERE City GLOB '*ur*'"])]
+    assert found and all("GLOB '*" in sql and "*'" in sql for sql in found)
+
+
+def test_words_of_a_label_stay_with_its_columns(shop: Path) -> None:
+    label = "SELECT title, CASE WHEN price > 20 THEN 'dear' ELSE 'cheap' END FROM product"
+    assert statements(shop, [label], column_substitution=1.0) == []
+    assert len(statements(shop, [label], column_substitution=0.0)) > 1
+
+
 def test_weights_choose_templates(shop: Path) -> None:
     schema = reflect("shop", shop)
     wanted = pool_of(LABELS, schema)[0].id
