@@ -101,7 +101,12 @@ class Problem:
 
 def extract(sql: str, schema: Schema) -> tuple[Template, Bindings]:
     """The template of one statement, and what fills it. Raises `ValueError` with the reason where there is none."""
-    return _Extraction(canonicalize(sql, schema), schema).result()
+    return take_apart(canonicalize(sql, schema), schema)
+
+
+def take_apart(resolved: Resolved, schema: Schema) -> tuple[Template, Bindings]:
+    """As `extract`, of a canonical statement whose tree is no longer needed."""
+    return _Extraction(resolved, schema).result()
 
 
 def extract_pool(examples: Sequence[Example], schemas: Mapping[str, Schema]) -> tuple[list[Template], list[Problem]]:
