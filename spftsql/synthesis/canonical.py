@@ -45,7 +45,7 @@ def write(tree: exp.Expr, dialect: str = "sqlite") -> str:
             tree = inner
         else:
             node.replace(inner)
-    return tree.sql(dialect)
+    return tree.sql(dialect, copy=False)
 
 
 def canonical_sql(sql: str, schema: Schema) -> str:
