@@ -8,7 +8,7 @@ gets wrong weigh more in the next round, and pairs that it confirms train the qu
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import count
@@ -246,12 +246,20 @@ def without_leaks(stages: Stages, round_: int, made: Sequence[Made], held_out: S
     return left
 
 
-def reweighted(pool: Sequence[Template], answers: Sequence[Answer]) -> dict[str, float]:
-    """Weights for the next round: the error rate of each template, smoothed by one right and one wrong answer."""
+def reweighted(
+    pool: Sequence[Template], answers: Sequence[Answer], origins: Mapping[str, Collection[str]]
+) -> dict[str, float]:
+    """Weights for the next round: the error rate of each template, smoothed by one right and one wrong answer.
+
+    An answer counts for the template of its pair, and for those of the labels that the pair was made of: `origins`
+    has them by the pair's id.
+    """
     right, wrong = Counter[str](), Counter[str]()
     for answer in filter(lambda answer: answer.known, answers):
-        (right if answer.correct else wrong)[answer.example.template] += 1
-    return {t.id: (wrong[t.id] + 1) / (right[t.id] + wrong[t.id] + 2) for t in pool}
+        pair = answer.example
+        (right if answer.correct else wrong).update({pair.template, *origins.get(pair.id, ())})
+    known = {*(template.id for template in pool), *right, *wrong}
+    return {name: (wrong[name] + 1) / (right[name] + wrong[name] + 2) for name in sorted(known)}
 
 
 def confirmed(answers: Sequence[Answer], made: Sequence[Made], agreement: float) -> list[Example]:
