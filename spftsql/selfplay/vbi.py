@@ -7,6 +7,7 @@ gets wrong weigh more in the next round, and pairs that it confirms train the qu
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -33,6 +34,7 @@ from spftsql.synthesis.templates import Template
 _QUESTION_RESERVE = 1.3  # statements that are given to the question model, per pair wanted
 _SHOWN = 5  # pairs that a complaint names
 _REASONS = 3  # that a complaint gives
+_CONDITION = re.compile(r"\b(WHERE|HAVING|LIMIT)\b")  # in SQL that is more than columns of tables
 
 
 def question_row(stages: Stages, example: Example) -> TrainRow:
@@ -214,19 +216,26 @@ def without_leaks(stages: Stages, round_: int, made: Sequence[Made], held_out: S
     """
 
     @cache
+    def statement(example: Example) -> str:
+        return canonical(stages, example)
+
+    @cache
     def structure(example: Example) -> str:
-        return template_id(canonical(stages, example))
+        return template_id(statement(example))
+
+    def telling(example: Example) -> str | None:
+        return statement(example) if _CONDITION.search(statement(example)) else None
 
     config = stages.config.synthesis
     leaks = {
         leak.pair: leak
         for leak in find_leaks(
-            [one.pair for one in made if one.pair is not None], held_out, structure, config.leak_overlap
+            [one.pair for one in made if one.pair is not None], held_out, structure, config.leak_overlap, telling
         )
     }
     for leak in leaks.values():
         stages.run.event("leak", round=round_, pair=leak.pair, held_out=leak.held_out, overlap=leak.overlap,
-                         same_structure=leak.same_structure, action=config.leaks)  # fmt: skip
+                         same_structure=leak.same_structure, same_sql=leak.same_sql, action=config.leaks)  # fmt: skip
     if leaks and config.leaks == "fail":
         shown = "; ".join(leak.sentence() for leak in list(leaks.values())[:_SHOWN])
         raise UserError(

@@ -16,9 +16,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from sqlglot import exp
-from sqlglot.dialects import SQLite
-from sqlglot.tokens import TokenType
+from sqlglot import Dialect, TokenType, exp
 
 from spftsql.databases.schema import Schema
 from spftsql.linking.words import stems_of, words_of
@@ -230,7 +228,7 @@ def _template(sql: str, resolved: Resolved, schema: Schema) -> str:
 
 def _structure(sql: str) -> str:
     """A statement without its literals."""
-    tokens = SQLite().tokenize(sql)
+    tokens = Dialect.get_or_raise("sqlite").tokenize(sql)
     return "\0".join("?" if token.token_type in _LITERALS else token.text for token in tokens)
 
 

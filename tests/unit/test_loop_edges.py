@@ -94,6 +94,25 @@ def test_leaks_are_dropped_where_that_is_wanted() -> None:
         vbi.without_leaks(there, 1, MADE[:1], HELD_OUT)
 
 
+@pytest.mark.parametrize(
+    ("sql", "leaks"),
+    [
+        (TEXAS, True),
+        ("SELECT state FROM city GROUP BY state HAVING COUNT(*) > 3", True),
+        ("SELECT name FROM city WHERE state IN (SELECT state FROM city)", True),
+        ("SELECT name FROM city ORDER BY state LIMIT 1", True),
+        ("SELECT COUNT(*) FROM city", False),  # the same by chance
+        ("SELECT state, COUNT(*) FROM city GROUP BY state", False),
+    ],
+)
+def test_the_same_sql_is_a_leak_where_it_says_something(sql: str, leaks: bool) -> None:
+    there, told = stages(config(leaks="drop"))
+    held = [Example("test-8", "shop", "which of them ?", sql.lower(), "label", "")]
+    left = vbi.without_leaks(there, 1, [made(0, "say the towns over there", sql), MADE[1]], held)
+    assert (left[0].reason == "leak: test-8") == leaks and left[1].pair is not None
+    assert [event["same_sql"] for event in told.events] == [True] * leaks
+
+
 def test_pairs_are_confirmed_by_answers_and_by_votes() -> None:
     votes = tuple(Vote("SELECT", status, "d", 1.0) for status in ("equal", "equal", "different"))
     voted = [Made(one.statement, one.verdict, "", (Phrasing("q", (), votes),), 0, one.pair) for one in MADE]
@@ -160,7 +179,12 @@ def test_the_next_round_follows_the_answers_of_this_one(monkeypatch: pytest.Monk
         trained.extend(trainings)
         return [Candidate(training.name, training.name, training.name) for training in trainings]
 
-    row = lambda example: TrainRow(example.id, "shop", "p", "c", None, None, example.source)  # noqa: E731
+    def row(example: Example) -> TrainRow:
+        return TrainRow(example.id, "shop", "p", "c", None, None, example.source)
+
+    def split_pairs(pairs: list[Example], *_: Any) -> SyntheticSets:
+        return SyntheticSets(tuple(pairs[:1]), tuple(pairs[1:]), (), frozenset("h"), frozenset())
+
     monkeypatch.setattr(run, "template_pool", lambda *_: templates("t", "u"))
     monkeypatch.setattr(run, "with_recombined", with_recombined)
     monkeypatch.setattr(run, "label_templates", lambda _: {})
@@ -168,8 +192,7 @@ def test_the_next_round_follows_the_answers_of_this_one(monkeypatch: pytest.Monk
     monkeypatch.setattr(run, "write_pairs", lambda *_: None)
     monkeypatch.setattr(vbi, "phrased", lambda stages, round_, made, *_: made)
     monkeypatch.setattr(vbi, "question_row", lambda stages, example: row(example))
-    sets = lambda pairs, *_: SyntheticSets(tuple(pairs[:1]), tuple(pairs[1:]), (), frozenset("h"), frozenset())  # noqa: E731
-    monkeypatch.setattr(run, "split_pairs", sets)
+    monkeypatch.setattr(run, "split_pairs", split_pairs)
     there = config()
     there = there.model_copy(update={"vbi": there.vbi.model_copy(update={"rounds": 2, "control": False})})
     base = Candidate("base", "m", "m")
