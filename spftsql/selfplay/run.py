@@ -25,7 +25,7 @@ from spftsql.selfplay.candidates import Candidate, Exam, Training
 from spftsql.selfplay.lineage import write_pairs
 from spftsql.selfplay.lines import self_play
 from spftsql.selfplay.players import Players, debut
-from spftsql.selfplay.recombined import with_recombined
+from spftsql.selfplay.recombined import label_templates, with_recombined
 from spftsql.selfplay.settling import Played, gate_answers, settle
 from spftsql.selfplay.splits import SyntheticSets, label_folds, later_set, split_pairs
 from spftsql.selfplay.stages import Stages
@@ -162,6 +162,7 @@ def vbi_rounds(
     synthetic: list[Example] = []
     held: Collection[str] = ()
     weights: dict[str, float] | None = None
+    origins: dict[str, list[str]] = {}
     control = None
     for round_ in range(1, config.vbi.rounds + 1):
         wanted = config.vbi.train_pairs
@@ -170,10 +171,11 @@ def vbi_rounds(
         voter = players.candidates[-1]
         known = [*labels, *synthetic]
         filled = partial(vbi.statements, stages, round_, pool=pool, weights=weights, known=known, databases=databases)
-        made = with_recombined(stages, round_, wanted, labels, known, held, filled)
+        made = with_recombined(stages, round_, wanted, labels, known, held, weights, filled)
         made = vbi.phrased(stages, round_, made, question_model, voter)
         stages.done_with(question_model)
         made = vbi.without_leaks(stages, round_, made, held_out)
+        origins |= label_templates(made)
         pairs = [one.pair for one in made if one.pair is not None]
         sets = split_pairs(pairs, config.vbi, config.seed) if round_ == 1 else later_set(pairs, config.vbi)
         if round_ == 1:
@@ -205,7 +207,7 @@ def vbi_rounds(
 
         if round_ < config.vbi.rounds:
             answers = players.answers[candidate.name]["play"]
-            weights = vbi.reweighted(pool, answers)
+            weights = vbi.reweighted(pool, answers, origins)
             taught = [*labels, *vbi.confirmed(answers, made, config.synthesis.agreement)]
             if taught:
                 question_model = train_question_model(stages, base, round_, taught)

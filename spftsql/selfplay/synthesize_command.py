@@ -73,7 +73,7 @@ def _made(config: Config, count: int, questions: bool) -> list[Made]:
             stages.use_prompts(base.path)
             voter, question_model = first_models(stages, base, labels)
             filled = partial(vbi.statements, stages, 1, pool=pool, weights=None, known=labels, databases=databases)
-            made = with_recombined(stages, 1, count, labels, labels, (), filled)
+            made = with_recombined(stages, 1, count, labels, labels, (), None, filled)
             made = vbi.phrased(stages, 1, made, question_model, voter)
             made = vbi.without_leaks(stages, 1, made, [*gate, *benchmark.test])
             return [one for one in made if one.pair is not None][:count]

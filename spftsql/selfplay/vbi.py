@@ -7,8 +7,9 @@ gets wrong weigh more in the next round, and pairs that it confirms train the qu
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import count
@@ -33,6 +34,7 @@ from spftsql.synthesis.templates import Template
 _QUESTION_RESERVE = 1.3  # statements that are given to the question model, per pair wanted
 _SHOWN = 5  # pairs that a complaint names
 _REASONS = 3  # that a complaint gives
+_CONDITION = re.compile(r"\b(WHERE|HAVING|LIMIT)\b")  # in SQL that is more than columns of tables
 
 
 def question_row(stages: Stages, example: Example) -> TrainRow:
@@ -214,19 +216,26 @@ def without_leaks(stages: Stages, round_: int, made: Sequence[Made], held_out: S
     """
 
     @cache
+    def statement(example: Example) -> str:
+        return canonical(stages, example)
+
+    @cache
     def structure(example: Example) -> str:
-        return template_id(canonical(stages, example))
+        return template_id(statement(example))
+
+    def telling(example: Example) -> str | None:
+        return statement(example) if _CONDITION.search(statement(example)) else None
 
     config = stages.config.synthesis
     leaks = {
         leak.pair: leak
         for leak in find_leaks(
-            [one.pair for one in made if one.pair is not None], held_out, structure, config.leak_overlap
+            [one.pair for one in made if one.pair is not None], held_out, structure, config.leak_overlap, telling
         )
     }
     for leak in leaks.values():
         stages.run.event("leak", round=round_, pair=leak.pair, held_out=leak.held_out, overlap=leak.overlap,
-                         same_structure=leak.same_structure, action=config.leaks)  # fmt: skip
+                         same_structure=leak.same_structure, same_sql=leak.same_sql, action=config.leaks)  # fmt: skip
     if leaks and config.leaks == "fail":
         shown = "; ".join(leak.sentence() for leak in list(leaks.values())[:_SHOWN])
         raise UserError(
@@ -246,12 +255,20 @@ def without_leaks(stages: Stages, round_: int, made: Sequence[Made], held_out: S
     return left
 
 
-def reweighted(pool: Sequence[Template], answers: Sequence[Answer]) -> dict[str, float]:
-    """Weights for the next round: the error rate of each template, smoothed by one right and one wrong answer."""
+def reweighted(
+    pool: Sequence[Template], answers: Sequence[Answer], origins: Mapping[str, Collection[str]]
+) -> dict[str, float]:
+    """Weights for the next round: the error rate of each template, smoothed by one right and one wrong answer.
+
+    An answer counts for the template of its pair, and for those of the labels that the pair was made of: `origins`
+    has them by the pair's id.
+    """
     right, wrong = Counter[str](), Counter[str]()
     for answer in filter(lambda answer: answer.known, answers):
-        (right if answer.correct else wrong)[answer.example.template] += 1
-    return {t.id: (wrong[t.id] + 1) / (right[t.id] + wrong[t.id] + 2) for t in pool}
+        pair = answer.example
+        (right if answer.correct else wrong).update({pair.template, *origins.get(pair.id, ())})
+    known = {*(template.id for template in pool), *right, *wrong}
+    return {name: (wrong[name] + 1) / (right[name] + wrong[name] + 2) for name in sorted(known)}
 
 
 def confirmed(answers: Sequence[Answer], made: Sequence[Made], agreement: float) -> list[Example]:

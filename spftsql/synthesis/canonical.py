@@ -3,16 +3,17 @@
 In canonical SQL a table has an alias only where it stands twice in one FROM clause or is hidden by an inner query
 (`city1`, `city2`), derived tables are `d1`, `d2` (CTEs too, written where they are used), result columns have a name
 only where something refers to it (`field1`), columns are qualified only where there is more than one table, inner joins
-are written `JOIN … ON` with the key equality alone, and double-quoted strings are single-quoted. The result of the
-statement stays the same.
+are written `JOIN … ON` with the key equality alone, and double-quoted strings are single-quoted. Numbers whose name a
+table or column of the statement has are left out. The result of the statement stays the same.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache, wraps
+from typing import ParamSpec, TypeVar
 
 import apsw
 import sqlglot
@@ -26,10 +27,26 @@ from spftsql.synthesis.spacing import spaced, unspaced
 
 __all__ = ["canonical_sql", "canonicalize", "literals_of", "mask_literals", "spaced", "unspaced"]
 
+P = ParamSpec("P")
+R = TypeVar("R")
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _COMPARISONS = (exp.EQ, exp.NEQ, exp.GT, exp.GTE, exp.LT, exp.LTE, exp.Like, exp.Glob, exp.In, exp.Between, exp.Is)
 
 
+def not_too_deep(read: Callable[P, R]) -> Callable[P, R]:
+    """`read`, which raises `ValueError` where a statement is nested too deeply (thousands of ANDs) to be walked."""
+
+    @wraps(read)
+    def bounded(*args: P.args, **named: P.kwargs) -> R:
+        try:
+            return read(*args, **named)
+        except RecursionError:
+            raise ValueError("nested too deeply") from None
+
+    return bounded
+
+
+@not_too_deep
 def write(tree: exp.Expr, dialect: str = "sqlite") -> str:
     """The SQL text of a tree, NOT where people write it: `x NOT IN (…)`, `x IS NOT NULL`."""
     tree = tree.copy()
@@ -45,7 +62,7 @@ def write(tree: exp.Expr, dialect: str = "sqlite") -> str:
             tree = inner
         else:
             node.replace(inner)
-    return tree.sql(dialect)
+    return tree.sql(dialect, copy=False)
 
 
 def canonical_sql(sql: str, schema: Schema) -> str:
@@ -56,6 +73,7 @@ def canonical_sql(sql: str, schema: Schema) -> str:
     return write(canonicalize(sql, schema).tree)
 
 
+@not_too_deep
 def canonicalize(sql: str, schema: Schema) -> Resolved:
     """The canonical form as a tree, with its scopes and column references. Raises `ValueError`."""
     resolved = resolve(_as_sqlite(inline_ctes(parse(sql, schema.dialect))), schema)
@@ -91,6 +109,7 @@ def parse(sql: str, dialect: str = "sqlite") -> exp.Query:
     return trees[0]
 
 
+@not_too_deep
 def mask_literals(sql: str) -> str:
     """The structure of `sql`: canonical SQL with every literal replaced by `?`. Raises `ValueError`."""
     tree = parse(sql)
@@ -99,6 +118,7 @@ def mask_literals(sql: str) -> str:
     return write(tree)
 
 
+@not_too_deep
 def literals_of(sql: str) -> list[str]:
     """The values that a question about `sql` has to mention, in their order and each once.
 
@@ -282,6 +302,7 @@ def _name_outputs(resolved: Resolved) -> None:
         for reference in resolved.references
         if isinstance(reference.column, Output) and reference.column.alias is not None
     }
+    tables = [source.table for scope in resolved.scopes for source in scope.sources if source.table is not None]
     number = 0
     for scope in resolved.scopes:
         for output in scope.outputs:
@@ -289,22 +310,40 @@ def _name_outputs(resolved: Resolved) -> None:
                 continue
             if id(output.alias) in wanted:
                 number += 1
+                while any(table.column(f"field{number}") for table in tables):
+                    number += 1
                 output.alias.set("alias", exp.to_identifier(f"field{number}"))
             else:
                 output.alias.replace(output.alias.this)
 
 
+class Numbers:
+    """The aliases that a statement invents: `city1`, `city2`, … without those that are `taken`."""
+
+    def __init__(self, taken: Iterable[str]) -> None:
+        self._taken = {name.lower() for name in taken}
+        self._last: Counter[str] = Counter()
+
+    def next(self, base: str) -> str:
+        """`base` with the next number."""
+        self._last[base] += 1
+        while f"{base}{self._last[base]}".lower() in self._taken:
+            self._last[base] += 1
+        name = f"{base}{self._last[base]}"
+        self._taken.add(name.lower())
+        return name
+
+
 def _name_sources(resolved: Resolved) -> None:
     hidden = _hidden(resolved)
-    taken: Counter[str] = Counter()
+    numbers = Numbers(_base(source) for scope in resolved.scopes for source in scope.sources)
     labels: dict[int, str] = {}
     for scope in resolved.scopes:
         names = Counter(_base(source) for source in scope.sources)
         for own in scope.sources:
             base = _base(own)
             numbered = base == "" or names[base] > 1 or id(own) in hidden
-            taken[base] += numbered
-            labels[id(own)] = f"{base or 'd'}{taken[base]}" if numbered else base
+            labels[id(own)] = numbers.next(base or "d") if numbered else base
             _rename(own, labels[id(own)], alias=numbered)
     for reference in resolved.references:
         source, node = reference.source, reference.node

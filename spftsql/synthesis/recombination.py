@@ -13,9 +13,10 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
-from sqlglot import exp
+from sqlglot import Dialect, TokenType, exp
 
 from spftsql.databases.schema import Schema
 from spftsql.linking.words import stems_of, words_of
@@ -32,6 +33,7 @@ from spftsql.synthesis.phrases import (
     schema_stems,
 )
 from spftsql.synthesis.scopes import Resolved
+from spftsql.synthesis.templates import take_apart
 
 EXECUTED_PER_PAIR = 1.4  # how many new pairs are executed for each one wanted: some results say nothing
 _FRUITLESS = 500  # draws in a row that give nothing new, after which there are no more
@@ -40,114 +42,195 @@ _COLUMN, _EXTREME = 0.3, 0.1  # shares of draws that change a column, or an extr
 _PER_STRUCTURE = 3  # pairs whose SQL differs in literals only
 _WORDS = 24  # of a question, at most
 _CHARACTERS = 400  # of a statement, at most
+_UNKNOWN = 0.5  # the weight of a template that nothing was asked about
+_HOLE = "z0hole0z"  # where a nested statement goes
+_LITERALS = {TokenType.STRING, TokenType.NUMBER}
 
 
 @dataclass(frozen=True)
 class Recombined:
-    """A new pair; `parents` are the ids of the labels that it was made from."""
+    """A new pair. `parents` are the ids of the labels that it was made from, `templates` those of their templates."""
 
     statement: Statement
     question: str
     parents: tuple[str, ...]
+    templates: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Pair:
-    """A pair with what can be changed in it."""
+    """A pair and what it is made of; what can be changed in it is looked for when it is drawn."""
 
-    db_id: str
+    schema: Schema
     question: str
-    tree: exp.Query  # canonical
-    sql: str
-    parents: tuple[str, ...]
-    openings: tuple[tuple[str, ColumnName], ...]  # a value that may give way, and the domain of its column
+    sql: str  # canonical
+    template: str
+    parents: Mapping[str, str]  # the labels that it was made from, with their templates
     asked: tuple[str, ColumnName] | None  # what it asks for as a phrase, and the domain of the column
-    columns: tuple[tuple[ColumnName, tuple[ColumnName, ...]], ...]  # a column said by name, and what may replace it
+
+    @cached_property
+    def resolved(self) -> Resolved:
+        return canonicalize(self.sql, self.schema)
+
+    @cached_property
+    def names(self) -> dict[int, ColumnName]:
+        return _names(self.resolved)
+
+    @cached_property
+    def openings(self) -> tuple[tuple[str, ColumnName], ...]:
+        """The values that may give way, each with the domain of its column."""
+        return tuple(_openings(self))
+
+    @cached_property
+    def columns(self) -> tuple[tuple[ColumnName, tuple[ColumnName, ...]], ...]:
+        """The columns that the question says by name, each with what may replace it."""
+        return tuple(_columns(self))
+
+    @cached_property
+    def holes(self) -> dict[str, str]:
+        """The SQL by the value that gives way, with `_HOLE` where another statement is to be nested."""
+        return {}
+
+
+class _Pairs:
+    """Pairs to draw from: all alike without `weights`, else each by its weight."""
+
+    def __init__(self, weights: Mapping[str, float] | None) -> None:
+        self._weights = weights
+        self._pairs: list[_Pair] = []
+        self._sums: list[float] = []
+        self._asking: dict[tuple[str, ColumnName], list[_Pair]] = {}
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def add(self, pair: _Pair) -> None:
+        self._pairs.append(pair)
+        self._sums.append((self._sums[-1] if self._sums else 0.0) + self._weight(pair))
+        if pair.asked is not None:
+            self._asking.setdefault((pair.schema.db_id, pair.asked[1]), []).append(pair)
+
+    def draw(self, rng: random.Random) -> _Pair:
+        if self._weights is None:
+            return rng.choice(self._pairs)
+        return rng.choices(self._pairs, cum_weights=self._sums)[0]
+
+    def asking(self, domain: ColumnName, other: _Pair, rng: random.Random) -> _Pair | None:
+        """One other than `other`, of its database, that asks for values of `domain`."""
+        found = [pair for pair in self._asking.get((other.schema.db_id, domain), ()) if pair is not other]
+        if not found:
+            return None
+        if self._weights is None:
+            return rng.choice(found)
+        return rng.choices(found, [self._weight(pair) for pair in found])[0]
+
+    def _weight(self, pair: _Pair) -> float:
+        """That of its template; where nothing is known of it, the mean of those that it was made from."""
+        weights = self._weights
+        if weights is None:
+            return 1.0
+        if pair.template in weights:
+            return weights[pair.template]
+        return sum(weights.get(template, _UNKNOWN) for template in pair.parents.values()) / len(pair.parents)
 
 
 def recombine(
-    labels: Sequence[Example], schemas: Mapping[str, Schema], seed: int, exclude: Collection[str] = ()
+    labels: Sequence[Example],
+    schemas: Mapping[str, Schema],
+    seed: int,
+    exclude: Collection[str] = (),
+    weights: Mapping[str, float] | None = None,
 ) -> Iterator[Recombined]:
     """New pairs until nothing new is found; `exclude` is canonical SQL. The same for the same seed.
 
-    Nothing is executed here. Labels that are of another form than the changes need take no part.
+    Pairs are drawn by the `weights` of their templates, all alike without. Nothing is executed here. Labels that are
+    of another form than the changes need take no part.
     """
     rng = random.Random(f"recombine {seed}")
     nouns = {name: schema_stems(schema) for name, schema in schemas.items()}
-    labelled = [example for example in labels if example.db_id in schemas]
-    pairs = [pair for example in labelled if (pair := _label(example, schemas[example.db_id], nouns)) is not None]
-    grown: list[_Pair] = []
-    seen = {*exclude, *(pair.sql for pair in pairs)}
-    structures = Counter(_structure(pair.tree) for pair in pairs)
+    pairs, grown = _Pairs(weights), _Pairs(weights)
+    seen, tried = set(exclude), set[tuple[str, str]]()
+    structures = Counter[str]()
+    for label in labels:
+        pair = _label(label, schemas[label.db_id], nouns[label.db_id]) if label.db_id in schemas else None
+        if pair is not None:
+            pairs.add(pair)
+            seen.add(pair.sql)
+            structures[_structure(pair.sql)] += 1
     fruitless = 0
 
-    def drawn() -> list[_Pair]:
+    def drawn() -> _Pairs:
         return grown if grown and rng.random() < _DEEPER else pairs
 
     while pairs and fruitless < _FRUITLESS:
         fruitless += 1
-        first = rng.choice(drawn())
-        schema = schemas[first.db_id]
-        what = rng.random()
+        first = drawn().draw(rng)
+        schema, what = first.schema, rng.random()
         if what < _EXTREME:
-            changed = _other_extreme(first, schema)
+            changed = _other_extreme(first)
         elif what < _EXTREME + _COLUMN:
-            changed = _other_column(first, schema, rng)
+            changed = _other_column(first, rng)
         else:
-            changed = _nested(first, drawn(), nouns[first.db_id], rng)
-        if changed is None:
+            changed = _nested(first, drawn(), nouns[schema.db_id], rng)
+        if changed is None or (schema.db_id, changed[1]) in tried:
             continue
-        question, tree, parents = changed
-        pair = _pair(first.db_id, " ".join(question.split()), write(tree), parents, schema, nouns[first.db_id])
-        if pair is None or pair.sql in seen:
+        question, sql, parents = changed
+        tried.add((schema.db_id, sql))
+        try:
+            resolved = canonicalize(sql, schema)
+        except ValueError:
             continue
-        seen.add(pair.sql)
-        structure = _structure(pair.tree)
+        sql = write(resolved.tree)
+        if sql in seen:
+            continue
+        seen.add(sql)
+        question, structure = " ".join(question.split()), _structure(sql)
         structures[structure] += 1
-        long = len(pair.sql) > _CHARACTERS or len(pair.question.split()) > _WORDS
+        long = len(sql) > _CHARACTERS or len(question.split()) > _WORDS
         if long or structures[structure] > _PER_STRUCTURE:
             continue
         try:
-            text = in_dialect(pair.sql, schema)
+            text = in_dialect(sql, schema)
         except ValueError:
             continue
-        grown.append(pair)
+        pair = _pair(question, sql, resolved, schema, nouns[schema.db_id], parents)
+        grown.add(pair)
         fruitless = 0
-        identity = content_hash(pair.db_id, pair.sql)
-        yield Recombined(Statement(identity, pair.db_id, text, structure, "", seed), pair.question, pair.parents)
+        statement = Statement(content_hash(schema.db_id, sql), schema.db_id, text, pair.template, "", seed)
+        yield Recombined(statement, question, tuple(parents), tuple(dict.fromkeys(parents.values())))
 
 
-def _label(label: Example, schema: Schema, nouns: Mapping[str, frozenset[str]]) -> _Pair | None:
-    return _pair(label.db_id, label.question, label.sql, (label.id,), schema, nouns[label.db_id])
+def _label(label: Example, schema: Schema, nouns: frozenset[str]) -> _Pair | None:
+    """None where the SQL cannot be read."""
+    try:
+        resolved = canonicalize(label.sql, schema)
+    except ValueError:
+        return None
+    pair = _pair(label.question, write(resolved.tree), resolved, schema, nouns, {})
+    return replace(pair, parents={label.id: pair.template})
 
 
 def _pair(
-    db_id: str, question: str, sql: str, parents: tuple[str, ...], schema: Schema, nouns: frozenset[str]
-) -> _Pair | None:
-    """None where the SQL cannot be read."""
-    try:
-        resolved = canonicalize(sql, schema)
-    except ValueError:
-        return None
+    question: str, sql: str, resolved: Resolved, schema: Schema, nouns: frozenset[str], parents: Mapping[str, str]
+) -> _Pair:
+    """The pair of a statement, whose tree is taken apart."""
     phrase, domain = asked_phrase(question, nouns), _asked_domain(resolved, schema)
-    return _Pair(
-        db_id,
-        question,
-        resolved.tree,
-        write(resolved.tree),
-        tuple(dict.fromkeys(parents)),
-        tuple(_openings(resolved, question, schema)),
-        (phrase, domain) if phrase is not None and domain is not None else None,
-        tuple(_columns(resolved, question, schema)),
-    )
+    asked = (phrase, domain) if phrase is not None and domain is not None else None
+    return _Pair(schema, question, sql, _template(sql, resolved, schema), parents, asked)
 
 
-def _structure(tree: exp.Query) -> str:
-    """The id of a statement's structure: all but its literals."""
-    masked = tree.copy()
-    for literal in list(masked.find_all(exp.Literal)):
-        literal.replace(exp.Placeholder())
-    return content_hash(write(masked))
+def _template(sql: str, resolved: Resolved, schema: Schema) -> str:
+    """The id of a statement's template, which labels and filled statements may have too; of its structure without."""
+    try:
+        return take_apart(resolved, schema)[0].id
+    except ValueError:
+        return content_hash(_structure(sql))
+
+
+def _structure(sql: str) -> str:
+    """A statement without its literals."""
+    tokens = Dialect.get_or_raise("sqlite").tokenize(sql)
+    return "\0".join("?" if token.token_type in _LITERALS else token.text for token in tokens)
 
 
 def _names(resolved: Resolved) -> dict[int, ColumnName]:
@@ -168,11 +251,11 @@ def _asked_domain(resolved: Resolved, schema: Schema) -> ColumnName | None:
     return key_graph(schema).domain(name) if name is not None else None
 
 
-def _openings(resolved: Resolved, question: str, schema: Schema) -> Iterator[tuple[str, ColumnName]]:
+def _openings(pair: _Pair) -> Iterator[tuple[str, ColumnName]]:
     """Texts that the question says once and that the SQL only says columns of one domain are, or are not."""
-    graph, names = key_graph(schema), _names(resolved)
+    graph, names = key_graph(pair.schema), pair.names
     found: dict[str, set[ColumnName | None]] = {}
-    for literal in resolved.tree.find_all(exp.Literal):
+    for literal in pair.resolved.tree.find_all(exp.Literal):
         if not literal.is_string:
             continue
         parent = literal.parent
@@ -180,27 +263,27 @@ def _openings(resolved: Resolved, question: str, schema: Schema) -> Iterator[tup
         found.setdefault(str(literal.this), set()).add(graph.domain(name) if name is not None else None)
     for value, domains in found.items():
         (domain, *more) = domains
-        if domain is not None and not more and value and said_once(question, value) is not None:
+        if domain is not None and not more and value and said_once(pair.question, value) is not None:
             yield value, domain
 
 
-def _columns(resolved: Resolved, question: str, schema: Schema) -> Iterator[tuple[ColumnName, tuple[ColumnName, ...]]]:
+def _columns(pair: _Pair) -> Iterator[tuple[ColumnName, tuple[ColumnName, ...]]]:
     """Columns that are said by name and compared with no value, each with those of its table, kind and role.
 
     One that the question says as part of a longer name ("population density"), or that belongs together with another of
     the statement (the highest point is where the highest elevation is), stays.
     """
-    graph, names = key_graph(schema), _names(resolved)
+    graph, names, question = key_graph(pair.schema), pair.names, pair.question
     used = set(names.values())
     bound = {
         names.get(id(side))
-        for literal in resolved.tree.find_all(exp.Literal)
+        for literal in pair.resolved.tree.find_all(exp.Literal)
         if literal.parent is not None
         for side in literal.parent.args.values()
         if isinstance(side, exp.Column)
     }
     for name in sorted(used - bound):
-        table, place = schema.table(name[0]), name_said_once(question, name[1])
+        table, place = pair.schema.table(name[0]), name_said_once(question, name[1])
         column = table.column(name[1]) if table is not None else None
         if table is None or column is None or place is None or graph.role(name):
             continue
@@ -225,53 +308,53 @@ def _beside(question: str, place: tuple[int, int]) -> set[str]:
 
 
 def _nested(
-    outer: _Pair, others: Sequence[_Pair], nouns: Collection[str], rng: random.Random
-) -> tuple[str, exp.Query, tuple[str, ...]] | None:
+    outer: _Pair, others: _Pairs, nouns: Collection[str], rng: random.Random
+) -> tuple[str, str, Mapping[str, str]] | None:
     """A value of `outer` replaced by what one of the others asks for."""
     if not outer.openings:
         return None
     value, domain = rng.choice(outer.openings)
-    fitting = [
-        (pair, pair.asked[0])
-        for pair in others
-        if pair.asked is not None and pair.asked[1] == domain and pair.db_id == outer.db_id and pair is not outer
-    ]
-    place = said_once(outer.question, value)
-    if not fitting or place is None:
+    inner, place = others.asking(domain, outer, rng), said_once(outer.question, value)
+    if inner is None or inner.asked is None or place is None:
         return None
-    inner, phrase = rng.choice(fitting)
-    tree = outer.tree.copy()
+    if value not in outer.holes:
+        outer.holes[value] = _with_hole(outer.resolved.tree, value)
+    sql = outer.holes[value].replace(_HOLE, inner.sql)
+    return put_phrase(outer.question, place, inner.asked[0], nouns), sql, {**outer.parents, **inner.parents}
+
+
+def _with_hole(tree: exp.Query, value: str) -> str:
+    """The SQL of a tree in which columns are among those of a hole instead of equal to `value`."""
+    tree = tree.copy()
     for literal in list(tree.find_all(exp.Literal)):
         comparison = literal.parent
         if literal.is_string and literal.this == value and isinstance(comparison, exp.EQ | exp.NEQ):
-            inside = exp.In(this=comparison.this, query=exp.Subquery(this=inner.tree.copy()))
+            inside = exp.In(this=comparison.this, expressions=[exp.column(_HOLE)])
             comparison.replace(exp.Not(this=inside) if isinstance(comparison, exp.NEQ) else inside)
-    return put_phrase(outer.question, place, phrase, nouns), tree, (*outer.parents, *inner.parents)
+    return write(tree)
 
 
-def _other_column(pair: _Pair, schema: Schema, rng: random.Random) -> tuple[str, exp.Query, tuple[str, ...]] | None:
+def _other_column(pair: _Pair, rng: random.Random) -> tuple[str, str, Mapping[str, str]] | None:
     """A column of `pair`, and its name in the question, replaced by another."""
     if not pair.columns:
         return None
     old, others = rng.choice(pair.columns)
     new, place = rng.choice(others), name_said_once(pair.question, old[1])
     assert place is not None  # `_columns` found it
-    resolved = canonicalize(pair.sql, schema)
-    names = _names(resolved)
-    for node in list(resolved.tree.find_all(exp.Column)):
-        if names.get(id(node)) == old:
-            node.set("this", exp.to_identifier(new[1]))
+    tree = pair.resolved.tree.copy()
+    for node, twin in zip(pair.resolved.tree.find_all(exp.Column), list(tree.find_all(exp.Column)), strict=True):
+        if pair.names.get(id(node)) == old:
+            twin.set("this", exp.to_identifier(new[1]))
     question = pair.question[: place[0]] + " ".join(words_of(new[1])) + pair.question[place[1] :]
-    return question, resolved.tree, pair.parents
+    return question, write(tree), pair.parents
 
 
-def _other_extreme(pair: _Pair, schema: Schema) -> tuple[str, exp.Query, tuple[str, ...]] | None:
+def _other_extreme(pair: _Pair) -> tuple[str, str, Mapping[str, str]] | None:
     """The one extreme of `pair` turned round: MIN for MAX, or the other end of an order."""
-    apart = {word for _, name in _names(canonicalize(pair.sql, schema)).values() for word in stems_of(name)}
-    question = opposite_extreme(pair.question, apart)
+    question = opposite_extreme(pair.question, {word for _, name in pair.names.values() for word in stems_of(name)})
     if question is None:
         return None
-    tree = pair.tree.copy()
+    tree = pair.resolved.tree.copy()
     extremes = list(tree.find_all(exp.Max, exp.Min))
     ends = [order for order in tree.find_all(exp.Order) if order.parent is not None and order.parent.args.get("limit")]
     if extremes and not ends and len({node.sql() for node in extremes}) == 1:
@@ -282,4 +365,4 @@ def _other_extreme(pair: _Pair, schema: Schema) -> tuple[str, exp.Query, tuple[s
         ordered.set("desc", not ordered.args.get("desc"))
     else:
         return None
-    return question, tree, pair.parents
+    return question, write(tree), pair.parents

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
 from sqlglot import exp
 
-from spftsql.synthesis.canonical import parse, quoted, write
+from spftsql.synthesis.canonical import Numbers, parse, quoted, write
 from spftsql.synthesis.joins import KeyGraph
 from spftsql.synthesis.scopes import selects
 from spftsql.synthesis.templates import Bindings, Tables, Value
@@ -70,6 +69,7 @@ class Compiled:
     """A template ready to fill. `parents` gives the SELECT around each SELECT (-1 for none).
 
     `derived` marks the SELECTs over derived tables; `places` says whether tables are told apart by place (self-joins).
+    `aliases` are the names of derived tables, `outputs` those of result columns.
     """
 
     pieces: tuple[Piece, ...]
@@ -78,6 +78,8 @@ class Compiled:
     links: tuple[tuple[str, str], ...]
     scope_slots: tuple[tuple[str, ...], ...]
     places: bool
+    aliases: frozenset[str]
+    outputs: frozenset[str]
 
     @property
     def mentions(self) -> list[Mention]:
@@ -94,6 +96,8 @@ def compile_template(sql: str) -> Compiled:
     parents = tuple(_enclosing(select, numbers) for select in found)
     derived = tuple(select.args.get("from_") is not None for select in found)
     links = tuple(_links(tree))
+    aliases = frozenset(node.name.lower() for node in tree.find_all(exp.TableAlias))
+    outputs = frozenset(node.alias.lower() for node in tree.find_all(exp.Alias))
     special: list[Piece] = []
 
     def mark(piece: Piece) -> exp.Identifier:
@@ -133,14 +137,14 @@ def compile_template(sql: str) -> Compiled:
         for number in range(len(found))
     )
     places = any(mention.place is not None for mention in mentions)
-    return Compiled(tuple(p for p in pieces if p != ""), parents, derived, links, scope_slots, places)
+    return Compiled(tuple(p for p in pieces if p != ""), parents, derived, links, scope_slots, places, aliases, outputs)
 
 
 def render(compiled: Compiled, bindings: Bindings, graph: KeyGraph) -> str | None:
     """The SQL of a template with these bindings; None where its tables cannot be joined or do not fit its columns."""
     scopes = bindings.scopes
     labels = _labels(compiled, bindings)
-    if labels is None:
+    if labels is None or _collides(compiled, bindings, graph):
         return None
     out: list[str] = []
     for piece in compiled.pieces:
@@ -205,6 +209,17 @@ def _place(mention: Mention, bindings: Bindings) -> int:
     return bindings.scopes[mention.scope].tables.index(bindings.columns[mention.slot][0])
 
 
+def _collides(compiled: Compiled, bindings: Bindings, graph: KeyGraph) -> bool:
+    """Whether a table, or a column of one, has a name that the template gives to something else."""
+    if not compiled.aliases and not compiled.outputs:
+        return False
+    names = {name for scope in bindings.scopes for name in scope.tables}
+    if any(name.lower() in compiled.aliases for name in names):
+        return True
+    tables = filter(None, map(graph.schema.table, names)) if compiled.outputs else ()
+    return any(table.column(output) is not None for table in tables for output in compiled.outputs)
+
+
 def _labels(compiled: Compiled, bindings: Bindings) -> list[list[str]] | None:
     """The name of every table in its SELECT, by the rules of canonical SQL; None where a column has no table."""
     scopes = bindings.scopes
@@ -221,14 +236,13 @@ def _labels(compiled: Compiled, bindings: Bindings) -> list[list[str]] | None:
             if tables[place] in scopes[at].tables:
                 hidden.add((mention.scope, place))
             at = compiled.parents[at]
-    taken: Counter[str] = Counter()
+    numbers = Numbers((*compiled.aliases, *(table for scope in scopes for table in scope.tables)))
     labels = []
     for number, scope in enumerate(scopes):
         row = []
         for place, table in enumerate(scope.tables):
             if scope.tables.count(table) > 1 or (number, place) in hidden:
-                taken[table] += 1
-                row.append(quoted(f"{table}{taken[table]}"))
+                row.append(quoted(numbers.next(table)))
             else:
                 row.append(quoted(table))
         labels.append(row)

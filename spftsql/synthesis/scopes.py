@@ -6,7 +6,7 @@ of every column. Double-quoted names that resolve to nothing become string liter
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from sqlglot import exp
@@ -15,6 +15,8 @@ from spftsql.databases.schema import Schema, Table
 
 _ROW_IDS = {"rowid", "oid", "_rowid_"}
 _CLAUSES = ("expressions", "from_", "joins", "where", "group", "having", "windows", "order", "limit", "offset")
+_SELECT = ("with_", *_CLAUSES)
+_SET_OPERATION = ("with_", "this", "expression", "order", "limit", "offset")
 
 
 @dataclass(eq=False)
@@ -104,18 +106,27 @@ class Resolved:
 
 def selects(node: exp.Expr) -> Iterator[exp.Select]:
     """All SELECTs of a statement, each before those inside it, in one fixed order of clauses."""
+    found: list[exp.Select] = []
+    _add_selects(node, found)
+    return iter(found)
+
+
+def _add_selects(node: exp.Expr, found: list[exp.Select]) -> None:
+    args = node.args
+    order: Iterable[str] = args
     if isinstance(node, exp.Select):
-        yield node
-        order: Iterator[str] = iter(("with_", *_CLAUSES))
+        found.append(node)
+        order = _SELECT
     elif isinstance(node, exp.SetOperation):
-        order = iter(("with_", "this", "expression", "order", "limit", "offset"))
-    else:
-        order = iter(tuple(node.args))
+        order = _SET_OPERATION
     for key in order:
-        value = node.args.get(key)
-        for child in value if isinstance(value, list) else [value]:
-            if isinstance(child, exp.Expr):
-                yield from selects(child)
+        value = args.get(key)
+        if isinstance(value, exp.Expr):
+            _add_selects(value, found)
+        elif isinstance(value, list):
+            for child in value:
+                if isinstance(child, exp.Expr):
+                    _add_selects(child, found)
 
 
 def resolve(tree: exp.Query, schema: Schema) -> Resolved:

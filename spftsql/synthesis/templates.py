@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -20,7 +21,7 @@ from sqlglot import exp
 
 from spftsql.databases.schema import Schema
 from spftsql.records import Example, content_hash
-from spftsql.synthesis.canonical import canonicalize, conjuncts, write
+from spftsql.synthesis.canonical import canonicalize, conjuncts, not_too_deep, write
 from spftsql.synthesis.hardness import hardness
 from spftsql.synthesis.joins import ColumnName, Join, KeyGraph, KeyRole, key_graph
 from spftsql.synthesis.placeholders import mentions
@@ -66,6 +67,11 @@ class Bindings:
     scopes: tuple[Tables, ...]
     unsaid: frozenset[str] = frozenset()
 
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Equal for equal bindings, and hashable."""
+        return (self.db_id, frozenset(self.columns.items()), frozenset(self.values.items()), self.scopes, self.unsaid)
+
     def to_json(self) -> str:
         """Stable JSON, as it stands in `Statement.bindings`."""
         tree: dict[str, Any] = {slot: ".".join(column) for slot, column in self.columns.items()}
@@ -101,12 +107,20 @@ class Problem:
 
 def extract(sql: str, schema: Schema) -> tuple[Template, Bindings]:
     """The template of one statement, and what fills it. Raises `ValueError` with the reason where there is none."""
-    return _Extraction(canonicalize(sql, schema), schema).result()
+    return take_apart(canonicalize(sql, schema), schema)
+
+
+@not_too_deep
+def take_apart(resolved: Resolved, schema: Schema) -> tuple[Template, Bindings]:
+    """As `extract`, of a canonical statement whose tree is no longer needed."""
+    return _Extraction(resolved, schema).result()
 
 
 def extract_pool(examples: Sequence[Example], schemas: Mapping[str, Schema]) -> tuple[list[Template], list[Problem]]:
     """The templates of labelled examples, most frequent first, and the labels that gave none."""
     pool: dict[str, Template] = {}
+    counts: Counter[str] = Counter()
+    seen: dict[str, dict[tuple[object, ...], Bindings]] = {}
     problems = []
     for index, example in enumerate(examples):
         schema = schemas.get(example.db_id)
@@ -119,10 +133,11 @@ def extract_pool(examples: Sequence[Example], schemas: Mapping[str, Schema]) -> 
             continue
         unsaid = {slot for slot, value in bindings.values.items() if not mentions(example.question, str(value))}
         bindings = replace(bindings, unsaid=frozenset(unsaid))
-        known = pool.get(template.id, replace(template, count=0, bindings=()))
-        seen = known.bindings if bindings in known.bindings else (*known.bindings, bindings)
-        pool[template.id] = replace(known, count=known.count + 1, bindings=seen)
-    return sorted(pool.values(), key=lambda t: (-t.count, t.id)), problems
+        pool.setdefault(template.id, template)
+        counts[template.id] += 1
+        seen.setdefault(template.id, {}).setdefault(bindings.key, bindings)
+    found = [replace(t, count=counts[name], bindings=tuple(seen[name].values())) for name, t in pool.items()]
+    return sorted(found, key=lambda t: (-t.count, t.id)), problems
 
 
 class _Extraction:

@@ -6,6 +6,7 @@ import json
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,9 @@ from hypothesis import strategies as st
 from spftsql.databases.reflection import reflect
 from spftsql.databases.schema import Schema
 from spftsql.synthesis.canonical import canonical_sql, literals_of, mask_literals, spaced, unspaced
+from spftsql.synthesis.joins import key_graph
+from spftsql.synthesis.rendering import compile_template, render
+from spftsql.synthesis.templates import extract
 
 CASES = Path(__file__).parents[1] / "fixtures" / "templates"
 GEOGRAPHY = "geoquery/geography-db.added-in-2020.sqlite"
@@ -143,3 +147,63 @@ def test_masked_structure() -> None:
 )
 def test_literals_that_a_question_must_mention(sql: str, literals: list[str]) -> None:
     assert literals_of(sql) == literals
+
+
+TAKEN = """
+CREATE TABLE city (id INTEGER PRIMARY KEY, name TEXT, twin INT REFERENCES city (id), pop INT);
+CREATE TABLE city1 (id INTEGER PRIMARY KEY, city_id INT REFERENCES city (id), note TEXT);
+CREATE TABLE d1 (id INTEGER PRIMARY KEY, field1 INT, city_id INT REFERENCES city (id), v INT);
+"""
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT x.name, z.note FROM city x JOIN city y ON x.twin = y.id JOIN city1 z ON z.city_id = x.id",
+        "SELECT name FROM city WHERE pop > (SELECT AVG(pop) FROM city AS k WHERE k.twin IN "
+        "(SELECT city_id FROM city1 WHERE city1.id = city.id))",
+        "SELECT d1.v, t.n FROM d1 JOIN (SELECT city_id, COUNT(*) AS n FROM city1 GROUP BY city_id) AS t "
+        "ON t.city_id = d1.city_id",
+        "SELECT t.field1 FROM (SELECT field1, COUNT(*) AS n FROM d1 GROUP BY field1) AS t WHERE t.n > 3",
+        "SELECT field1, COUNT(*) AS n FROM d1 GROUP BY field1 ORDER BY n DESC",
+    ],
+)
+def test_invented_names_are_not_taken(sql: str, tmp_path: Path) -> None:
+    connection = sqlite3.connect(tmp_path / "taken.sqlite")
+    connection.executescript(TAKEN)
+    for i in range(1, 30):
+        connection.execute("INSERT INTO city VALUES (?, ?, ?, ?)", (i, f"c{i}", 30 - i, i * 10))
+        connection.execute("INSERT INTO city1 VALUES (?, ?, ?)", (i, 31 - i if i > 1 else 1, f"n{i % 5}"))
+        connection.execute("INSERT INTO d1 VALUES (?, ?, ?, ?)", (i, i % 4, i, i % 7))
+    connection.commit()
+    schema = reflect("taken", tmp_path / "taken.sqlite")
+    canonical = canonical_sql(sql, schema)
+    rows = Counter(connection.execute(sql).fetchall())
+    assert rows and Counter(connection.execute(canonical).fetchall()) == rows
+    assert canonical_sql(canonical, schema) == canonical
+    template, bindings = extract(sql, schema)
+    assert render(compile_template(template.sql), bindings, key_graph(schema)) == canonical
+
+
+def test_a_template_is_not_filled_with_names_that_it_gives_to_something_else(tmp_path: Path) -> None:
+    sqlite3.connect(tmp_path / "taken.sqlite").executescript(TAKEN)
+    schema = reflect("taken", tmp_path / "taken.sqlite")
+    inner = "SELECT {column}, COUNT(*) AS n FROM {table} GROUP BY {column}"
+    sql = f"SELECT t.{{column}} FROM ({inner}) AS t WHERE t.n > 3"
+    template, bindings = extract(sql.format(table="city", column="pop"), schema)
+    (slot,) = bindings.columns
+    compiled, graph = compile_template(template.sql), key_graph(schema)
+    assert render(compiled, bindings, graph) is not None
+    tables = tuple(replace(one, tables=tuple("d1" for _ in one.tables)) for one in bindings.scopes)
+    assert render(compiled, replace(bindings, columns={slot: ("d1", "v")}, scopes=tables), graph) is None
+
+
+def test_statements_of_thousands_of_parts_say_why_not(shop: tuple[sqlite3.Connection, Schema]) -> None:
+    count = 3_000
+    many = "SELECT name FROM customer WHERE " + " AND ".join(f"id <> {i}" for i in range(count))
+    union = " UNION ".join(["SELECT name FROM customer"] * count)
+    for sql in (many, union):
+        with pytest.raises(ValueError, match="nested too deeply"):
+            canonical_sql(sql, shop[1])
+        with pytest.raises(ValueError, match="nested too deeply"):
+            extract(sql, shop[1])

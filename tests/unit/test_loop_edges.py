@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -13,12 +15,16 @@ from spftsql.config import Config
 from spftsql.databases.schema import Column, Schema, Table
 from spftsql.errors import UserError
 from spftsql.recipes import validate
-from spftsql.records import Example, Sample, Statement, Verdict
-from spftsql.selfplay import vbi
-from spftsql.selfplay.candidates import Answer, Candidate
+from spftsql.records import Example, Sample, Statement, TrainRow, Verdict
+from spftsql.selfplay import run, vbi
+from spftsql.selfplay.candidates import Answer, Candidate, Exam, Training
 from spftsql.selfplay.lineage import Made, pair_files
+from spftsql.selfplay.players import Players
 from spftsql.selfplay.questions import Phrasing, Vote
+from spftsql.selfplay.recombined import label_templates
+from spftsql.selfplay.splits import SyntheticSets
 from spftsql.selfplay.stages import Stages
+from spftsql.synthesis.templates import Template
 
 SCHEMA = Schema(
     "shop", "sqlite", (Table("city", (Column("name", "text", "TEXT"), Column("state", "text", "TEXT")), 9),)
@@ -88,6 +94,25 @@ def test_leaks_are_dropped_where_that_is_wanted() -> None:
         vbi.without_leaks(there, 1, MADE[:1], HELD_OUT)
 
 
+@pytest.mark.parametrize(
+    ("sql", "leaks"),
+    [
+        (TEXAS, True),
+        ("SELECT state FROM city GROUP BY state HAVING COUNT(*) > 3", True),
+        ("SELECT name FROM city WHERE state IN (SELECT state FROM city)", True),
+        ("SELECT name FROM city ORDER BY state LIMIT 1", True),
+        ("SELECT COUNT(*) FROM city", False),  # the same by chance
+        ("SELECT state, COUNT(*) FROM city GROUP BY state", False),
+    ],
+)
+def test_the_same_sql_is_a_leak_where_it_says_something(sql: str, leaks: bool) -> None:
+    there, told = stages(config(leaks="drop"))
+    held = [Example("test-8", "shop", "which of them ?", sql.lower(), "label", "")]
+    left = vbi.without_leaks(there, 1, [made(0, "say the towns over there", sql), MADE[1]], held)
+    assert (left[0].reason == "leak: test-8") == leaks and left[1].pair is not None
+    assert [event["same_sql"] for event in told.events] == [True] * leaks
+
+
 def test_pairs_are_confirmed_by_answers_and_by_votes() -> None:
     votes = tuple(Vote("SELECT", status, "d", 1.0) for status in ("equal", "equal", "different"))
     voted = [Made(one.statement, one.verdict, "", (Phrasing("q", (), votes),), 0, one.pair) for one in MADE]
@@ -99,6 +124,87 @@ def test_pairs_are_confirmed_by_answers_and_by_votes() -> None:
     assert [pair.id for pair in vbi.confirmed(answers, MADE, 0.5)] == ["synthetic/1/9"]  # nobody voted
     assert [pair.id for pair in vbi.confirmed(answers, voted, 0.5)][1:] == ["synthetic/1/0", "synthetic/1/1"]
     assert [pair.id for pair in vbi.confirmed(answers, voted, 0.9)] == ["synthetic/1/9"]
+
+
+def answer(pair: Example, status: str, fault: str | None = None) -> Answer:
+    return Answer(pair, "vbi-1", "", "", Verdict("", "shop", status, "", 1.0, 1, False, "d", "sqlite", fault))
+
+
+def templates(*names: str) -> list[Template]:
+    return [Template(name, "SELECT col_text_1", (), 1, "easy") for name in names]
+
+
+def test_templates_of_what_failed_weigh_more() -> None:
+    pairs = {name: Example(name, "shop", "q", "s", "synthetic", name) for name in ("hard", "easy")}
+    answers = [answer(pairs["hard"], "different")] * 2 + [
+        answer(pairs["hard"], "error"),
+        answer(pairs["easy"], "equal"),
+    ]
+    answers.append(answer(pairs["easy"], "error", "a fault of ours"))
+    weights = vbi.reweighted(templates("hard", "easy", "unasked"), answers, {})
+    assert weights == {"hard": 4 / 5, "easy": 1 / 3, "unasked": 1 / 2}
+
+
+def test_what_failed_counts_for_the_labels_that_a_pair_was_made_of() -> None:
+    """A nested structure has a template of its own, which no label has."""
+    pairs = [Example(f"p{number}", "shop", "q", "s", "synthetic", "nested") for number in range(3)]
+    origins = {"p0": ["outer", "inner"], "p1": ["outer", "nested"], "p2": ["inner"]}
+    answers = [answer(pair, status) for pair, status in zip(pairs, ("different", "error", "equal"), strict=True)]
+    weights = vbi.reweighted(templates("outer", "other"), answers, origins)
+    assert weights == {"outer": 3 / 4, "inner": 1 / 2, "nested": 3 / 5, "other": 1 / 2}
+
+
+def test_pairs_made_of_labels_are_known_by_the_templates_of_these() -> None:
+    bindings = json.dumps({"parents": ["label-1"], "templates": ["t1", "t2"]})
+    worded = replace(MADE[0], statement=replace(MADE[0].statement, bindings=bindings), worded=True)
+    assert label_templates([worded, MADE[1], worded.dropped("leak: test-7")]) == {"synthetic/1/0": ["t1", "t2"]}
+
+
+def test_the_next_round_follows_the_answers_of_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The question model learns from labels and from what was answered rightly; what failed weighs more."""
+    labels = [Example("label-1", "shop", "which towns?", TEXAS, "label", "l")]
+    drawn: list[Any] = []
+    trained: list[Training] = []
+
+    def with_recombined(*given: Any) -> list[Made]:
+        drawn.append(given[6])
+        return [replace(made(3 * len(drawn) + number, "q", TEXAS), reason="") for number in range(3)]
+
+    def debut(stages: Stages, players: Players, title: str, candidates: list[Candidate]) -> None:
+        played = players.exams["play"].questions
+        answers = [answer(pair, status) for pair, status in zip(played, ("equal", "different"), strict=True)]
+        players.answers[candidates[-1].name] = {"play": answers}
+
+    def train(title: str, trainings: list[Training]) -> list[Candidate]:
+        trained.extend(trainings)
+        return [Candidate(training.name, training.name, training.name) for training in trainings]
+
+    def row(example: Example) -> TrainRow:
+        return TrainRow(example.id, "shop", "p", "c", None, None, example.source)
+
+    def split_pairs(pairs: list[Example], *_: Any) -> SyntheticSets:
+        return SyntheticSets(tuple(pairs[:1]), tuple(pairs[1:]), (), frozenset("h"), frozenset())
+
+    monkeypatch.setattr(run, "template_pool", lambda *_: templates("t", "u"))
+    monkeypatch.setattr(run, "with_recombined", with_recombined)
+    monkeypatch.setattr(run, "label_templates", lambda _: {})
+    monkeypatch.setattr(run, "debut", debut)
+    monkeypatch.setattr(run, "write_pairs", lambda *_: None)
+    monkeypatch.setattr(vbi, "phrased", lambda stages, round_, made, *_: made)
+    monkeypatch.setattr(vbi, "question_row", lambda stages, example: row(example))
+    monkeypatch.setattr(run, "split_pairs", split_pairs)
+    there = config()
+    there = there.model_copy(update={"vbi": there.vbi.model_copy(update={"rounds": 2, "control": False})})
+    base = Candidate("base", "m", "m")
+    calls = {"train": train, "sql_row": row, "done_with": lambda _: None}
+    players = Players({"gate": Exam([]), "test": Exam([])}, [base], {})
+    run.vbi_rounds(stages(there, **calls)[0], base, labels, players, base)
+
+    by_name = {training.name: training for training in trained}
+    assert [training.name for training in trained] == ["vbi-1", "question-1", "vbi-2"]
+    assert [row.id for row in by_name["question-1"].rows] == ["label-1", "synthetic/1/4"]  # not the one that failed
+    assert by_name["question-1"].start == base
+    assert drawn == [None, {"t": 1 / 2, "u": 1 / 2}]  # one of two answers to `t` was right, none was given to `u`
 
 
 def test_files_of_pairs_come_by_round(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from contextlib import closing
 from itertools import islice
@@ -9,12 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from spftsql.config import DatabaseConfig
+from spftsql.config import DatabaseConfig, VbiConfig
 from spftsql.databases.catalogue import open_catalogue
 from spftsql.databases.schema import Schema
 from spftsql.records import Example
+from spftsql.selfplay.splits import split_pairs
+from spftsql.synthesis.canonical import mask_literals
 from spftsql.synthesis.phrases import asked_phrase, name_said_once, opposite_extreme, put_phrase, said_once
 from spftsql.synthesis.recombination import Recombined, recombine
+from spftsql.synthesis.templates import extract
 
 NOUNS = {"state", "river", "citi", "point"}
 DATABASE = """
@@ -114,9 +118,16 @@ def rivers(tmp_path: Path) -> tuple[Path, Schema]:
     return path, open_catalogue([DatabaseConfig(name="rivers", url=str(path))])["rivers"].schema
 
 
-def made(schema: Schema, seed: int = 0, without: frozenset[str] = frozenset()) -> list[Recombined]:
-    labels = [Example(question, "rivers", question, sql, "label", "") for question, sql in LABELS.items()]
-    return list(islice(recombine(labels, {"rivers": schema}, seed, without), 300))
+def made(
+    schema: Schema,
+    seed: int = 0,
+    without: frozenset[str] = frozenset(),
+    weights: dict[str, float] | None = None,
+    labels: dict[str, str] = LABELS,
+    most: int = 300,
+) -> list[Recombined]:
+    examples = [Example(question, "rivers", question, sql, "label", "") for question, sql in labels.items()]
+    return list(islice(recombine(examples, {"rivers": schema}, seed, without, weights), most))
 
 
 def test_pairs_are_right(rivers: tuple[Path, Schema]) -> None:
@@ -143,6 +154,71 @@ def test_new_the_same_for_a_seed_and_traced(rivers: tuple[Path, Schema]) -> None
     assert all(one.parents and set(one.parents) <= set(LABELS) for one in found)
     first = found[0].statement.sql
     assert first not in {one.statement.sql for one in made(schema, without=frozenset({first}))}
+
+
+def test_a_pair_has_the_template_of_its_statement(rivers: tuple[Path, Schema]) -> None:
+    _, schema = rivers
+    found = made(schema)
+    assert all(one.statement.template == extract(one.statement.sql, schema)[0].id for one in found)
+    pool = {question: extract(sql, schema)[0].id for question, sql in LABELS.items()}
+    templates = {one.question: one.statement.template for one in found}
+    assert templates["what state has the largest area"] == pool["what state has the largest population"]
+    assert all(set(one.templates) == {pool[parent] for parent in one.parents} for one in found)
+
+
+def test_statements_that_differ_in_literals_share_their_template(rivers: tuple[Path, Schema]) -> None:
+    labels = dict(list(LABELS.items())[:2]) | {
+        f"how long is the {name}": f"SELECT length FROM river WHERE traverse = '{name}'" for name in ("iowa", "ohio")
+    }
+    labels["what is the country of texas"] = "SELECT country FROM state WHERE state_name = 'texas'"
+    found: dict[str, set[str]] = {}
+    for one in made(rivers[1], labels=labels, seed=3):
+        found.setdefault(mask_literals(one.statement.sql), set()).add(one.statement.template)
+    assert found and all(len(templates) == 1 for templates in found.values())
+
+
+def test_a_pair_without_a_template_has_a_hash_of_its_structure(rivers: tuple[Path, Schema]) -> None:
+    sql = "SELECT rowid FROM state WHERE state_name = 'texas' AND area > {}"
+    labels = {f"what is the rowid of texas {n}": sql.format(n) for n in (1, 2)} | LABELS
+    plain = {one.statement.template for one in made(rivers[1])}
+    odd = [one for one in made(rivers[1], labels=labels) if "SELECT rowid" in one.statement.sql]
+    assert odd and not {one.statement.template for one in odd} & plain
+
+
+def test_labels_are_drawn_by_the_weights_of_their_templates(rivers: tuple[Path, Schema]) -> None:
+    _, schema = rivers
+    pool = {question: extract(sql, schema)[0].id for question, sql in LABELS.items()}
+    failed = "how many rivers does iowa have"
+
+    def share(weights: dict[str, float] | None) -> float:
+        """Of the first pairs, over seeds, those made of the label that failed."""
+        pairs = [one for seed in range(12) for one in made(schema, seed, weights=weights, most=8)]
+        return sum(failed in one.parents for one in pairs) / len(pairs)
+
+    weights = {template: 0.02 for template in pool.values()} | {pool[failed]: 0.98}
+    assert share(weights) > 2 * share(None)
+    assert share({}) == pytest.approx(share(None), abs=0.15)  # nothing is known of any
+    assert made(schema, weights=weights) == made(schema, weights=weights)
+
+
+def test_the_selection_set_of_recombined_pairs_has_templates_of_its_own(data_root: Path) -> None:
+    path = data_root / "geoquery/geography-db.added-in-2020.sqlite"
+    keys = tuple(f"{column} = state.state_name" for column in ("border_info.border", "river.traverse"))
+    schema = open_catalogue([DatabaseConfig(name="geo", url=str(path), foreign_keys=keys)])["geo"].schema
+    entries = json.loads((data_root / "geoquery/geography.json").read_text(encoding="utf-8"))[:40]
+    labels = []
+    for number, entry in enumerate(entries):
+        sentence, sql = entry["sentences"][0], entry["sql"][0]
+        question = sentence["text"]
+        for name, value in sentence["variables"].items():
+            question, sql = question.replace(name, value), sql.replace(name, value)
+        labels.append(Example(str(number), "geo", question, sql, "label", ""))
+    found = list(islice(recombine(labels, {"geo": schema}, 1), 260))
+    pairs = [Example(o.statement.id, "geo", o.question, o.statement.sql, "", o.statement.template) for o in found]
+    sets = split_pairs(pairs, VbiConfig(train_pairs=200, play_pairs=30, selection_pairs=15), 0)
+    assert (len(sets.train), len(sets.play), len(sets.selection)) == (200, 30, 15)
+    learned = {extract(pair.sql, schema)[0].id for pair in (*sets.train, *sets.play)}
+    assert not {extract(pair.sql, schema)[0].id for pair in sets.selection} & learned
 
 
 def test_labels_that_cannot_take_part() -> None:

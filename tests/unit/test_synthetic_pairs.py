@@ -93,6 +93,34 @@ def test_what_repeats_a_held_out_question_leaks() -> None:
     assert leaks("how big", "How big?") and not leaks("how big", "how long")
 
 
+@pytest.mark.parametrize(
+    ("question", "held"),
+    [
+        ("在东京有多少家公司在二零一零年成立了", "在东京有多少家公司在二零一零年成立"),
+        ("東京で一番大きい会社はどこですかね", "東京で一番大きい会社はどこですか"),
+        ("บริษัทใดใหญ่ที่สุดในกรุงเทพฯบ้าง", "บริษัทใดใหญ่ที่สุดในกรุงเทพฯ"),
+    ],
+)
+def test_questions_without_blanks_are_alike_by_their_characters(question: str, held: str) -> None:
+    assert leaks(question, held)
+    assert not leaks(question, held, sql="other")
+    assert not leaks(question, held[len(held) // 2 :])
+
+
+def test_the_same_telling_sql_leaks_in_whatever_words() -> None:
+    held = [pair(1, question="what is the capital of the smallest state", sql="s1"), pair(2, question="x", sql="s2")]
+    words = "name the town that governs the tiniest region"
+    found = [
+        pair(3, question=words, sql="s1"),
+        pair(4, question=words, sql="s3"),
+        pair(5, "zoo", question="y", sql="s1"),
+    ]
+    (leak,) = find_leaks(found, held, lambda example: example.sql, 0.8, lambda example: example.sql)
+    assert (leak.pair, leak.held_out, leak.same_sql, leak.overlap) == ("synthetic/1/3", "synthetic/1/1", True, 0.0)
+    assert leak.sentence().endswith("(the same SQL)")
+    assert not find_leaks(found, held, lambda example: example.sql, 0.8)
+
+
 def test_a_leak_names_what_it_is_most_like() -> None:
     held = [pair(1, question="name all of the rivers here"), pair(2, question="name all of the rivers there")]
     (leak,) = find_leaks([pair(0, question="name all of the rivers there")], held, lambda e: e.sql, 0.3)

@@ -17,7 +17,7 @@ from spftsql.records import Example
 from spftsql.synthesis.canonical import canonical_sql
 from spftsql.synthesis.joins import key_graph
 from spftsql.synthesis.rendering import compile_template, render
-from spftsql.synthesis.templates import extract, extract_pool
+from spftsql.synthesis.templates import Bindings, extract, extract_pool
 
 CASES = Path(__file__).parents[1] / "fixtures" / "templates"
 GEOGRAPHY_KEYS = [
@@ -158,6 +158,37 @@ def test_pool_counts_and_sets_aside(shop: Schema) -> None:
     ]
     assert [(problem.index, problem.example_id) for problem in problems] == [(3, "e3"), (5, "e5")]
     assert all(len(template.bindings) == 2 for template in pool)
+
+
+def test_a_label_too_deep_to_read_is_set_aside(shop: Schema) -> None:
+    deep = "SELECT name FROM customer WHERE " + " AND ".join(f"id <> {i}" for i in range(3_000))
+    labels = [
+        Example("deep", "shop", "?", deep, "label", ""),
+        Example("e", "shop", "?", "SELECT id FROM customer", "", ""),
+    ]
+    pool, problems = extract_pool(labels, {"shop": shop})
+    assert len(pool) == 1 and [(problem.example_id, problem.reason) for problem in problems] == [
+        ("deep", "nested too deeply")
+    ]
+
+
+def test_labels_of_one_structure_take_time_in_proportion(shop: Schema, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every binding is looked up, none compared with all the others."""
+    compared = 0
+    equal = Bindings.__eq__
+
+    def counted(one: Bindings, other: object) -> bool:
+        nonlocal compared
+        compared += 1
+        return equal(one, other)
+
+    monkeypatch.setattr(Bindings, "__eq__", counted)
+    labels = [
+        Example(str(n), "shop", "?", f"SELECT name FROM customer WHERE id > {n % 60}", "label", "") for n in range(80)
+    ]
+    (template,), _ = extract_pool(labels, {"shop": shop})
+    assert template.count == 80 and compared <= 80
+    assert [bindings.values["value_1"] for bindings in template.bindings] == list(range(60))
 
 
 def test_geoquery_coverage(data_root: Path) -> None:
