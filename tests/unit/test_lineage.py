@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,16 +10,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from spftsql.databases.catalogue import open_catalogue
-from spftsql.execution import LocalExecution
-from spftsql.progress import Reporter
-from spftsql.recipes import validate
 from spftsql.records import Example, PairRow, Statement, VerificationRequest, content_hash, read_records
-from spftsql.runs import Run
-from spftsql.selfplay.candidates import Candidate
 from spftsql.selfplay.lineage import Made, question_request, vote_request, write_pairs
 from spftsql.selfplay.questions import Phrasing, Vote
 from spftsql.selfplay.stages import Stages
+from tests.local_stages import local_stages, model_of
 
 ROUND = 1
 STATEMENTS = [Statement(str(n), "towns", f"SELECT name FROM town WHERE size > {n}", "t", "{}", 7) for n in range(3)]
@@ -28,37 +22,12 @@ STATEMENTS = [Statement(str(n), "towns", f"SELECT name FROM town WHERE size > {n
 
 @pytest.fixture
 def stages(tmp_path: Path, tiny_models: list[str]) -> Iterator[Stages]:
-    path = tmp_path / "towns.sqlite"
-    with sqlite3.connect(path) as connection:
-        connection.executescript("CREATE TABLE town (name TEXT, size INT); INSERT INTO town VALUES ('Ulm', 9)")
-    connection.close()
-    config = validate(
-        {
-            "name": "t",
-            "run_dir": str(tmp_path / "runs"),
-            "execution": "local",
-            "data": {"databases": [{"name": "towns", "url": str(path)}]},
-            "model": {"path": tiny_models[0], "dtype": "float32", "max_length": 400},
-            "generation": {"engine": "transformers", "max_tokens": 4},
-            "prompt": {"max_schema_tokens": 64},
-        },
-        "test",
-    )
-    catalogue = open_catalogue(config.data.databases)
-    run = Run(config)
-    sources = {name: database.source for name, database in catalogue.items()}
-    there = Stages(config, run, LocalExecution(config, sources), catalogue, Reporter())
-    there.use_prompts(tiny_models[0])
-    yield there
-    run.close()
-
-
-def model(stages: Stages) -> Candidate:
-    return Candidate("m", str(stages.config.model.path), "m-key")
+    with local_stages(tmp_path, tiny_models[0]) as there:
+        yield there
 
 
 def ask(stages: Stages, title: str, prompts: dict[str, str]) -> None:
-    candidate = model(stages)
+    candidate = model_of(stages)
     requests = [stages.request(identity, "towns", text, candidate, 2, 0.7) for identity, text in prompts.items()]
     stages.generate(title, requests, [candidate])
 
@@ -79,7 +48,7 @@ def made_of(stages: Stages) -> list[Made]:
 
 
 def written(stages: Stages, made: Sequence[Made]) -> list[PairRow]:
-    write_pairs(stages, ROUND, made, {"synthetic/1/0": "train"}, model(stages), model(stages))
+    write_pairs(stages, ROUND, made, {"synthetic/1/0": "train"}, model_of(stages), model_of(stages))
     return read_records(stages.run.root / "pairs" / f"round-{ROUND}.parquet", PairRow)
 
 
