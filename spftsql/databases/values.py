@@ -21,7 +21,7 @@ _CAP = 5_000  # distinct values kept per column
 _COMBINATIONS = 32  # of columns whose rows are kept: there are too many for all
 _ROWS = 500  # kept of each
 _OPEN = 256  # databases
-_CONNECTED = 16  # of them on servers, which take 100 connections of all their users together by default
+_CONNECTED = 8  # of them on servers: docs/postgresql.md advises 20 connections for all that a run does there
 _LONGEST = 60  # characters of a value that a question could still mention
 
 
