@@ -234,8 +234,9 @@ def _condition(value: ValueMatch, dialect: str) -> str:
 
 
 def _load_tokenizer(model: str, chat_template: Path | None) -> PreTrainedTokenizerBase:
-    from spftsql.training.artefact import load_tokenizer
+    from spftsql.training.artefact import check_place, load_tokenizer
 
+    check_place(model)
     try:
         tokenizer: PreTrainedTokenizerBase = load_tokenizer(model)
     except (OSError, ValueError) as error:

@@ -2,7 +2,8 @@
 
 Every stage reads a Parquet dataset of one of these types and writes one of another. The types are frozen
 dataclasses; `write_records` and `read_records` convert them, with the Arrow schema derived from the annotations, so
-that a column cannot be missing or of another type without an error.
+that a column cannot be missing or of another type without an error. Files from before a column was there are read with
+its default, where the type gives one.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import types
 import typing
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -147,9 +148,13 @@ class TrainRow:
 class PairRow:
     """A synthetic statement and what became of it: kept in one of the sets (`part`), or dropped for `reason`.
 
-    Hashes say what it was made from: `database` the content, `prompt` the prompt builder, `question_model` and `voter`
-    the checkpoints. `candidates` is JSON: for each question its text, the values that it does not say, its agreement,
-    and its votes (SQL, status, milliseconds). `confidence` is the agreement of the chosen one.
+    Hashes say what it was made from: `database` the content, `question_prompt` the text that asked for its questions,
+    `prompt_builder` wording and settings of all prompts, `question_model` and `voter` the checkpoints. `sql_engine` is
+    the engine that executed the SQL, with its version. `candidates` is JSON: for each question its text, the values
+    that it does not say, its agreement, and its votes (SQL, status, milliseconds). `confidence` is the agreement of the
+    chosen one. `sql_ms` and `votes_ms` are what the database took for the SQL and for that of all votes,
+    `questions_written_ms` and `votes_written_ms` how long engines had the requests for the questions and for the votes,
+    which they answer beside others. What is None is not known, or was not asked.
     """
 
     id: str
@@ -163,7 +168,6 @@ class PairRow:
     sql_status: str
     sql_rows: int
     sql_ms: float
-    prompt: str
     question_model: str | None
     question_seed: int | None
     voter: str | None
@@ -175,6 +179,11 @@ class PairRow:
     part: str  # train | play | selection, or empty
     kept: bool
     reason: str
+    sql_engine: str | None = None
+    prompt_builder: str | None = None
+    question_prompt: str | None = None
+    questions_written_ms: float | None = None
+    votes_written_ms: float | None = None
 
 
 Record = Example | Statement | GenerationRequest | Sample | VerificationRequest | Verdict | TrainRow | PairRow
@@ -206,8 +215,14 @@ def to_table(rows: Sequence[R], record: type[R]) -> pa.Table:
 
 
 def from_table(table: pa.Table, record: type[R]) -> list[R]:
-    """The rows of an Arrow table; raises `KeyError` when a column is missing."""
-    columns = [table.column(field.name).to_pylist() for field in fields(record)]
+    """The rows of an Arrow table; raises `KeyError` when a column without a default is missing."""
+    there = set(table.column_names)
+    columns = [
+        table.column(field.name).to_pylist()
+        if field.name in there or field.default is MISSING
+        else [field.default] * len(table)
+        for field in fields(record)
+    ]
     return [record(*row) for row in zip(*columns, strict=True)]
 
 

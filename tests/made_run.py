@@ -161,7 +161,7 @@ def _pair(number: int) -> PairRow:
         sql_status="ran",
         sql_rows=3,
         sql_ms=1.0,
-        prompt="p",
+        prompt_builder="p",
         question_model="q",
         question_seed=1,
         voter="v",

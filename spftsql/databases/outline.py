@@ -59,14 +59,17 @@ def outline(location: Location, query: Query) -> list[OutlineTable]:
 
 
 def _sqlite(path: Path) -> list[OutlineTable]:
+    """The tables, without those that hold the inside of virtual ones; the views where there is no table."""
     uri = f"{path.resolve().as_uri()}?mode=ro&immutable=1"
     engine = sa.create_engine("sqlite://", creator=lambda: sqlite3.connect(uri, uri=True), poolclass=sa.pool.NullPool)
     with engine.connect() as connection, warnings.catch_warnings():
         warnings.simplefilter("ignore", sa.exc.SAWarning)  # SQLite takes types such as INTEGER(11); so do we
         inspector = sa.inspect(connection)
-        names = [name for name in inspector.get_table_names() if not name.startswith("sqlite_")]
+        listed = connection.exec_driver_sql("PRAGMA main.table_list").fetchall()
+        inside = {name for _, name, kind, *_ in listed if kind == "shadow"}
+        names = [name for name in inspector.get_table_names() if not name.startswith("sqlite_") and name not in inside]
         tables = []
-        for name in names:
+        for name in names or inspector.get_view_names():
             columns = [OutlineColumn(info["name"], _type_name(info["type"])) for info in inspector.get_columns(name)]
             tables.append(_table(inspector, name, None, columns))
         return tables

@@ -16,6 +16,7 @@ from typing import Any
 from spftsql.errors import UserError
 from spftsql.sandbox.location import Location, locate
 
+SCANNED = 1_000_000  # rows of a server's table that are looked at
 Query = Callable[[str], Sequence[tuple[Any, ...]]]
 
 
@@ -41,6 +42,14 @@ def reader(database: str | Path | Location) -> Iterator[Query]:
 def quoted(name: str) -> str:
     """A name as any of the engines reads it, whatever it is made of."""
     return '"' + name.replace('"', '""') + '"'
+
+
+def rows_of(location: Location, table: str, columns: Sequence[str]) -> str:
+    """A table as the source of a SELECT over `columns`: of a server's table the first million rows alone."""
+    if location.engine != "postgresql":
+        return quoted(table)
+    names = ", ".join(quoted(column) for column in columns)  # the role may not be allowed to read all columns
+    return f"(SELECT {names} FROM {quoted(table)} LIMIT {SCANNED}) AS beginning"
 
 
 def plain(cell: Any) -> str | int | float | None:

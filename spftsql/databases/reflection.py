@@ -8,14 +8,13 @@ from datetime import date
 from pathlib import Path
 
 from spftsql.databases.outline import OutlineColumn, OutlineTable, outline
-from spftsql.databases.reading import Query, plain, quoted, reader
+from spftsql.databases.reading import SCANNED, Query, plain, quoted, reader, rows_of
 from spftsql.databases.schema import Column, ForeignKey, Kind, Schema, Table
 from spftsql.errors import UserError
 from spftsql.sandbox.location import Engine, Location, locate
 
 SAMPLES = 5
 _DIALECTS = {"sqlite": "sqlite", "duckdb": "duckdb", "postgresql": "postgres"}  # as sqlglot calls them
-_SCANNED = 1_000_000  # rows of a server's table that are looked at
 _DATE_PREFIX = 10  # characters of an ISO date
 _NUMBER = re.compile(r"INT|REAL|NUM|DEC|FLOA|DOUB")
 _OTHER = re.compile(
@@ -36,9 +35,10 @@ def reflect(db_id: str, database: str | Path | Location, foreign_keys: Sequence[
         try:
             outlines = outline(location, query)
             if not outlines:
-                which = " that its role may read, on its search path" if location.engine == "postgresql" else ""
+                server = location.engine == "postgresql"
+                which = " that its role may read, on its search path" if server else " and no views"
                 raise UserError(f"database {location} has no tables{which}")
-            tables = tuple(_table(query, location.engine, table) for table in outlines)
+            tables = tuple(_table(query, location, table) for table in outlines)
         except UserError:
             raise
         except Exception as error:  # each driver has its own classes
@@ -49,17 +49,14 @@ def reflect(db_id: str, database: str | Path | Location, foreign_keys: Sequence[
     return Schema(db_id, _DIALECTS[location.engine], tables, tuple(dict.fromkeys(keys)))
 
 
-def _table(query: Query, engine: Engine, table: OutlineTable) -> Table:
-    primary = {column.lower() for column in table.primary_key}
-    source = quoted(table.name)
-    if engine == "postgresql":  # by name, because the role may not be allowed to read all columns
-        names = ", ".join(quoted(column.name) for column in table.columns)
-        source = f"(SELECT {names} FROM {source} LIMIT {_SCANNED}) AS beginning"
+def _table(query: Query, location: Location, table: OutlineTable) -> Table:
+    engine, primary = location.engine, {column.lower() for column in table.primary_key}
+    source = rows_of(location, table.name, [column.name for column in table.columns])
     ((rows,),) = query(f"SELECT count(*) FROM {source}")
     columns = tuple(
         _column(query, engine, source, rows, column, column.name.lower() in primary) for column in table.columns
     )
-    if engine == "postgresql" and rows == _SCANNED:
+    if engine == "postgresql" and rows == SCANNED:
         rows = max(rows, table.estimated_rows or 0)
     return Table(table.name, columns, rows, table.comment)
 

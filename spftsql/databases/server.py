@@ -24,9 +24,11 @@ _WRITABLE = """
 def connect(location: Location) -> psycopg.Connection[tuple[object, ...]]:
     """A read-only connection on which every statement is a transaction of its own.
 
+    The first rows of a table are the same ones each time, whoever else reads it.
+
     Raises `UserError` when there is no such server, login or database.
     """
-    string = connection_string(location.address, {"default_transaction_read_only": "on"})
+    string = connection_string(location.address, {"default_transaction_read_only": "on", "synchronize_seqscans": "off"})
     try:
         return psycopg.connect(string, autocommit=True)
     except psycopg.Error as error:

@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
-from spftsql.databases.reading import plain, quoted, reader
+from spftsql.databases import reading
+from spftsql.databases.reading import Query, plain, quoted, reader, rows_of
 from spftsql.sandbox.location import Location, locate
 
 Value = str | int | float
@@ -19,17 +21,21 @@ _CAP = 5_000  # distinct values kept per column
 _COMBINATIONS = 32  # of columns whose rows are kept: there are too many for all
 _ROWS = 500  # kept of each
 _OPEN = 256  # databases
+_CONNECTED = 8  # of them on servers: docs/postgresql.md advises 20 connections for all that a run does there
 _LONGEST = 60  # characters of a value that a question could still mention
 
 
 class Values:
-    """Reads a database through one read-only connection. Not for use in several threads at once."""
+    """Reads a database through one read-only connection. Not for use in several threads at once.
+
+    Of a server's table beyond a million rows, values are those of the first million.
+    """
 
     def __init__(self, database: str | Path | Location) -> None:
         """Raises `UserError` when the database cannot be opened."""
         self._location = database if isinstance(database, Location) else locate(database)
         self._open = ExitStack()
-        self._query = self._open.enter_context(reader(self._location))
+        self._reader: Query | None = self._open.enter_context(reader(self._location))
         self._columns: dict[tuple[str, str], list[tuple[Value, int]]] = {}
         self._rows: OrderedDict[tuple[str, tuple[str, ...]], tuple[list[Row], list[float]]] = OrderedDict()
         self._shared: dict[tuple[tuple[str, str], ...], tuple[list[Value], list[float]]] = {}
@@ -37,9 +43,16 @@ class Values:
         self._members: dict[tuple[str, str], frozenset[Value]] = {}
         self._in_common: dict[tuple[tuple[str, str], tuple[str, str]], bool] = {}
         self._bounds: dict[tuple[str, str], tuple[Value, Value] | None] = {}
+        self._whole: dict[str, bool] = {}
+
+    @property
+    def on_server(self) -> bool:
+        """Whether the connection is one to a server."""
+        return self._location.engine == "postgresql"
 
     def close(self) -> None:
-        """Closes the connection; what was read stays known."""
+        """Closes the connection. What was read stays known, and what is asked beyond it opens another one."""
+        self._reader = None
         self._open.close()
 
     def column(self, table: str, column: str) -> list[tuple[Value, int]]:
@@ -91,12 +104,13 @@ class Values:
         return rounded if inside else value
 
     def holds(self, table: str, column: str, value: Value) -> bool | None:
-        """Whether a column has a value; None where it has more values than are kept, and this is none of them."""
+        """Whether a column has a value; None where it has values that are not known, and this is none of the others."""
         key = (table, column)
         if key not in self._members:
             self._members[key] = frozenset(value for value, _ in self.column(table, column))
-        found = value in self._members[key]
-        return found or (None if len(self._members[key]) >= _CAP else False)
+        if value in self._members[key]:
+            return True
+        return None if len(self._members[key]) >= _CAP or not self._is_whole(table) else False
 
     def in_common(self, one: tuple[str, str], other: tuple[str, str]) -> bool:
         """Whether two columns have a value in common, for all that can be told: not all values are kept."""
@@ -107,26 +121,46 @@ class Values:
         return self._in_common[key]
 
     def bounds(self, table: str, column: str) -> tuple[Value, Value] | None:
-        """The least and the greatest value of a column; None where it has numbers beside texts, or no value."""
+        """The least and the greatest value of a column, blobs apart.
+
+        None where it has numbers beside texts, no value, or rows that are not looked at.
+        """
         key = (table, column)
         if key not in self._bounds:
-            known = self.column(table, column)
-            values = [value for value, _ in known]
-            if len(known) >= _CAP:
+            values = [value for value, _ in self.column(table, column)]
+            if len(values) >= _CAP:
                 name = quoted(column)
-                cells = self._query(f"SELECT MIN({name}), MAX({name}) FROM {quoted(table)}")[0]
+                cells = self._query(f"SELECT MIN({name}), MAX({name}) {self._from(table, (column,))}")[0]
                 values = [value for value in map(plain, cells) if value is not None]
             texts = sum(isinstance(value, str) for value in values)
-            mixed = not values or 0 < texts < len(values)
-            self._bounds[key] = None if mixed else (min(values), max(values))
+            unknown = not values or 0 < texts < len(values) or not self._is_whole(table)
+            self._bounds[key] = None if unknown else (min(values), max(values))
         return self._bounds[key]
+
+    def _is_whole(self, table: str) -> bool:
+        """Whether all rows of a table are looked at."""
+        if not self.on_server:
+            return True
+        if table not in self._whole:
+            beyond = f"SELECT 1 FROM {quoted(table)} LIMIT 1 OFFSET {reading.SCANNED}"
+            self._whole[table] = not self._query(beyond)
+        return self._whole[table]
+
+    def _query(self, sql: str) -> Sequence[tuple[Any, ...]]:
+        if self._reader is None:
+            self._reader = self._open.enter_context(reader(self._location))
+        return self._reader(sql)
+
+    def _from(self, table: str, columns: tuple[str, ...]) -> str:
+        """FROM and WHERE of a query over the rows in which none of `columns` is NULL or a blob."""
+        kinds = "typeof({}) IN ('text', 'integer', 'real')" if self._location.engine == "sqlite" else "{} IS NOT NULL"
+        wanted = " AND ".join(kinds.format(quoted(column)) for column in columns)
+        return f"FROM {rows_of(self._location, table, columns)} WHERE {wanted}"
 
     def _read(self, table: str, columns: tuple[str, ...], most: int = _CAP) -> list[tuple[Row, int]]:
         names = ", ".join(quoted(column) for column in columns)
-        kinds = "typeof({}) IN ('text', 'integer', 'real')" if self._location.engine == "sqlite" else "{} IS NOT NULL"
-        wanted = " AND ".join(kinds.format(quoted(column)) for column in columns)
         query = (
-            f"SELECT {names}, COUNT(*) FROM {quoted(table)} WHERE {wanted} "
+            f"SELECT {names}, COUNT(*) {self._from(table, columns)} "
             f"GROUP BY {names} ORDER BY COUNT(*) DESC, {names} LIMIT {most}"
         )
         found = []
@@ -138,12 +172,16 @@ class Values:
 
 
 class OpenValues:
-    """The values of databases by their name, opened when they are asked for; only those used last stay open."""
+    """The values of databases by their name, opened when they are asked for; only those used last stay open.
+
+    Of those on servers few stay connected, and what was read of them is kept for longer.
+    """
 
     def __init__(self, databases: Mapping[str, str | Path | Location], most: int = _OPEN) -> None:
         """Opens nothing yet. `most` databases are open at once."""
         self._databases, self._most = databases, most
         self._open: OrderedDict[str, Values] = OrderedDict()
+        self._connected: OrderedDict[str, Values] = OrderedDict()
 
     def __getitem__(self, name: str) -> Values:
         """Raises `KeyError` for an unknown name, `UserError` for a database that cannot be opened."""
@@ -152,7 +190,13 @@ class OpenValues:
             if len(self._open) > self._most:
                 self._open.popitem(last=False)[1].close()
         self._open.move_to_end(name)
-        return self._open[name]
+        found = self._open[name]
+        if found.on_server:
+            self._connected[name] = found
+            self._connected.move_to_end(name)
+            if len(self._connected) > _CONNECTED:
+                self._connected.popitem(last=False)[1].close()
+        return found
 
     def close(self) -> None:
         """Closes all."""

@@ -147,7 +147,7 @@ def _complaint(url: str) -> str:
             return ""
         address = f"{Path(location.address).resolve().as_uri()}?mode=ro&immutable=1"
         with closing(sqlite3.connect(address, uri=True)) as connection:
-            row = connection.execute("SELECT count(*) FROM sqlite_master WHERE type = 'table'").fetchone()
+            row = connection.execute("SELECT count(*) FROM sqlite_master WHERE type IN ('table', 'view')").fetchone()
     except (UserError, sqlite3.DatabaseError) as error:
         return str(error)
-    return "" if row[0] else "has no tables"
+    return "" if row[0] else "has no tables and no views"

@@ -78,11 +78,11 @@ class UnitRun:
     def _ask(self, ids: Sequence[str], on_death: Callable[[EngineDied], None]) -> Generator[Stored, None, bool]:
         """One call of the engine; returns whether it failed. What was finished before is stored all the same."""
         part = _Part(self._engine)
-        given: dict[int, GenerationRequest] = {}  # what the engine has, by its place among what it was given
+        given: dict[int, _Given] = {}  # what the engine has, by its place among what it was given
         try:
             for done in self._engine.stream(self._noted(self._chosen(ids), given)):
-                request = given.pop(done.at)
-                part.add(done, request, again=self._failures[request.id] > 0)
+                mine = given.pop(done.at)
+                part.add(done, mine, again=self._failures[mine.request.id] > 0)
                 if part.requests >= self._part_rows or part.age() > _STORE_S:
                     yield self._store(part)
                     part = _Part(self._engine)
@@ -93,7 +93,7 @@ class UnitRun:
             if isinstance(error, EngineDied):
                 on_death(error)
             self._failed_calls += 1
-            self._failures.update(request.id for request in given.values())
+            self._failures.update(one.request.id for one in given.values())
             return True
         if part.requests:
             yield self._store(part)
@@ -103,9 +103,7 @@ class UnitRun:
         wanted = set(ids)
         return (request for request in self._work.read(self._unit) if request.id in wanted)
 
-    def _noted(
-        self, requests: Iterator[GenerationRequest], given: dict[int, GenerationRequest]
-    ) -> Iterator[GenerationRequest]:
+    def _noted(self, requests: Iterator[GenerationRequest], given: dict[int, _Given]) -> Iterator[GenerationRequest]:
         """The requests, each written down before the engine has it."""
         self._calls += 1
         at = 0
@@ -114,7 +112,7 @@ class UnitRun:
             with self._journal.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
             for request in some:
-                given[at] = request
+                given[at] = _Given(request, time.monotonic())
                 yield request
                 at += 1
 
@@ -143,6 +141,14 @@ class UnitRun:
         return Stored(name, len(rows))
 
 
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """A request that an engine has taken, and when, on `time.monotonic`."""
+
+    request: GenerationRequest
+    taken: float
+
+
 class _Part:
     """Samples that are not stored yet."""
 
@@ -153,21 +159,26 @@ class _Part:
         self._engine, self._loaded, self._stepped = engine, engine.loading_s, engine.steps
         self._prompt_tokens = self._again = 0
         self._cached: dict[str, int] = {}
+        self._seconds: dict[str, float] = {}
 
-    def add(self, done: Finished, request: GenerationRequest, again: bool) -> None:
+    def add(self, done: Finished, given: _Given, again: bool) -> None:
         """Takes in what the engine is done with; `again` says that an engine had been given it before."""
         self.samples += done.samples
         self.requests += 1
         self._again += again
         self._prompt_tokens += done.prompt_tokens
-        self._cached[request.id] = done.cached_tokens
+        self._cached[given.request.id] = done.cached_tokens
+        self._seconds[given.request.id] = round(time.monotonic() - given.taken, 3)
 
     def age(self) -> float:
         """Seconds since the part was begun, whatever the clock on the wall does meanwhile."""
         return time.monotonic() - self._start
 
     def lineage(self) -> dict[str, Any]:
-        """When it was made (seconds since 1970), how long a model was loaded meanwhile, and what the cache had."""
+        """When it was made (seconds since 1970), how long a model was loaded meanwhile, and what the cache had.
+
+        `seconds` is how long the engine had each request, beside others.
+        """
         tokens = sum(sample.tokens for sample in self.samples)
         return {
             "began": self._began,
@@ -176,6 +187,7 @@ class _Part:
             "steps": self._engine.steps - self._stepped,
             "prompt_tokens": self._prompt_tokens,
             "cached_tokens": self._cached,
+            "seconds": self._seconds,
             "tokens": tokens,
             "again": self._again,
         }

@@ -218,7 +218,7 @@ def open_work(source: Path, target: Path, config: Config, engines: int, before: 
 
 
 def read_lineage(file: Path, table: pa.Table | None = None) -> dict[str, Any]:
-    """What is noted in a part of samples: engine, times, prompt tokens, and those found in the cache by request."""
+    """What is noted in a part of samples: engine, times, prompt tokens, and by request seconds and cached tokens."""
     schema = pq.read_schema(file) if table is None else table.schema
     lineage: dict[str, Any] = json.loads((schema.metadata or {}).get(_LINEAGE, b"{}"))
     return lineage
@@ -230,6 +230,19 @@ def asked_again(samples: Path) -> int:
     With vLLM they were in another batch then, and may be answered otherwise than without the interruption.
     """
     return sum(int(read_lineage(file).get("again", 0)) for file in samples.glob("*.parquet"))
+
+
+def request_seconds(samples: Path) -> dict[str, float]:
+    """How long engines had each request of a stage's samples, by its id; those of which it is not noted are missing."""
+    return {id_: s for file in samples.glob("*.parquet") for id_, s in read_lineage(file).get("seconds", {}).items()}
+
+
+def prompt_hashes(requests: Path) -> dict[str, str]:
+    """Hashes of the prompts in a file of requests, by their ids."""
+    columns = (
+        table.to_pydict() for table in pq.ParquetFile(requests).iter_batches(_ROW_GROUP, columns=["id", "prompt"])
+    )
+    return {id_: content_hash(text) for one in columns for id_, text in zip(one["id"], one["prompt"], strict=True)}
 
 
 def _sound(file: Path, key: str) -> pa.Table:

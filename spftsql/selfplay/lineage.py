@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from spftsql.records import Example, PairRow, Statement, Verdict, write_records
 from spftsql.selfplay.candidates import Candidate
 from spftsql.selfplay.questions import Phrasing
 from spftsql.selfplay.stages import Stages
+
+_ROUND = re.compile(r"round-([0-9]+)\.parquet")
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,9 @@ class Made:
 
 
 def pair_files(run: Path) -> list[Path]:
-    """The files of a run's pairs, by round."""
-    return sorted((run / "pairs").glob("round-*.parquet"), key=lambda path: int(path.stem.partition("-")[2]))
+    """The files of a run's pairs, by round; others in their folder are passed over."""
+    named = ((_ROUND.fullmatch(path.name), path) for path in (run / "pairs").glob("round-*.parquet"))
+    return [path for _, path in sorted((int(found[1]), path) for found, path in named if found)]
 
 
 def write_pairs(
@@ -48,7 +52,8 @@ def write_pairs(
     voter: Candidate | None,
 ) -> None:
     """Writes the rows of a round; `parts` says which set a pair is in, by its id. One in none was not needed."""
-    rows = [_row(stages, round_, one, parts, question_model, voter) for one in made]
+    asked = _Asked(stages, round_)
+    rows = [_row(stages, round_, one, parts, question_model, voter, asked) for one in made]
     with disk_faults(stages.run.root):
         write_records(stages.run.root / "pairs" / f"round-{round_}.parquet", rows, PairRow)
 
@@ -60,11 +65,14 @@ def _row(
     parts: Mapping[str, str],
     question_model: Candidate,
     voter: Candidate | None,
+    generated: _Asked,
 ) -> PairRow:
     statement, verdict = made.statement, made.verdict
     chosen = made.phrasings[made.chosen] if made.chosen is not None else None
     part = parts.get(made.pair.id, "") if made.pair is not None else ""
-    asked = bool(made.phrasings) and not made.worded
+    request = question_request(round_, statement)
+    asked = request in generated.prompts
+    answered = [vote_request(request, number) for number, one in enumerate(made.phrasings) if one.votes]
     return PairRow(
         id=pair_id(round_, statement),
         round=round_,
@@ -77,9 +85,8 @@ def _row(
         sql_status=verdict.status,
         sql_rows=verdict.row_count,
         sql_ms=verdict.elapsed_ms,
-        prompt=stages.prompts.hash,
         question_model=question_model.key if asked else None,
-        question_seed=stages.seed_of(question_request(round_, statement)) if asked else None,
+        question_seed=stages.seed_of(request) if asked else None,
         voter=voter.key if voter is not None and any(p.votes for p in made.phrasings) else None,
         candidates=json.dumps([_candidate(phrasing) for phrasing in made.phrasings], ensure_ascii=False),
         question=chosen.text if chosen is not None else None,
@@ -89,7 +96,31 @@ def _row(
         part=part,
         kept=bool(part),
         reason=made.reason or ("" if part else "not needed"),
+        sql_engine=verdict.engine or None,
+        prompt_builder=stages.prompts.hash,
+        question_prompt=generated.prompts.get(request),
+        questions_written_ms=generated.ms([request]),
+        votes_written_ms=generated.ms(answered),
     )
+
+
+class _Asked:
+    """What the stages of a round's questions and votes have on disk about their requests."""
+
+    def __init__(self, stages: Stages, round_: int) -> None:
+        from spftsql.generation.work import prompt_hashes, request_seconds
+
+        questions, votes = (stages.generated(f"{what}-{round_}") for what in ("questions", "votes"))
+        self.prompts = {} if questions is None else prompt_hashes(questions / "requests.parquet")
+        self._seconds: dict[str, float] = {}
+        for folder in filter(None, (questions, votes)):
+            self._seconds |= request_seconds(folder / "samples")
+
+    def ms(self, requests: Sequence[str]) -> float | None:
+        """How long engines had these requests; None where there are none, or nobody has noted it."""
+        known = [self._seconds.get(request) for request in requests]
+        seconds = [one for one in known if one is not None]
+        return round(sum(seconds) * 1000, 3) if seconds and len(seconds) == len(known) else None
 
 
 def pair_id(round_: int, statement: Statement) -> str:
@@ -100,6 +131,11 @@ def pair_id(round_: int, statement: Statement) -> str:
 def question_request(round_: int, statement: Statement) -> str:
     """The id of the request for a statement's questions."""
     return f"round{round_}/{statement.id}"
+
+
+def vote_request(identity: str, number: int) -> str:
+    """The id of the request for the SQL of a candidate question; `identity` is that of the request for questions."""
+    return f"{identity}/{number}"
 
 
 def _candidate(phrasing: Phrasing) -> dict[str, object]:

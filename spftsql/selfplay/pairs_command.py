@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from spftsql.errors import UserError
+from spftsql.records import PairRow, arrow_schema
 from spftsql.selfplay.lineage import pair_files
 
 DEFAULT_COLUMNS = "round, part, reason, db_id, question, sql, confidence"
+_PAIRS = """
+    CREATE TABLE pairs AS SELECT * FROM columns UNION ALL BY NAME SELECT * FROM read_parquet(?, union_by_name = true)
+"""
 _LOCKED = (
     "SET memory_limit = '1GB'",
     "SET threads = 1",
@@ -42,7 +47,7 @@ def show_pairs(
     names, rows = query_pairs(run, where, columns, limit)
     if as_json:
         for row in rows:
-            print(json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False, default=str))
+            print(json.dumps(_json(dict(zip(names, row, strict=True))), ensure_ascii=False, default=str))
     elif as_csv:
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([names, *rows])
@@ -74,7 +79,9 @@ def query_pairs(
     grouped = f"SELECT {columns or DEFAULT_COLUMNS}\nFROM pairs\n{condition}\nGROUP BY ALL ORDER BY ALL LIMIT {limit}"
     with duckdb.connect(":memory:") as connection:
         try:
-            connection.read_parquet([str(file) for file in files]).create("pairs")
+            connection.register("columns", arrow_schema(PairRow).empty_table())  # an older file lacks some
+            connection.execute(_PAIRS, [[str(file) for file in files]])
+            connection.unregister("columns")
         except duckdb.Error as error:
             raise UserError(f"the pairs of {run} cannot be read: {_first_line(error)}; run the recipe again") from None
         for statement in _LOCKED:
@@ -102,6 +109,15 @@ def _select(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.DuckDBPyC
 
 def _first_line(error: Exception) -> str:
     return next(line.strip() for line in str(error).splitlines() if line.strip())
+
+
+def _json(value: Any) -> Any:
+    """A value as JSON has it: NaN and the infinities, which it does not know, are null; keys are texts."""
+    if isinstance(value, dict):
+        return {key if isinstance(key, str) else str(key): _json(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _cell(value: object) -> str:

@@ -17,7 +17,7 @@ from spftsql.generation.onward import examples_of
 from spftsql.linking.literals import filter_literals, unsaid
 from spftsql.prompts import PromptBuilder
 from spftsql.records import Example, GenerationRequest, Sample, Statement
-from spftsql.selfplay.lineage import pair_id, question_request
+from spftsql.selfplay.lineage import pair_id, question_request, vote_request
 from spftsql.selfplay.questions import Phrasing
 from spftsql.selfplay.stages import generation_request
 from spftsql.synthesis.placeholders import Hidden, hide_values, show_values
@@ -108,11 +108,6 @@ class RoundTrip:
             else:
                 phrasing = Phrasing(text, unsaid(text, statement.sql, dialect))
             yield text, replace(phrasing, asks=is_question(phrasing.text, statement.sql, values))
-
-
-def vote_request(identity: str, number: int) -> str:
-    """The id of the request for the SQL of a candidate question."""
-    return f"{identity}/{number}"
 
 
 def statements_by_request(round_: int, statements: Iterable[Statement]) -> dict[str, Statement]:

@@ -64,6 +64,7 @@ class Stages:
         self._part = ""
         self._started: set[str] = set()
         self._trained: dict[str, tuple[Stage, Training]] = {}  # by the path of the model
+        self._generated: dict[str, Path] = {}  # the folders of stages, by their names
 
     def for_fold(self, number: int) -> Stages:
         """The same for a loop that a fold of the labels asks: without what is there for the table alone.
@@ -213,6 +214,7 @@ class Stages:
                 )
 
         stage = self.run.stage(f"generate-{title}{self._part}", inputs, build, keep_partial=True)
+        self._generated[stage.name] = stage.path
         samples = sorted(read_records(stage.path / "samples", Sample), key=lambda s: (s.id, s.index))
         unanswered = [sample for sample in samples if sample.error is not None]
         if unanswered:
@@ -221,6 +223,10 @@ class Stages:
                 "unanswered", stage=f"generate-{title}{self._part}", requests=len(unanswered), reasons=dict(reasons)
             )
         return samples
+
+    def generated(self, title: str) -> Path | None:
+        """The folder with the requests and samples of a call of `generate`; None where there was none."""
+        return self._generated.get(f"generate-{title}{self._part}")
 
     def verify(
         self, title: str, requests: Sequence[VerificationRequest], early: Path | None = None

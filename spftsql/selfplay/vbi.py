@@ -21,9 +21,9 @@ from spftsql.linking.literals import filter_literals, says
 from spftsql.records import Example, TrainRow, Verdict, VerificationRequest
 from spftsql.selfplay.candidates import Answer, Candidate
 from spftsql.selfplay.leaks import find_leaks
-from spftsql.selfplay.lineage import Made, question_request
+from spftsql.selfplay.lineage import Made, question_request, vote_request
 from spftsql.selfplay.questions import Phrasing, Vote, choose
-from spftsql.selfplay.round_trip import RoundTrip, pair_of, statements_by_request, vote_request
+from spftsql.selfplay.round_trip import RoundTrip, pair_of, statements_by_request
 from spftsql.selfplay.stages import Stages
 from spftsql.synthesis.accepting import Tally, counts_of, judged
 from spftsql.synthesis.canonical import canonical_sql

@@ -47,6 +47,7 @@ def resolve_model(model: str | Path) -> Path:
 
     Raises `UserError` when there is neither.
     """
+    check_place(model)
     folder = Path(model)
     if folder.is_dir():
         return folder
@@ -58,6 +59,16 @@ def resolve_model(model: str | Path) -> Path:
     except (HFValidationError, OSError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"model {model} is no directory, and the Hub does not give it: {reason}") from None
+
+
+def check_place(model: str | Path) -> None:
+    """Raises `UserError` for a path, which no name on the Hub is, where there is no directory."""
+    text = str(model)
+    is_path = Path(text).is_absolute() or text.startswith((".", "~")) or text.count("/") > 1 or text.endswith("/")
+    if is_path and not Path(text).is_dir():
+        raise UserError(
+            f"model {text}: there is no such directory; give a model's directory, or its name on the Hub as OWNER/NAME"
+        )
 
 
 def named_base(folder: Path) -> str | None:

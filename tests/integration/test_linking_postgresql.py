@@ -59,4 +59,5 @@ def test_values_for_filling(shop: Database) -> None:
     assert values.column("Kunde", "owed") == [(3, 1), (12.5, 1)]
     assert values.column("Kunde", "since") == [("2020-02-29", 1)]
     assert values.column("Kunde", "raw") == values.column("Kunde", "facts") == []
+    assert values.bounds("Kunde", "owed") == (3, 12.5) and values.holds("Kunde", "owed", 4) is False
     assert values.draw_row(random.Random(0), "Kunde", ["user", "mood"]) == ("J. O'Hara", "rather gloomy")

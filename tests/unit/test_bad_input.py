@@ -136,6 +136,36 @@ def test_a_model_without_a_chat_template(
     assert (code, error) == (0, "")
 
 
+@pytest.mark.parametrize("path", ["/nonexist", "./nonexist", "../no/exist", "~/nonexist", "no/such/folder", "models/"])
+def test_a_model_directory_that_is_not_there(
+    path: str, tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    train = [{"db_id": "towns", "question": "which towns", "sql": "SELECT name FROM town"}]
+    written = recipe(tmp_path, database, train, model=f"{{path: {path}}}")
+    code, error = run("run", written, monkeypatch=monkeypatch, capsys=capsys)
+    said = f"spftsql: model {path}: there is no such directory; give a model's directory, or its name on the Hub"
+    assert code == 2 and error.strip().splitlines()[-1].startswith(said), error
+
+
+def test_a_model_to_train_that_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"id": "1", "db_id": "d", "prompt": "p", "chosen": "c", "source": "label"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    arguments = [
+        "finetune",
+        "--data",
+        str(tmp_path / "rows.jsonl"),
+        "--model",
+        "/nonexist",
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    code, error = run(*arguments, monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 2 and "/nonexist: there is no such directory" in error and "Repo id" not in error
+
+
 def test_a_port_in_use(
     database: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

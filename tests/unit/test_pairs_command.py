@@ -6,12 +6,14 @@ import csv
 import json
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
 from spftsql.cli import app
 from spftsql.errors import UserError
-from spftsql.records import PairRow, write_records
+from spftsql.records import PairRow, to_table, write_records
+from spftsql.reporting.stored import read_pairs
 from spftsql.selfplay.pairs_command import query_pairs
 
 
@@ -28,7 +30,7 @@ def row(number: int, round_: int, kept: bool) -> PairRow:
         sql_status="ran",
         sql_rows=1,
         sql_ms=0.5,
-        prompt="p",
+        prompt_builder="p",
         question_model="q",
         question_seed=3,
         voter=None,
@@ -40,7 +42,14 @@ def row(number: int, round_: int, kept: bool) -> PairRow:
         part="train" if kept else "",
         kept=kept,
         reason="" if kept else "empty",
+        sql_engine="sqlite 3.40.1",
+        question_prompt="5ca1ab1e",
+        questions_written_ms=120.5,
     )
+
+
+SINCE = ["sql_engine", "question_prompt", "questions_written_ms", "votes_written_ms"]
+NAMED_BEFORE = {"prompt_builder": "prompt"}
 
 
 @pytest.fixture
@@ -75,6 +84,57 @@ def test_an_aggregate_beside_columns_counts_by_them(run: Path) -> None:
     _, rows = query_pairs(run, None, "kept, count(*)", 100)
     assert rows == [(False, 3), (True, 12)]
     assert query_pairs(run, "NOT kept", "reason, count(*)", 100)[1] == [("empty", 3)]
+
+
+def old_file(path: Path, round_: int, rows: int = 1) -> None:
+    """A file as runs wrote it before a row named its own prompt, the engine, and what generation took."""
+    table = to_table([row(n, round_, True) for n in range(rows)], PairRow)
+    named = table.rename_columns([NAMED_BEFORE.get(name, name) for name in table.column_names])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(named.drop_columns(SINCE), path)
+
+
+def test_files_of_earlier_versions_are_read_beside_new_ones(run: Path, tmp_path: Path) -> None:
+    old_file(run / "pairs" / "round-3.parquet", 3)
+    wanted = "round, prompt_builder, question_prompt, questions_written_ms, votes_written_ms, sql_engine"
+    _, rows = query_pairs(run, "kept AND confidence = 0 AND round IN (2, 3)", wanted, 100)
+    assert rows == [(2, "p", "5ca1ab1e", 120.5, None, "sqlite 3.40.1"), (3, None, None, None, None, None)]
+    assert query_pairs(run, "round = 3", "prompt", 100)[1] == [("p",)]  # as that file calls the hash of the builder
+    assert [one.question_prompt for one in read_pairs(run) if one.id.endswith("/0")] == ["5ca1ab1e"] * 2 + [None] + [
+        "5ca1ab1e"
+    ]
+    old_file(tmp_path / "old" / "pairs" / "round-1.parquet", 1)
+    assert len(query_pairs(tmp_path / "old", "question_prompt IS NULL", "*", 100)[1]) == 1
+
+
+def test_what_is_no_file_of_a_round_is_passed_over(run: Path) -> None:
+    for name in ("round-x.parquet", "round-.parquet", "round-1 (copy).parquet", "round-²³.parquet"):
+        (run / "pairs" / name).write_bytes(b"not ours")
+    assert len(query_pairs(run, None, None, 100)[1]) == 15
+
+
+def test_json_has_null_for_what_is_no_number(run: Path) -> None:
+    columns = (
+        "id, 'nan'::DOUBLE AS a, [1.5, '-inf'::DOUBLE] AS b, {'x': 'inf'::FLOAT} AS c, MAP {DATE '2024-01-02': 1} AS d"
+    )
+    for line in invoke(run, "--columns", columns, "--json").splitlines():
+        found = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+        assert list(found.values())[1:] == [None, [1.5, None], {"x": None}, {"2024-01-02": 1}]
+
+
+def test_one_form_at_a_time_and_a_condition_of_blanks_is_none(run: Path) -> None:
+    result = CliRunner().invoke(app, ["pairs", str(run), "--json", "--csv"])
+    assert isinstance(result.exception, UserError) and "--json and --csv: choose one" in str(result.exception)
+    assert len(query_pairs(run, "  \n", None, 100)[1]) == 15
+    assert query_pairs(run, "round = 7", None, 100)[1] == []
+    assert "0 rows" in invoke(run, "--where", "round = 7")
+    assert "4 rows (--limit 4)" in invoke(run, "--limit", 4)
+
+
+def test_conditions_look_into_bindings_candidates_and_votes(run: Path) -> None:
+    assert len(query_pairs(run, "bindings->>'$.value_1' = 'Łódź' AND voter IS NULL", "id", 100)[1]) == 15
+    assert query_pairs(run, "reason = 'empty' AND NOT kept AND sql ILIKE 'select 4'", "count(*)", 5)[1] == [(3,)]
+    assert query_pairs(run, "sql_ms > 1 OR questions_written_ms > 121", "count(*)", 5)[1] == [(0,)]
 
 
 def test_table_json_and_csv(run: Path) -> None:

@@ -4,9 +4,11 @@ import asyncio
 import json
 import sqlite3
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import duckdb
 import pytest
 from transformers import AutoTokenizer
 
@@ -126,6 +128,35 @@ def test_training_generation_evaluation_and_serving_ask_the_same(
     prompts = [trained, *stages.asked, *backend.asked, evaluated]
     assert len(prompts) == (5 if evidence else 6) and set(prompts) == {trained}
     assert "guest.city = 'São Paulo'" in trained and ("other7" in trained) == (tokens > SMALL)
+
+
+def in_engine(hotel: Database, engine: str, folder: Path) -> Database:
+    """The same tables in a database of another engine; PostgreSQL by its schema alone."""
+    if engine == "duckdb":
+        path = folder / "hotel.duckdb"
+        with duckdb.connect(str(path)) as connection:
+            connection.execute("CREATE TABLE guest (id INTEGER PRIMARY KEY, city VARCHAR, kind VARCHAR)")
+            connection.execute("INSERT INTO guest VALUES (1, 'São Paulo', 'plain')")
+        return open_catalogue([DatabaseConfig(name="hotel", url=str(path))])["hotel"]
+    dialect = {"sqlite": "sqlite", "postgresql": "postgres"}[engine]
+    return replace(hotel, schema=replace(hotel.schema, dialect=dialect))
+
+
+@pytest.mark.parametrize(
+    ("engine", "dialect"), [("sqlite", "sqlite"), ("postgresql", "postgres"), ("duckdb", "duckdb")]
+)
+def test_prompts_name_the_dialect(
+    hotel: Database, tiny_models: list[str], tmp_path: Path, engine: str, dialect: str
+) -> None:
+    database, prompts = in_engine(hotel, engine, tmp_path), builder(tiny_models[0])
+    asks = f"\n\nWrite one {dialect} SELECT statement that answers the question below. "
+    assert asks in prompts.text_to_sql(database, QUESTION, EVIDENCE)
+    assert asks in prompts.text_to_sql_message(database, QUESTION)
+    assert asks in prompts.repair(database, QUESTION, "SELECT x", "no such column: x")
+    phrased = prompts.sql_to_text(database, "SELECT city FROM guest")
+    assert f"that the {dialect} statement below answers." in phrased
+    others = {"sqlite", "postgres", "duckdb"} - {dialect}
+    assert not any(other in prompt for other in others for prompt in (asks, phrased))
 
 
 def test_a_prompt_says_keys_kinds_comments_and_the_values_of_the_question(

@@ -157,6 +157,77 @@ def test_an_empty_database_says_so(tmp_path: Path) -> None:
         open_catalogue([DatabaseConfig(name="empty", url=str(tmp_path / "empty.sqlite"))])
 
 
+FULL_TEXT = """
+CREATE TABLE plain (id INTEGER PRIMARY KEY, note TEXT);
+INSERT INTO plain VALUES (1, 'x'), (2, 'y');
+CREATE VIRTUAL TABLE f USING fts5 (title, body);
+INSERT INTO f VALUES ('first', 'one two'), ('second', 'two three'), ('third', 'three four');
+CREATE VIRTUAL TABLE four USING fts4 (text);
+INSERT INTO four VALUES ('one'), ('two');
+CREATE VIRTUAL TABLE box USING rtree (id, low, high);
+INSERT INTO box VALUES (1, 0.0, 1.0);
+"""
+
+
+def test_the_insides_of_virtual_tables_are_no_tables(tmp_path: Path) -> None:
+    path = tmp_path / "texts.sqlite"
+    with sqlite3.connect(path) as connection:
+        connection.executescript(FULL_TEXT)
+    connection.close()
+    schema = reflect("texts", path)
+    columns = {table.name: [column.name for column in table.columns] for table in schema.tables}
+    assert columns == {"plain": ["id", "note"], "f": ["title", "body"], "four": ["text"], "box": ["id", "low", "high"]}
+    f = schema.table("f")
+    assert f is not None and f.rows == 3 and f.columns[0].samples == ("first", "second", "third")
+
+
+def test_a_table_named_like_the_insides_of_another_is_a_table(tmp_path: Path) -> None:
+    path = tmp_path / "texts.sqlite"
+    with sqlite3.connect(path) as connection:
+        connection.executescript("CREATE TABLE f (a); CREATE TABLE f_data (b); CREATE TABLE box_node (c)")
+    connection.close()
+    assert [table.name for table in reflect("texts", path).tables] == ["box_node", "f", "f_data"]
+
+
+VIEWS = """
+CREATE VIEW town AS SELECT column1 AS id, column2 AS name FROM (VALUES (1, 'Ulm'), (2, 'Bonn'), (3, 'Ulm'));
+CREATE VIEW large AS SELECT name FROM town WHERE id > 1;
+"""
+
+
+def test_of_a_database_of_views_alone_the_views_are_the_tables(tmp_path: Path) -> None:
+    path = tmp_path / "views.sqlite"
+    with sqlite3.connect(path) as connection:
+        connection.executescript(VIEWS)
+    connection.close()
+    database = open_catalogue([DatabaseConfig(name="views", url=str(path))])["views"]
+    assert [(table.name, table.rows, table.primary_key) for table in database.schema.tables] == [
+        ("large", 2, ()), ("town", 3, ()),
+    ]  # fmt: skip
+    town = database.schema.table("town")
+    assert town is not None
+    assert [(c.name, c.kind, c.samples) for c in town.columns] == [
+        ("id", "number", (1, 2, 3)), ("name", "text", ("Ulm", "Bonn")),
+    ]  # fmt: skip
+    assert database.schema.foreign_keys == ()
+
+
+def test_beside_tables_views_are_not_reflected(file: Path) -> None:
+    with sqlite3.connect(file) as connection:
+        connection.execute("CREATE VIEW large AS SELECT name FROM town")
+    connection.close()
+    assert {table.name for table in reflect("towns", file).tables} == {"town", "shop"}
+
+
+def test_a_view_over_what_is_gone_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "views.sqlite"
+    with sqlite3.connect(path) as connection:
+        connection.executescript("CREATE TABLE t (a); CREATE VIEW v AS SELECT a FROM t; DROP TABLE t")
+    connection.close()
+    with pytest.raises(UserError, match=r"^database .*views\.sqlite cannot be read: .*no such table: main\.t"):
+        reflect("views", path)
+
+
 def test_names_are_unique(file: Path) -> None:
     config = DatabaseConfig(name="towns", url=str(file))
     with pytest.raises(UserError, match="two databases"):

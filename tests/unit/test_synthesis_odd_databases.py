@@ -142,6 +142,32 @@ def test_empty_tables_beside_full_ones_are_left(tmp_path: Path) -> None:
     assert not any("hollow" in statement.sql for statement in found)
 
 
+def test_full_text_tables_are_written_about_and_their_insides_are_not(tmp_path: Path) -> None:
+    path = tmp_path / "odd.sqlite"
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE VIRTUAL TABLE f USING fts5 (title, body)")
+        connection.executemany("INSERT INTO f VALUES (?, ?)", [(f"t {i % 9}", f"body {i}") for i in range(40)])
+        connection.execute("CREATE TABLE words (id INTEGER PRIMARY KEY, word TEXT)")
+        connection.executemany("INSERT INTO words VALUES (?, ?)", [(i, f"w{i % 7}") for i in range(30)])
+    connection.close()
+    found, tally = made(path, reflect("odd", path), 80)
+    assert len(found) == 80 and not tally.dropped["error"], tally
+    read = {table.name for one in found for table in sqlglot.parse_one(one.sql).find_all(sqlglot.exp.Table)}
+    assert {"f", "words"} <= read and not any(name.startswith("f_") for name in read)
+
+
+def test_views_alone(tmp_path: Path) -> None:
+    path = tmp_path / "odd.sqlite"
+    rows = ", ".join(f"({i}, 'name {i % 7}', {i * 3})" for i in range(40))
+    with sqlite3.connect(path) as connection:
+        connection.execute(
+            f"CREATE VIEW v AS SELECT column1 AS nr, column2 AS name, column3 AS size FROM (VALUES {rows})"
+        )
+    connection.close()
+    found, tally = made(path, reflect("odd", path), 60)
+    assert len(found) == 60 and not tally.dropped["error"], tally
+
+
 @pytest.mark.long
 def test_two_thousand_columns(tmp_path: Path) -> None:
     path = tmp_path / "odd.sqlite"
