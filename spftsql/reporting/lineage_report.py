@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from spftsql.reporting.run_record import RunRecord
+from spftsql.reporting.run_record import RunRecord, right_and_known
 from spftsql.reporting.status import accuracy_text, count
 from spftsql.selfplay.candidates import NEAR_MISS
 
@@ -62,7 +62,7 @@ def model_card(record: RunRecord) -> list[tuple[str, str]]:
         return []
     mixes = record.mixes.get(result.served, {})
     measured = "; ".join(
-        f"{exam} {accuracy_text(mix)}, n {sum(mix.values())}" for exam, mix in mixes.items() if exam != "play"
+        f"{exam} {accuracy_text(mix)}, n {right_and_known(mix)[1]}" for exam, mix in mixes.items() if exam != "play"
     )
     card = [
         ("model", result.served),

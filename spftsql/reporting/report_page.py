@@ -21,16 +21,17 @@ from spftsql.reporting.cost import run_cost, stage_cost
 from spftsql.reporting.idle import HEADER as IDLE_HEADER
 from spftsql.reporting.idle import idle_line, idle_rows
 from spftsql.reporting.lineage_report import lineage_rows, made_from, model_card
-from spftsql.reporting.run_record import RunRecord, read_run
+from spftsql.reporting.run_record import RunRecord, read_run, right_and_known
 from spftsql.reporting.status import EXAMS, accuracy_text, cost_line, count, where
 from spftsql.reporting.stored import Answers, read_answers, read_curves, read_exams, read_pairs, read_play, spread
+from spftsql.selfplay.candidates import FAULT
 from spftsql.selfplay.quarantine import FILE as QUARANTINE
 from spftsql.selfplay.quarantine import read_contradictions
 
 MOST_CHANGES = 80
 MOST_PAIRS = 400
 _MOST_CELLS = 12
-_VERDICTS = ("equal", "different", "error", "timeout", "truncated", "unverifiable")
+_VERDICTS = ("equal", "different", "error", "timeout", "truncated", "unverifiable", FAULT)
 _CURVES = (
     ("loss", "Loss", "of every training, by step"),
     ("margin", "Margin", "of chosen over rejected answers, in nats, against the reference"),
@@ -53,7 +54,7 @@ def report_page(record: RunRecord) -> str:
     """The page. What a run has not got to yet is said to be missing."""
     exams = read_exams(record.root)
     answers = read_answers(record, exams)
-    exam = "test" if any(name == "test" for _, name in answers) else "selection"
+    exam = "test" if any(sum(mixes.get("test", {}).values()) for mixes in record.mixes.values()) else "selection"
     return render(
         "run.html",
         title=f"{record.root.name}: report of the run",
@@ -116,7 +117,7 @@ def _table(record: RunRecord) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
 
 
 def _estimate(mix: Mapping[str, int]) -> Estimate | None:
-    n, right = sum(mix.values()), mix.get("equal", 0)
+    right, n = right_and_known(mix)
     return Estimate(right / n, *wilson(right, n)) if n else None
 
 
@@ -154,7 +155,8 @@ def _hardness(record: RunRecord, answers: Answers, exam: str) -> tuple[tuple[str
 def _mix(record: RunRecord, exam: str) -> tuple[Markup, tuple[str, ...], list[tuple[str, ...]]]:
     mixes = [(name, found[exam]) for name, found in record.mixes.items() if exam in found]
     names = [verdict for verdict in _VERDICTS if any(verdict in mix for _, mix in mixes)]
-    ordered = [(name, {verdict: mix[verdict] for verdict in names if verdict in mix}) for name, mix in mixes]
+    known = [verdict for verdict in names if verdict != FAULT]  # a bar has the shares of what accuracy is of
+    ordered = [(name, {verdict: mix[verdict] for verdict in known if verdict in mix}) for name, mix in mixes]
     chart = shares_chart(f"verdicts on the {exam} questions by candidate", ordered) if mixes else Markup("")
     return chart, ("candidate", *names), [(name, *(str(mix.get(v, 0)) for v in names)) for name, mix in mixes]
 

@@ -20,6 +20,7 @@ import yaml
 from spftsql.config import Config
 from spftsql.errors import UserError
 from spftsql.recipes import validate
+from spftsql.selfplay.candidates import FAULT
 from spftsql.selfplay.table import Result
 from spftsql.usage import Use
 
@@ -142,6 +143,11 @@ def read_run(root: Path) -> RunRecord:
         now=now,
         uses=_uses(events),
     )
+
+
+def right_and_known(mix: Mapping[str, int]) -> tuple[int, int]:
+    """Right answers among counts of verdicts, and all that are known: a fault says nothing about the SQL."""
+    return mix.get("equal", 0), sum(count for verdict, count in mix.items() if verdict != FAULT)
 
 
 def read_lines(path: Path) -> tuple[Event, ...]:

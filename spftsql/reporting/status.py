@@ -15,7 +15,7 @@ from spftsql.evaluation.score_report import printable
 from spftsql.reporting.cost import run_cost
 from spftsql.reporting.disk import disk_use
 from spftsql.reporting.idle import idle_line, idle_text
-from spftsql.reporting.run_record import RunRecord, read_run
+from spftsql.reporting.run_record import RunRecord, read_run, right_and_known
 from spftsql.selfplay.quarantine import FILE as QUARANTINE
 from spftsql.selfplay.quarantine import read_contradictions
 
@@ -158,7 +158,7 @@ def render(record: RunRecord) -> RenderableType:
         table = Table(box=None, pad_edge=False, title=Text("candidates", style="bold"), title_justify="left")
         table.add_column("candidate")
         for exam in EXAMS:
-            sizes = {sum(mixes[exam].values()) for mixes in record.mixes.values() if exam in mixes}
+            sizes = {right_and_known(mixes[exam])[1] for mixes in record.mixes.values() if exam in mixes}
             table.add_column(f"{exam} (n {max(sizes)})" if sizes else exam)
         served = record.result.served if record.result else None
         for name, mixes in record.mixes.items():
@@ -189,9 +189,9 @@ def cost_line(record: RunRecord) -> str:
 
 def accuracy_text(mix: Mapping[str, int] | None) -> str:
     """Accuracy with its 95 % interval from counts of verdicts; empty without any."""
-    if not mix or not sum(mix.values()):
+    right, n = right_and_known(mix or {})
+    if not n:
         return ""
-    n, right = sum(mix.values()), mix.get("equal", 0)
     low, high = wilson(right, n)
     return f"{right / n:.3f} ({low:.3f}–{high:.3f})"
 
@@ -214,5 +214,5 @@ def _events(record: RunRecord, kind: str) -> list[dict[str, Any]]:
 
 
 def _accuracy_tree(mix: Mapping[str, int]) -> dict[str, Any]:
-    n, right = sum(mix.values()), mix.get("equal", 0)
+    right, n = right_and_known(mix)
     return {"n": n, "right": right, "accuracy": right / n if n else None, "interval": wilson(right, n), "verdicts": mix}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -9,6 +10,7 @@ from spftsql.config import Optimization
 from spftsql.records import Example, Mode, TrainRow, Verdict
 
 NEAR_MISS = "near-miss"  # who wrote an answer that no candidate wrote (see `near_misses.py`)
+FAULT = "fault"  # among verdicts: it is not known what the answer would have been
 TRIED_PER_NEAR_MISS = 4  # statements that are executed for each one wanted: some give what the gold gives
 
 
@@ -69,3 +71,8 @@ class Training:
 def accuracy(answers: Sequence[Answer]) -> float:
     """Execution accuracy over the answers that are known; 0 for none."""
     return sum(answer.correct for answer in answers) / max(sum(answer.known for answer in answers), 1)
+
+
+def verdict_mix(answers: Sequence[Answer]) -> dict[str, int]:
+    """How many answers have each verdict; those that are not known are under `FAULT`, whatever their verdict says."""
+    return dict(Counter(answer.verdict.status if answer.known else FAULT for answer in answers))

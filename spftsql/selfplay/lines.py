@@ -12,13 +12,12 @@ Every mode plays a line of its own: what one does is the same whichever others a
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from spftsql.records import Example, Mode
-from spftsql.selfplay.candidates import Answer, Candidate, Training, accuracy
+from spftsql.selfplay.candidates import Answer, Candidate, Training, accuracy, verdict_mix
 from spftsql.selfplay.guards import collapse, saturation
 from spftsql.selfplay.near_misses import near_misses
 from spftsql.selfplay.play import play_rows, replay_rows
@@ -140,7 +139,7 @@ def training_of(
         details={
             "iteration": iteration,
             "opponent": names,
-            "verdicts": dict(Counter(answer.verdict.status for answer in theirs)),
+            "verdicts": verdict_mix(theirs),
         },
     )
 
