@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from spftsql.reporting.idle import HEADER as IDLE_HEADER
 from spftsql.reporting.idle import idle_line, idle_rows
 from spftsql.reporting.lineage_report import lineage_rows, made_from, model_card
 from spftsql.reporting.run_record import RunRecord, read_run, right_and_known
-from spftsql.reporting.status import EXAMS, accuracy_text, cost_line, count, where
+from spftsql.reporting.status import EXAMS, accuracy_text, cost_line, count, sizes_of, where
 from spftsql.reporting.stored import Answers, read_answers, read_curves, read_exams, read_pairs, read_play, spread
 from spftsql.selfplay.candidates import FAULT
 from spftsql.selfplay.quarantine import FILE as QUARANTINE
@@ -32,6 +33,14 @@ MOST_CHANGES = 80
 MOST_PAIRS = 400
 _MOST_CELLS = 12
 _VERDICTS = ("equal", "different", "error", "timeout", "truncated", "unverifiable", FAULT)
+_NO_REASONS = (
+    "time",
+    "event",
+    "fold",
+    "round",
+    "drawn",
+    "accepted",
+)  # of `synthesized`: all else is one, with its count
 _CURVES = (
     ("loss", "Loss", "of every training, by step"),
     ("margin", "Margin", "of chosen over rejected answers, in nats, against the reference"),
@@ -75,11 +84,11 @@ def report_page(record: RunRecord) -> str:
         play=_play(record, exams),
         cost=_cost(record),
         planned=_planned(record),
-        decisions=[event for event in record.of("gate")],
-        sentences=[decision.sentence() for decision in record.result.decisions] if record.result else [],
-        synthetic=[decision.finding() for decision in record.result.synthetic] if record.result else [],
+        decisions=_decisions(record),
+        synthetic=[decision.finding() for decision in record.synthetic],
         contradicted=read_contradictions(record.root),
         events=list(_told(record)),
+        folds=[(fold, list(_told(record, fold))) for fold in record.folds],
         lineage=lineage_rows(record),
         made_from=made_from(record),
         card=model_card(record),
@@ -131,8 +140,9 @@ def _accuracy(record: RunRecord) -> tuple[Markup, tuple[str, ...], list[tuple[st
     chart = (
         estimates_chart("accuracy of every candidate with its 95 % interval", names, series) if series else Markup("")
     )
-    rows = [(name, *(accuracy_text(record.mixes[name].get(exam)) for exam in EXAMS)) for name in names]
-    return chart, ("candidate", *EXAMS), rows
+    sizes = sizes_of(record)
+    rows = [(n, *(accuracy_text(record.mixes[n].get(exam), sizes.get(exam)) for exam in EXAMS)) for n in names]
+    return chart, ("candidate", *(f"{exam} (n {sizes.get(exam, 0)})" for exam in EXAMS)), rows
 
 
 def _hardness(record: RunRecord, answers: Answers, exam: str) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -192,7 +202,7 @@ def _databases(record: RunRecord) -> dict[str, str]:
 
 
 def _pairs(record: RunRecord) -> dict[str, Any] | None:
-    rows = read_pairs(record.root)
+    rows = read_pairs(record)
     if not rows:
         return None
     kept, dropped = [row for row in rows if row.kept], [row for row in rows if not row.kept]
@@ -263,20 +273,31 @@ def _cost_cells(cost: Any) -> tuple[str, ...]:
     )
 
 
-def _told(record: RunRecord) -> Iterable[tuple[str, str]]:
-    """What the run says of its decisions beside the gate, in its order: (what, why)."""
-    for event in record.of("label-set-aside"):
+def _decisions(record: RunRecord) -> list[tuple[str, str]]:
+    """What the gate has decided: (outcome, sentence); without a gate, who is served instead."""
+    decided: list[tuple[str, str]] = [(decision.outcome, decision.sentence()) for decision in record.decisions]
+    return decided or [("", str(event.get("outcome", ""))) for event in record.of("gate")]
+
+
+def _told(record: RunRecord, fold: int | None = None) -> Iterable[tuple[str, str]]:
+    """What the run, or a fold's loop, says of its decisions beside the gate, in its order: (what, why)."""
+    of = partial(record.of, fold=fold)
+    for event in of("label-set-aside"):
         yield f"label {event.get('index')} of {event.get('set')} set aside", str(event.get("reason", ""))
-    for event in record.of("synthesized"):
-        yield f"round {event.get('round')}: {event.get('kept')} of {event.get('tried')} statements kept", _counts(event)
-    for event in record.of("phrased"):
+    for event in of("recombined"):
+        yield f"round {event.get('round')}: {event.get('kept')} recombined statements kept", _dropped(event)
+    for event in of("synthesized"):
+        drawn = f"{event.get('accepted')} of {event.get('drawn')} drawn statements accepted"
+        reasons = {name: number for name, number in event.items() if name not in _NO_REASONS}
+        yield f"round {event.get('round')}: {drawn}", _dropped({"dropped": reasons})
+    for event in of("phrased"):
         yield (
             f"round {event.get('round')}: {event.get('pairs')} pairs of {event.get('statements')} statements",
-            _counts(event),
+            _dropped(event),
         )
-    for event in record.of("leak"):
+    for event in of("leak"):
         yield f"round {event.get('round')}: pair {event.get('pair')} left out", f"too close to {event.get('held_out')}"
-    for event in record.of("play"):
+    for event in of("play"):
         yield (
             f"{event.get('mode')}, iteration {event.get('iteration')}: {event.get('main')} against "
             f"{event.get('opponent')}",
@@ -286,16 +307,16 @@ def _told(record: RunRecord) -> Iterable[tuple[str, str]]:
             + (_named(event.get("left_out")) or "none"),
         )
     for kind in ("saturated", "collapse", "skipped", "stopped"):
-        for event in record.of(kind):
+        for event in of(kind):
             yield f"{event.get('mode')}, iteration {event.get('iteration')}: {kind}", str(event.get("why", ""))
-    for event in record.of("contradicted"):
+    for event in of("contradicted"):
         what = f"{event.get('count')} of {event.get('of')} {event.get('exam')} golds are contradicted"
         yield what, f"most candidates agree on another result: {QUARANTINE}"
-    for event in record.of("unanswered"):
+    for event in of("unanswered"):
         yield f"{event.get('stage')}: {event.get('requests')} requests not answered", _named(event.get("reasons"))
 
 
-def _counts(event: Mapping[str, Any]) -> str:
+def _dropped(event: Mapping[str, Any]) -> str:
     named = _named(event.get("dropped"))
     return f"dropped: {named}" if named else ""
 

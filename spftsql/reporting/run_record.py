@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -21,12 +23,14 @@ from spftsql.config import Config
 from spftsql.errors import UserError
 from spftsql.recipes import validate
 from spftsql.selfplay.candidates import FAULT
+from spftsql.selfplay.gate import Decision
 from spftsql.selfplay.table import Result
 from spftsql.usage import Use
 
 StageState = Literal["built", "running", "interrupted"]
 HolderState = Literal["running", "elsewhere", "none"]
 Event = Mapping[str, Any]
+_OF_FOLD = re.compile(r"-fold-(\d+)$")
 _TAIL = 65_536  # bytes at the end of the metrics, enough for its last lines
 
 
@@ -61,6 +65,12 @@ class StageRecord:
     trained: int = 0  # tokens, over all steps
 
     @property
+    def fold(self) -> int | None:
+        """The fold of the labels that it is of; None for those of the run itself."""
+        found = _OF_FOLD.search(self.name)
+        return int(found[1]) if found else None
+
+    @property
     def kind(self) -> str:
         """`generate`, `verify`, `train` or `other`."""
         head = self.name.split("-")[0]
@@ -80,8 +90,9 @@ class Step:
 class RunRecord:
     """All of it. `config` and `result` are None where they are missing or of another version.
 
-    `mixes` counts verdicts by candidate and exam; `selection` is the accuracy that chooses main model and opponent;
-    `uses` say by stage how busy its workers were, for stages that were built and not kept.
+    `mixes` counts verdicts by candidate and exam; those of the gate are also of the folds' candidates of that name,
+    which answer their own labels. `selection` is the accuracy that chooses main model and opponent; `uses` say by stage
+    how busy its workers were, for stages that were built and not kept.
     """
 
     root: Path
@@ -107,9 +118,24 @@ class RunRecord:
         """The stage that is being built, or at which the run was cut off."""
         return next((stage for stage in reversed(self.stages) if stage.state != "built"), None)
 
-    def of(self, kind: str) -> list[Event]:
-        """The events of a kind that count for this run, in their order."""
-        return [event for event in _counting(self.events) if event["event"] == kind]
+    @property
+    def folds(self) -> list[int]:
+        """The folds of the labels for which the loop was played (`gate.folds`), as far as it has come."""
+        return sorted({event["fold"] for event in _counting(self.events) if event.get("fold") is not None})
+
+    @property
+    def decisions(self) -> list[Decision]:
+        """What the gate has decided so far."""
+        return list(self.result.decisions) if self.result else _decisions(self.of("gate"))
+
+    @property
+    def synthetic(self) -> list[Decision]:
+        """The same comparisons on the selection set, which decide nothing."""
+        return list(self.result.synthetic) if self.result else _decisions(self.of("gate-synthetic"))
+
+    def of(self, kind: str, fold: int | None = None) -> list[Event]:
+        """The events of a kind that count, in their order: those of the run itself, or of a fold."""
+        return [e for e in _counting(self.events) if e["event"] == kind and e.get("fold") == fold]
 
 
 def read_run(root: Path) -> RunRecord:
@@ -120,11 +146,6 @@ def read_run(root: Path) -> RunRecord:
     events = read_lines(root / "events.jsonl")
     holder = _holder(root, events)
     counting = _counting(events)
-    mixes: dict[str, dict[str, dict[str, int]]] = {}
-    for event in counting:
-        if event["event"] == "verdicts":
-            counts = {k: v for k, v in event.items() if k not in ("time", "event", "candidate", "exam")}
-            mixes.setdefault(event["candidate"], {})[event["exam"]] = counts
     trained = _trained_tokens(root)
     stages = tuple(_counted(stage, root, trained) for stage in _stages(events, holder, now))
     result = _result(root) if any(event["event"] == "finished" for event in counting) else None
@@ -135,8 +156,10 @@ def read_run(root: Path) -> RunRecord:
         events=events,
         holder=holder,
         stages=stages,
-        mixes=mixes,
-        selection={e["candidate"]: e["accuracy"] for e in counting if e["event"] == "selection"},
+        mixes=_mixes(counting),
+        selection={
+            e["candidate"]: e["accuracy"] for e in counting if e["event"] == "selection" and e.get("fold") is None
+        },
         result=result,
         step=_last_step(root, [s for s in stages if s.state == "running"]) if training else None,
         attempts=sum(event["event"] == "opened" for event in events),
@@ -175,6 +198,33 @@ def _counting(events: Sequence[Event]) -> list[Event]:
     return [
         event for event in (ours if done else events) if "event" in event and (done or event["event"] != "finished")
     ]
+
+
+def _mixes(events: Sequence[Event]) -> dict[str, dict[str, dict[str, int]]]:
+    """Counts of verdicts by candidate and exam, those of the folds added to the gate's."""
+    by_fold: dict[int | None, dict[str, dict[str, dict[str, int]]]] = {}
+    for event in events:
+        if event["event"] == "verdicts":
+            counts = {k: v for k, v in event.items() if k not in ("time", "event", "candidate", "exam", "fold")}
+            by_fold.setdefault(event.get("fold"), {}).setdefault(event["candidate"], {})[event["exam"]] = counts
+    found = by_fold.pop(None, {})
+    for candidate, exams in found.items():
+        gates = [of_fold[candidate].get("gate", {}) for of_fold in by_fold.values() if candidate in of_fold]
+        if gates:
+            exams["gate"] = dict(sum(map(Counter, gates), Counter(exams.get("gate", {}))))
+    return found
+
+
+def _decisions(events: Sequence[Event]) -> list[Decision]:
+    """What the gate's events say; an attempt that goes on says again what one before it has said."""
+    known = {item.name for item in fields(Decision)}
+    found = []
+    for event in events:
+        try:
+            found.append(Decision(**{name: value for name, value in event.items() if name in known}))
+        except TypeError:  # there is no gate, and the event says who is served instead
+            continue
+    return list(dict.fromkeys(found))
 
 
 def _holder(root: Path, events: Sequence[Event]) -> Holder:

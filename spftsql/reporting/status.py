@@ -157,16 +157,18 @@ def render(record: RunRecord) -> RenderableType:
     if record.mixes:
         table = Table(box=None, pad_edge=False, title=Text("candidates", style="bold"), title_justify="left")
         table.add_column("candidate")
+        sizes = sizes_of(record)
         for exam in EXAMS:
-            sizes = {right_and_known(mixes[exam])[1] for mixes in record.mixes.values() if exam in mixes}
-            table.add_column(f"{exam} (n {max(sizes)})" if sizes else exam)
+            table.add_column(f"{exam} (n {sizes[exam]})" if exam in sizes else exam)
         served = record.result.served if record.result else None
         for name, mixes in record.mixes.items():
             mark = " (served)" if name == served else ""
-            table.add_row(Text(printable(name + mark)), *(accuracy_text(mixes.get(exam)) for exam in EXAMS))
+            cells = (accuracy_text(mixes.get(exam), sizes.get(exam)) for exam in EXAMS)
+            table.add_row(Text(printable(name + mark)), *cells)
         parts += [Text(""), table]
-    if record.result is not None:
-        parts += [Text(""), *(Text(printable(sentence)) for sentence in record.result.sentences)]
+    said = record.result.sentences if record.result else [decision.sentence() for decision in record.decisions]
+    if said:
+        parts += [Text(""), *(Text(printable(sentence)) for sentence in said)]
     golds = Counter(one.exam for one in read_contradictions(record.root))
     if golds:
         named = ", ".join(f"{number} {exam}" for exam, number in golds.items())
@@ -187,13 +189,23 @@ def cost_line(record: RunRecord) -> str:
     )
 
 
-def accuracy_text(mix: Mapping[str, int] | None) -> str:
-    """Accuracy with its 95 % interval from counts of verdicts; empty without any."""
+def sizes_of(record: RunRecord) -> dict[str, int]:
+    """How many answers are known of each exam, of the candidate that has most."""
+    found: dict[str, int] = {}
+    for mixes in record.mixes.values():
+        for exam, mix in mixes.items():
+            found[exam] = max(found.get(exam, 0), right_and_known(mix)[1])
+    return found
+
+
+def accuracy_text(mix: Mapping[str, int] | None, usual: int | None = None) -> str:
+    """Accuracy with its 95 % interval from counts of verdicts, and n where it is not the `usual`; empty without any."""
     right, n = right_and_known(mix or {})
     if not n:
         return ""
     low, high = wilson(right, n)
-    return f"{right / n:.3f} ({low:.3f}–{high:.3f})"
+    other = f", n {n}" if usual is not None and n != usual else ""
+    return f"{right / n:.3f} ({low:.3f}–{high:.3f}{other})"
 
 
 def seconds(value: float) -> str:

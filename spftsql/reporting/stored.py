@@ -54,10 +54,10 @@ def read_exams(root: Path) -> dict[str, dict[str, Example]]:
 
 
 def read_answers(record: RunRecord, exams: Mapping[str, Mapping[str, Example]]) -> Answers:
-    """All verified answers whose questions are known."""
+    """All verified answers of the run's own candidates whose questions are known."""
     found: dict[tuple[str, str], list[StoredAnswer]] = {}
     for stage in record.stages:
-        if stage.kind != "verify" or stage.state != "built":
+        if stage.kind != "verify" or stage.state != "built" or stage.fold is not None:
             continue
         folder = record.root / "stages" / f"{stage.name}-{stage.key}"
         requests = read_records(folder / "requests.parquet", VerificationRequest)
@@ -77,17 +77,18 @@ def read_answers(record: RunRecord, exams: Mapping[str, Mapping[str, Example]]) 
     return found
 
 
-def read_pairs(root: Path) -> list[PairRow]:
-    """The synthetic statements of all rounds and what became of them."""
-    return [row for file in pair_files(root) for row in read_records(file, PairRow)]
+def read_pairs(record: RunRecord) -> list[PairRow]:
+    """The synthetic statements of all rounds and what became of them; what a fold has left there is not the run's."""
+    rounds = {event.get("round") for event in record.of("phrased")}
+    return [row for file in pair_files(record.root) for row in read_records(file, PairRow) if row.round in rounds]
 
 
 def read_play(record: RunRecord, exams: Mapping[str, Mapping[str, Example]]) -> list[PlayPair]:
-    """The pairs of all self-play trainings."""
+    """The pairs of all self-play trainings but those of folds."""
     pairs = []
     for stage in record.stages:
         folder = record.root / "stages" / f"{stage.name}-{stage.key}"
-        if not stage.name.startswith("train-play-") or stage.state != "built":
+        if not stage.name.startswith("train-play-") or stage.state != "built" or stage.fold is not None:
             continue
         for file in sorted(folder.glob("*.parquet")):
             for row in read_records(file, TrainRow):

@@ -95,7 +95,7 @@ class Stages:
                         self.request(identity, example.db_id, prompt, candidate, exam.samples, exam.temperature)
                     )
         with disk_faults(self.run.root):
-            for name, exam in exams.items():  # for who looks at the answers later
+            for name, exam in exams.items() if not self._part else ():  # for who looks at the run's answers later
                 write_records(self.run.root / "exams" / f"{name}.parquet", exam.questions, Example)
         examples = {identity: example for identity, (_, _, example) in asked.items()}
         drawn, checks, verdicts = self.verified(title, requests, candidates, examples)

@@ -1,4 +1,4 @@
-"""What engines failed with is no wrong SQL: in the events of a run, in `status`, on the report and in the model card."""
+"""What engines failed with is no wrong SQL: in a run's events, in `status`, on the report and in the model card."""
 
 from __future__ import annotations
 
