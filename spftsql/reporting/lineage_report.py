@@ -8,16 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from spftsql.config import Config, DataConfig
+from spftsql.reporting.damage import read_or_note
 from spftsql.reporting.run_record import RunRecord, right_and_known
 from spftsql.reporting.status import accuracy_text, count
 from spftsql.selfplay.candidates import NEAR_MISS
 
 
-def lineage_rows(record: RunRecord) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Every trained model: from which it started, in which mode, on which rows."""
+def lineage_rows(record: RunRecord, damaged: list[str] | None = None) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Every trained model: from which it started, in which mode, on which rows.
+
+    `damaged` gets a line about rows that cannot be read; without it that raises `UserError`.
+    """
     rows: list[tuple[str, ...]] = []
     for stage in record.stages:
-        folder = record.root / "stages" / f"{stage.name}-{stage.key}"
+        folder = stage.folder(record.root)
         if stage.kind != "train" or stage.state != "built":
             continue
         for data in sorted(folder.glob("*.parquet")):
@@ -28,7 +32,7 @@ def lineage_rows(record: RunRecord) -> tuple[tuple[str, ...], list[tuple[str, ..
                         data.stem if stage.fold is None else f"fold {stage.fold}: {data.stem}",
                         Path(str(manifest.get("base", ""))).name,
                         str(manifest.get("mode", "")),
-                        _sources(data),
+                        read_or_note(record.root, data, _sources, damaged) or "",
                         str(manifest.get("steps", "")),
                         f"{manifest['loss']:.4f}" if isinstance(manifest.get("loss"), float) else "",
                         f"{stage.name}-{stage.key}",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from spftsql.evaluation.metrics import wilson
 from spftsql.evaluation.score_report import Section
 from spftsql.evaluation.score_result import LEVELS
 from spftsql.pages import render
+from spftsql.records import PairRow
 from spftsql.reporting.changes import SAMPLE_ROWS, changes, shown_changes, with_rows
 from spftsql.reporting.charts import Estimate, estimates_chart, lines_chart, shares_chart
 from spftsql.reporting.cost import run_cost, stage_cost
@@ -24,7 +26,16 @@ from spftsql.reporting.idle import idle_line, idle_rows
 from spftsql.reporting.lineage_report import lineage_rows, made_from, model_card
 from spftsql.reporting.run_record import RunRecord, read_run, right_and_known
 from spftsql.reporting.status import EXAMS, accuracy_text, cost_line, count, sizes_of, where
-from spftsql.reporting.stored import Answers, read_answers, read_curves, read_exams, read_pairs, read_play, spread
+from spftsql.reporting.stored import (
+    Answers,
+    PlayPair,
+    read_answers,
+    read_curves,
+    read_exams,
+    read_pairs,
+    read_play,
+    spread,
+)
 from spftsql.selfplay.candidates import FAULT
 from spftsql.selfplay.quarantine import FILE as QUARANTINE
 from spftsql.selfplay.quarantine import read_contradictions
@@ -61,14 +72,17 @@ def run_report(root: Path, out: Path | None) -> Path:
 
 def report_page(record: RunRecord) -> str:
     """The page. What a run has not got to yet is said to be missing."""
-    exams = read_exams(record.root)
-    answers = read_answers(record, exams)
+    damaged = list(record.damaged)
+    exams = read_exams(record.root, damaged)
+    answers = read_answers(record, exams, damaged)
+    pairs, play = _pairs(read_pairs(record, damaged)), _play(read_play(record, exams, damaged))
+    lineage = lineage_rows(record, damaged)
     exam = "test" if any(sum(mixes.get("test", {}).values()) for mixes in record.mixes.values()) else "selection"
     return render(
         "run.html",
         title=f"{record.root.name}: report of the run",
         where=where(record),
-        missing=list(_missing(record, answers)),
+        missing=[*_missing(record, answers), *damaged],
         table=_table(record),
         accuracy=_accuracy(record),
         hardness=_hardness(record, answers, exam),
@@ -80,8 +94,8 @@ def report_page(record: RunRecord) -> str:
             if (curves := read_curves(record.root, key))
         ],
         changes=_changes(record, answers, exam),
-        pairs=_pairs(record),
-        play=_play(record, exams),
+        pairs=pairs,
+        play=play,
         cost=_cost(record),
         planned=_planned(record),
         decisions=_decisions(record),
@@ -89,7 +103,7 @@ def report_page(record: RunRecord) -> str:
         contradicted=read_contradictions(record.root),
         events=list(_told(record)),
         folds=[(fold, list(_told(record, fold))) for fold in record.folds],
-        lineage=lineage_rows(record),
+        lineage=lineage,
         made_from=made_from(record),
         card=model_card(record),
         most_rows=SAMPLE_ROWS,
@@ -153,10 +167,8 @@ def _hardness(record: RunRecord, answers: Answers, exam: str) -> tuple[tuple[str
         group = answers.get((candidate, exam), ())
         cells = []
         for level in ordered:
-            of_level = [answer.right for answer in group if answer.example.hardness == level]
-            low, high = wilson(sum(of_level), len(of_level))
-            share = f"{sum(of_level) / len(of_level):.3f} ({low:.3f}–{high:.3f}, n {len(of_level)})"
-            cells.append(share if of_level else "")
+            mix = Counter(answer.status for answer in group if answer.example.hardness == level)
+            cells.append(accuracy_text(mix, usual=0))
         if group:
             rows.append((candidate, *cells))
     return ("candidate", *ordered), rows
@@ -201,8 +213,7 @@ def _databases(record: RunRecord) -> dict[str, str]:
     return {name: config.url for name, config in found.items()} | {d.name: d.url for d in data.databases}
 
 
-def _pairs(record: RunRecord) -> dict[str, Any] | None:
-    rows = read_pairs(record)
+def _pairs(rows: Sequence[PairRow]) -> dict[str, Any] | None:
     if not rows:
         return None
     kept, dropped = [row for row in rows if row.kept], [row for row in rows if not row.kept]
@@ -227,8 +238,7 @@ def _pairs(record: RunRecord) -> dict[str, Any] | None:
     }
 
 
-def _play(record: RunRecord, exams: Mapping[str, Any]) -> dict[str, Any] | None:
-    rows = read_play(record, exams)
+def _play(rows: Sequence[PlayPair]) -> dict[str, Any] | None:
     if not rows:
         return None
     shown = spread(rows, MOST_PAIRS)

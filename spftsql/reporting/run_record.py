@@ -12,16 +12,15 @@ import re
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from spftsql.config import Config
 from spftsql.errors import UserError
-from spftsql.recipes import validate
+from spftsql.recipes import recipe_of_run
+from spftsql.reporting.damage import gone, parquet_files, read_or_note
 from spftsql.selfplay.candidates import FAULT
 from spftsql.selfplay.gate import Decision
 from spftsql.selfplay.table import Result
@@ -70,6 +69,10 @@ class StageRecord:
         found = _OF_FOLD.search(self.name)
         return int(found[1]) if found else None
 
+    def folder(self, root: Path) -> Path:
+        """Where its files are when it is built."""
+        return root / "stages" / f"{self.name}-{self.key}"
+
     @property
     def kind(self) -> str:
         """`generate`, `verify`, `train` or `other`."""
@@ -92,7 +95,7 @@ class RunRecord:
 
     `mixes` counts verdicts by candidate and exam; those of the gate are also of the folds' candidates of that name,
     which answer their own labels. `selection` is the accuracy that chooses main model and opponent; `uses` say by stage
-    how busy its workers were, for stages that were built and not kept.
+    how busy its workers were, for stages that were built and not kept. `damaged` are lines about what cannot be read.
     """
 
     root: Path
@@ -107,6 +110,7 @@ class RunRecord:
     attempts: int
     now: float
     uses: Mapping[str, tuple[Use, ...]] = field(default_factory=dict)
+    damaged: tuple[str, ...] = ()
 
     @property
     def finished(self) -> bool:
@@ -147,7 +151,10 @@ def read_run(root: Path) -> RunRecord:
     holder = _holder(root, events)
     counting = _counting(events)
     trained = _trained_tokens(root)
-    stages = tuple(_counted(stage, root, trained) for stage in _stages(events, holder, now))
+    damaged = list[str]()
+    stages = tuple(_counted(stage, root, trained, damaged) for stage in _stages(events, holder, now))
+    used = {(event["name"], event["key"]) for event in counting if event["event"] == "stage"}
+    built = [stage for stage in stages if stage.state == "built" and (stage.name, stage.key) in used]
     result = _result(root) if any(event["event"] == "finished" for event in counting) else None
     training = any(stage.state == "running" and stage.kind == "train" for stage in stages)
     return RunRecord(
@@ -165,6 +172,7 @@ def read_run(root: Path) -> RunRecord:
         attempts=sum(event["event"] == "opened" for event in events),
         now=now,
         uses=_uses(events),
+        damaged=(*gone(root, [stage.folder(root) for stage in built]), *damaged),
     )
 
 
@@ -299,41 +307,36 @@ def _stages(events: Sequence[Event], holder: Holder, now: float) -> list[StageRe
     return rows
 
 
-def _counted(stage: StageRecord, root: Path, trained: Mapping[str, int]) -> StageRecord:
-    """A built stage with the number of its rows and tokens."""
-    folder = root / "stages" / f"{stage.name}-{stage.key}"
+def _counted(stage: StageRecord, root: Path, trained: Mapping[str, int], damaged: list[str]) -> StageRecord:
+    """A built stage with the number of its rows and tokens; of a file that cannot be read, none and a line."""
+    folder = stage.folder(root)
     if stage.kind == "train":
         folder = folder if folder.is_dir() else folder.with_name(f"{folder.name}.partial")
         return replace(stage, trained=sum(trained.get(file.stem, 0) for file in folder.glob("*.parquet")))
-    if stage.state != "built" or stage.kind == "other":
+    if stage.state != "built" or stage.kind == "other" or not folder.is_dir():
         return stage
-    requests = _rows([folder / "requests.parquet"])
+
+    def total(path: Path, count: Callable[[Path], int]) -> int:
+        return sum(read_or_note(root, file, count, damaged) or 0 for file in parquet_files(path))
+
+    requests = total(folder / "requests.parquet", _rows)
     if stage.kind == "verify":
-        return replace(stage, requests=requests, executions=_rows(_parquet(folder / "verdicts")))
-    samples, tokens = _samples(_parquet(folder / "samples"))
+        return replace(stage, requests=requests, executions=total(folder / "verdicts", _rows))
+    samples, tokens = (total(folder / "samples", count) for count in (_rows, _tokens))
     return replace(stage, requests=requests, samples=samples, tokens=tokens)
 
 
-def _parquet(path: Path) -> list[Path]:
-    return sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-
-
-def _rows(files: Iterable[Path]) -> int:
+def _rows(file: Path) -> int:
     import pyarrow.parquet as pq
 
-    return sum(pq.ParquetFile(file).metadata.num_rows for file in files if file.is_file())
+    return int(pq.ParquetFile(file).metadata.num_rows)
 
 
-def _samples(files: Iterable[Path]) -> tuple[int, int]:
+def _tokens(file: Path) -> int:
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    rows = tokens = 0
-    for file in files:
-        if file.is_file():
-            column = pq.read_table(file, columns=["tokens"]).column("tokens")
-            rows, tokens = rows + len(column), tokens + (pc.sum(column).as_py() or 0)
-    return rows, tokens
+    return pc.sum(pq.read_table(file, columns=["tokens"]).column("tokens")).as_py() or 0
 
 
 def _trained_tokens(root: Path) -> dict[str, int]:
@@ -377,9 +380,8 @@ def _last_step(root: Path, running: Sequence[StageRecord]) -> Step | None:
 
 def _config(root: Path) -> Config | None:
     try:
-        tree = yaml.safe_load((root / "config.yaml").read_text(encoding="utf-8"))
-        return validate(tree, where=str(root / "config.yaml"))
-    except (OSError, yaml.YAMLError, UserError):
+        return recipe_of_run(root)
+    except UserError:
         return None
 
 

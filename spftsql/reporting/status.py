@@ -96,6 +96,7 @@ def status_tree(record: RunRecord) -> dict[str, Any]:
         "stopped": _events(record, "stopped"),
         "contradicted": [asdict(one) for one in read_contradictions(record.root)],
         "disk": asdict(disk_use(record.root)),
+        "damaged": list(record.damaged),
         "served": None if record.result is None else record.result.served,
         "cost": asdict(run_cost(record)),
     }
@@ -137,6 +138,7 @@ def render(record: RunRecord) -> RenderableType:
     parts: list[RenderableType] = [Text(printable(f"{record.root.name}: {where(record)}"))]
     if record.config is None:
         parts.append(Text("config.yaml is missing or of another version: GPU-hours are not known", style="dim"))
+    parts += [Text(printable(line), style="bold") for line in record.damaged]
     stages = Table(box=None, pad_edge=False, title=Text("stages", style="bold"), title_justify="left")
     for name in ("stage", "state", "seconds", "lost", "tokens", "executions", "idle"):
         stages.add_column(name, justify="left" if name in ("stage", "state", "idle") else "right")
