@@ -84,7 +84,7 @@ def read_predictions(path: Path, questions: Sequence[Question]) -> Predictions:
 def of_same_questions(
     paths: Sequence[Path], files: Sequence[Predictions], whole: Questions
 ) -> tuple[Questions, Sequence[Predictions]]:
-    """The questions of the first of `files`, and what all predict for them. Raises `UserError` where some are missing."""
+    """The questions of the first of `files`, and all predictions for these. Raises `UserError` where some lack."""
     if all(file.indices is None for file in files):
         return whole, files
     indices = files[0].indices if files[0].indices is not None else whole.indices
