@@ -25,6 +25,7 @@ from spftsql.selfplay.candidates import FAULT
 from spftsql.selfplay.gate import Decision
 from spftsql.selfplay.table import Result
 from spftsql.usage import Use
+from spftsql.whereabouts import whereabouts
 
 StageState = Literal["built", "running", "interrupted"]
 HolderState = Literal["running", "elsewhere", "none"]
@@ -95,7 +96,8 @@ class RunRecord:
 
     `mixes` counts verdicts by candidate and exam; those of the gate are also of the folds' candidates of that name,
     which answer their own labels. `selection` is the accuracy that chooses main model and opponent; `uses` say by stage
-    how busy its workers were, for stages that were built and not kept. `damaged` are lines about what cannot be read.
+    how busy its workers were, for stages that were built and not kept; `workers` on which machines those of the stage
+    at work have started. `damaged` are lines about what cannot be read.
     """
 
     root: Path
@@ -110,6 +112,7 @@ class RunRecord:
     attempts: int
     now: float
     uses: Mapping[str, tuple[Use, ...]] = field(default_factory=dict)
+    workers: Mapping[str, list[str]] = field(default_factory=dict)
     damaged: tuple[str, ...] = ()
 
     @property
@@ -172,6 +175,7 @@ def read_run(root: Path) -> RunRecord:
         attempts=sum(event["event"] == "opened" for event in events),
         now=now,
         uses=_uses(events),
+        workers=_workers(root, stages),
         damaged=(*gone(root, [stage.folder(root) for stage in built]), *damaged),
     )
 
@@ -357,6 +361,11 @@ def _uses(events: Sequence[Event]) -> dict[str, tuple[Use, ...]]:
             use = Use(**{name: value for name, value in event.items() if name in known})
             found.setdefault(str(event["stage"]), {})[use.who] = use
     return {stage: tuple(by_who.values()) for stage, by_who in found.items()}
+
+
+def _workers(root: Path, stages: Sequence[StageRecord]) -> dict[str, list[str]]:
+    running = next((stage for stage in reversed(stages) if stage.state == "running"), None)
+    return {} if running is None else whereabouts(Path(f"{running.folder(root)}.partial"))
 
 
 def _last_step(root: Path, running: Sequence[StageRecord]) -> Step | None:

@@ -81,6 +81,7 @@ def status_tree(record: RunRecord) -> dict[str, Any]:
         "holder": asdict(record.holder),
         "stage": None if current is None else asdict(current),
         "step": None if record.step is None else asdict(record.step),
+        "workers": dict(record.workers),
         "attempts": record.attempts,
         "stages": [asdict(stage) for stage in record.stages],
         "uses": [
@@ -126,7 +127,8 @@ def where(record: RunRecord) -> str:
         return f"{by}, {at}"
     step = f", {record.step.job} step {record.step.step} of {record.step.steps}" if record.step else ""
     again = f", try {stage.tries}" if stage.tries > 1 else ""
-    return f"{by}, {at} for {seconds(stage.seconds)}{step}{again}"
+    workers = "".join(f"; {who} on {', '.join(hosts)}" for who, hosts in record.workers.items())
+    return f"{by}, {at} for {seconds(stage.seconds)}{step}{again}{workers}"
 
 
 def render(record: RunRecord) -> RenderableType:
