@@ -73,6 +73,8 @@ def make_run(folder: Path, questions: int = 60, pairs: int = 40, finished: bool 
     for decision in decisions:
         run.event("gate", **asdict(decision))
     run.event("gate-synthetic", **asdict(decisions[1]))
+    run.event("asked-again", stage="generate-round-1", requests=3, of=4 * questions)
+    run.event("unguarded", why="a selection set of 5 questions cannot show a collapse")
     run.event("stopped", mode="spft-a", iteration=2, why=f"collapse: accuracy fell {HOSTILE}; vbi-1 is kept")
     wrong = Contradiction("play", "play-005", "towns", f"Which? {HOSTILE}", "SELECT 1", "SELECT 2", ("sft", "vbi-1"), 3)
     run.write(QUARANTINE, quarantine_lines([wrong]))
@@ -131,7 +133,14 @@ def _train(run: Run, title: str, models: dict[str, str], fold: int | None = None
             (folder / name / "spftsql.json").write_text(json.dumps(manifest))
             with run.metrics.open("a") as file:
                 for step in range(1, 51):
-                    values = {"job": name, "mode": mode, "step": step, "steps": 50, "loss": 4 / step, "tokens": 1000}
+                    values = {
+                        "job": f"{name}{_part(fold)}",
+                        "mode": mode,
+                        "step": step,
+                        "steps": 50,
+                        "loss": 4 / step,
+                        "tokens": 1000,
+                    }
                     if rejected:
                         values |= {"margin": step / 10, "preferred": min(1.0, 0.5 + step / 100)}
                     file.write(json.dumps(values) + "\n")

@@ -319,9 +319,14 @@ def _told(record: RunRecord, fold: int | None = None) -> Iterable[tuple[str, str
     for kind in ("saturated", "collapse", "skipped", "stopped"):
         for event in of(kind):
             yield f"{event.get('mode')}, iteration {event.get('iteration')}: {kind}", str(event.get("why", ""))
+    for event in of("unguarded"):
+        yield "self-play cannot be guarded", str(event.get("why", ""))
     for event in of("contradicted"):
         what = f"{event.get('count')} of {event.get('of')} {event.get('exam')} golds are contradicted"
         yield what, f"most candidates agree on another result: {QUARANTINE}"
+    for event in of("asked-again"):
+        what = f"{event.get('stage')}: {event.get('requests')} of {event.get('of')} requests asked again"
+        yield what, "they were with an engine when it stopped"
     for event in of("unanswered"):
         yield f"{event.get('stage')}: {event.get('requests')} requests not answered", _named(event.get("reasons"))
 

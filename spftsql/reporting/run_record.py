@@ -67,8 +67,7 @@ class StageRecord:
     @property
     def fold(self) -> int | None:
         """The fold of the labels that it is of; None for those of the run itself."""
-        found = _OF_FOLD.search(self.name)
-        return int(found[1]) if found else None
+        return fold_of(self.name)
 
     def folder(self, root: Path) -> Path:
         """Where its files are when it is built."""
@@ -178,6 +177,12 @@ def read_run(root: Path) -> RunRecord:
         workers=_workers(root, stages),
         damaged=(*gone(root, [stage.folder(root) for stage in built]), *damaged),
     )
+
+
+def fold_of(name: str) -> int | None:
+    """The fold of the labels that a stage or a training is of, by its name; None for those of the run itself."""
+    found = _OF_FOLD.search(name)
+    return int(found[1]) if found else None
 
 
 def right_and_known(mix: Mapping[str, int]) -> tuple[int, int]:
@@ -313,11 +318,15 @@ def _stages(events: Sequence[Event], holder: Holder, now: float) -> list[StageRe
 
 def _counted(stage: StageRecord, root: Path, trained: Mapping[str, int], damaged: list[str]) -> StageRecord:
     """A built stage with the number of its rows and tokens; of a file that cannot be read, none and a line."""
-    folder = stage.folder(root)
+    folder = root / "stages" / f"{stage.name}-{stage.key}"
     if stage.kind == "train":
         folder = folder if folder.is_dir() else folder.with_name(f"{folder.name}.partial")
-        return replace(stage, trained=sum(trained.get(file.stem, 0) for file in folder.glob("*.parquet")))
-    if stage.state != "built" or stage.kind == "other" or not folder.is_dir():
+        fold = "".join(stage.name.partition("-fold-")[1:])
+        names = [f"{file.stem}{fold}" for file in folder.glob("*.parquet")]
+        return replace(stage, trained=sum(trained.get(name, 0) for name in names))
+    if stage.state != "built" or stage.kind == "other":
+        return stage
+    if not folder.is_dir():
         return stage
 
     def total(path: Path, count: Callable[[Path], int]) -> int:

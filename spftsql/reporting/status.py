@@ -194,12 +194,12 @@ def cost_line(record: RunRecord) -> str:
 
 
 def sizes_of(record: RunRecord) -> dict[str, int]:
-    """How many answers are known of each exam, of the candidate that has most."""
+    """How many answers are known of each exam, of the candidate that has most; of the gate, how many have decided."""
     found: dict[str, int] = {}
     for mixes in record.mixes.values():
         for exam, mix in mixes.items():
             found[exam] = max(found.get(exam, 0), right_and_known(mix)[1])
-    return found
+    return found | ({"gate": max(decision.n for decision in record.decisions)} if record.decisions else {})
 
 
 def accuracy_text(mix: Mapping[str, int] | None, usual: int | None = None) -> str:

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from spftsql.records import Example, PairRow, TrainRow, Verdict, VerificationRequest
 from spftsql.reporting.damage import parquet_files, stored_rows
-from spftsql.reporting.run_record import RunRecord, read_lines
+from spftsql.reporting.run_record import RunRecord, fold_of, read_lines
 from spftsql.selfplay.lineage import pair_files
 
 T = TypeVar("T")
@@ -97,11 +97,12 @@ def read_play(record: RunRecord, exams: Mapping[str, Mapping[str, Example]], dam
 
 
 def read_curves(root: Path, key: str) -> Curves:
-    """A value of `metrics.jsonl` over the steps of each training that has it."""
+    """A value of `metrics.jsonl` over the steps of each of the run's own trainings that has it."""
     found: dict[str, dict[float, float]] = {}
     for row in read_lines(root / "metrics.jsonl"):
-        if isinstance(row.get(key), int | float) and "job" in row and "step" in row:
-            found.setdefault(str(row["job"]), {})[float(row["step"])] = float(row[key])
+        job = str(row.get("job", ""))
+        if isinstance(row.get(key), int | float) and job and fold_of(job) is None and "step" in row:
+            found.setdefault(job, {})[float(row["step"])] = float(row[key])
     return {job: sorted(points.items()) for job, points in found.items()}
 
 

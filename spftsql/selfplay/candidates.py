@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -43,6 +42,11 @@ class Answer:
         """Whether there is an answer at all; a fault of ours says nothing about the candidate."""
         return self.verdict.fault is None
 
+    @property
+    def outcome(self) -> str:
+        """The status of the verdict, by which answers are counted; `FAULT` where there is none."""
+        return self.verdict.status if self.known else FAULT
+
 
 @dataclass(frozen=True)
 class Exam:
@@ -71,8 +75,3 @@ class Training:
 def accuracy(answers: Sequence[Answer]) -> float:
     """Execution accuracy over the answers that are known; 0 for none."""
     return sum(answer.correct for answer in answers) / max(sum(answer.known for answer in answers), 1)
-
-
-def verdict_mix(answers: Sequence[Answer]) -> dict[str, int]:
-    """How many answers have each verdict; those that are not known are under `FAULT`, whatever their verdict says."""
-    return dict(Counter(answer.verdict.status if answer.known else FAULT for answer in answers))

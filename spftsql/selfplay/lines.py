@@ -12,12 +12,13 @@ Every mode plays a line of its own: what one does is the same whichever others a
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from spftsql.records import Example, Mode
-from spftsql.selfplay.candidates import Answer, Candidate, Training, accuracy, verdict_mix
+from spftsql.selfplay.candidates import Answer, Candidate, Training, accuracy
 from spftsql.selfplay.guards import collapse, saturation
 from spftsql.selfplay.near_misses import near_misses
 from spftsql.selfplay.play import play_rows, replay_rows
@@ -139,7 +140,7 @@ def training_of(
         details={
             "iteration": iteration,
             "opponent": names,
-            "verdicts": verdict_mix(theirs),
+            "verdicts": dict(Counter(answer.outcome for answer in theirs)),
         },
     )
 

@@ -35,7 +35,7 @@ from spftsql.records import (
     write_records,
 )
 from spftsql.runs import Run, Stage
-from spftsql.selfplay.candidates import Answer, Candidate, Exam, Training, verdict_mix
+from spftsql.selfplay.candidates import Answer, Candidate, Exam, Training
 from spftsql.selfplay.retention import forget_model, forget_weights, has_weights
 from spftsql.telemetry import count, gauge
 from spftsql.usage import Use, trainer_use
@@ -106,7 +106,8 @@ class Stages:
             found[candidate.name][name].append(answer)
         for candidate_name, by_exam in found.items():
             for name, answers in by_exam.items():
-                self.run.event("verdicts", candidate=candidate_name, exam=name, **verdict_mix(answers))
+                mix = Counter(answer.outcome for answer in answers)
+                self.run.event("verdicts", candidate=candidate_name, exam=name, **mix)
         return found
 
     def verified(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from rich.table import Table as RichTable
 from spftsql.errors import UserError
 from spftsql.evaluation.metrics import mcnemar, wilson
 from spftsql.runs import Run
-from spftsql.selfplay.candidates import Answer, verdict_mix
+from spftsql.selfplay.candidates import Answer
 from spftsql.selfplay.gate import Decision
 
 TableExam = Literal["test", "selection"]
@@ -133,8 +134,8 @@ def method_row(method: str, candidate: str, answers: Sequence[Answer], control: 
         other: Mapping[str, bool] = {answer.example.id: answer.correct for answer in control if answer.known}
         both = [answer for answer in known if answer.example.id in other]
         p = mcnemar([answer.correct for answer in both], [other[answer.example.id] for answer in both]).p
-    accuracy = correct / max(len(known), 1)
-    return Row(method, candidate, len(known), correct, accuracy, low, high, p, verdict_mix(answers))
+    mix = Counter(answer.outcome for answer in answers)
+    return Row(method, candidate, len(known), correct, correct / max(len(known), 1), low, high, p, dict(mix))
 
 
 def markdown(result: Result, title: str) -> str:

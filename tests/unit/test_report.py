@@ -76,6 +76,8 @@ def test_a_finished_run(tmp_path: Path) -> None:
         "round 1: 40 of 120 drawn statements accepted",
         "dropped: 40 empty",
         "round 1: 10 recombined statements kept",
+        "generate-round-1: 3 of 240 requests asked again",
+        "self-play cannot be guarded",
         "dropped: 3 constant-null",
         "30 of 40 statements became pairs",
         "30 of 40 statements became pairs; dropped: 10 a value is not said",

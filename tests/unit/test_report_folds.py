@@ -6,13 +6,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
 from spftsql.recipes import resolve
 from spftsql.reporting.lineage_report import lineage_rows, model_card
 from spftsql.reporting.report_page import report_page
 from spftsql.reporting.run_record import RunRecord, read_run
 from spftsql.reporting.status import render, status_tree
-from spftsql.reporting.stored import read_answers, read_exams, read_play
+from spftsql.reporting.stored import read_answers, read_curves, read_exams, read_play
 from spftsql.runs import Run
 from spftsql.selfplay.candidates import Candidate, Exam
 from tests.made_run import CANDIDATES, FOLD_LABELS, make_run
@@ -29,8 +30,6 @@ def record(tmp_path: Path) -> RunRecord:
 def test_the_status_shows_the_runs_candidates_with_the_gates_n(
     record: RunRecord, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from rich.console import Console
-
     tree = status_tree(record)
     assert [one["name"] for one in tree["candidates"]] == list(CANDIDATES) and record.selection == CANDIDATES
     assert {one["name"]: one["gate"]["n"] for one in tree["candidates"]} == {
@@ -44,6 +43,21 @@ def test_the_status_shows_the_runs_candidates_with_the_gates_n(
     assert f"gate (n {ASKED})" in said and "test (n 60)" in said
     (control,) = [line for line in said.splitlines() if line.startswith("control")]
     assert control.count("n 60") == 1  # folds have none
+
+
+def test_the_gates_n_is_the_decisions_also_where_a_fold_has_no_such_candidate(tmp_path: Path) -> None:
+    root = make_run(tmp_path, folds=2)
+    lines = (root / "events.jsonl").read_text().splitlines(keepends=True)
+    left = [line for line in lines if not ('"spft-a-1"' in line and '"fold": 2' in line)]
+    assert len(left) < len(lines)  # self-play of that fold kept what it began with
+    (root / "events.jsonl").write_text("".join(left))
+    record = read_run(root)
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(render(record))
+    assert f"gate (n {ASKED})" in captured.get()
+    (played,) = [line for line in captured.get().splitlines() if line.startswith("spft-a-1")]
+    assert f"n {ASKED - FOLD_LABELS})" in played
 
 
 def test_while_folds_are_played_nobody_is_a_candidate_of_the_run_yet(tmp_path: Path) -> None:
@@ -64,6 +78,13 @@ def test_the_report_tells_what_folds_did_under_their_names(record: RunRecord) ->
         assert piece not in own and piece in first and piece in second
     assert "dropped: 1 timeout" in first and "dropped: 2 timeout" in second
     assert "40 of 120 drawn" in own and "40 of 120 drawn" not in first + second
+
+
+def test_curves_and_costs_are_those_of_each_training(record: RunRecord, tmp_path: Path) -> None:
+    alone = read_run(make_run(tmp_path / "alone"))
+    assert read_curves(record.root, "loss") == read_curves(alone.root, "loss")
+    trained = {stage.name: stage.trained for stage in record.stages if stage.kind == "train"}
+    assert trained["train-labels-fold-1"] == trained["train-labels"] == 100_000
 
 
 def test_the_card_says_the_n_that_decided(record: RunRecord) -> None:
