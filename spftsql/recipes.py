@@ -52,6 +52,24 @@ def validate(tree: dict[str, Any], where: str) -> Config:
         raise UserError(f"{where}: " + "; ".join(_complaint(e) for e in error.errors())) from None
 
 
+def recipe_of_run(run: Path, overrides: Sequence[str] = ()) -> Config:
+    """The configuration that a run has written into its directory, with overrides laid over it.
+
+    Raises `UserError` where it is missing, damaged or of another version.
+    """
+    file, anew = run / "config.yaml", "run the recipe again, which writes it anew"
+    try:
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError):
+        raise UserError(f"{file} cannot be read: {anew}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{file} is not valid YAML ({' '.join(str(error).split())}): {anew}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{file} is empty or not a mapping: {anew}")
+    apply_overrides(tree, overrides)
+    return validate(tree, where=str(file))
+
+
 def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> None:
     """Lays `a.b=value` over a plain tree, in place. Raises `UserError` for one that is not of that form."""
     for override in overrides:

@@ -7,6 +7,7 @@ import random
 import sqlite3
 from collections import Counter
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 
 from spftsql.recipes import resolve
@@ -25,15 +26,20 @@ from spftsql.selfplay.gate import Decision
 from spftsql.selfplay.quarantine import FILE as QUARANTINE
 from spftsql.selfplay.quarantine import Contradiction, quarantine_lines
 from spftsql.selfplay.table import Result, Row
+from spftsql.synthesis.accepting import Tally, counts_of
 
 HOSTILE = "</pre></td><script>document.title = 'owned'</script><img src=x onerror=\"document.title='owned'\">"
 CANDIDATES = {"sft": 0.35, "vbi-1": 0.55, "control": 0.4, "spft-a-1": 0.62}
+FOLD_LABELS = 20
 LEVELS = ("easy", "medium", "hard", "extra")
 GOLD, WRONG = "SELECT name, population FROM city WHERE population > {}", "SELECT name FROM city WHERE country = '{}'"
 
 
-def make_run(folder: Path, questions: int = 60, pairs: int = 40, finished: bool = True) -> Path:
-    """The run `demo` below `folder`: labels, one VBI round, one iteration of self-play, the gate's decisions."""
+def make_run(folder: Path, questions: int = 60, pairs: int = 40, finished: bool = True, folds: int = 0) -> Path:
+    """The run `demo` below `folder`: labels, one VBI round, one iteration of self-play, the gate's decisions.
+
+    With `folds` the loop is played for each of them before, and its `FOLD_LABELS` labels decide at the gate too.
+    """
     run = Run(resolve("demo", [f"run_dir={folder}", "generation.gpus=1"]))
     database = run.root / "towns.sqlite"
     with closing(sqlite3.connect(database)) as connection:
@@ -41,19 +47,13 @@ def make_run(folder: Path, questions: int = 60, pairs: int = 40, finished: bool 
         rows = [(f"Town {i}", HOSTILE if i == 3 else "Norway", 1000 * i) for i in range(20)]
         connection.executemany("INSERT INTO city VALUES (?, ?, ?)", rows)
         connection.commit()
-    exams = {
-        name: [
-            Example(
-                f"{name}-{i:03d}", "towns", f"Which towns have more than {i} people? {HOSTILE if i == 5 else ''}",
-                GOLD.format(500 * i), "label", f"t{i % 3}", LEVELS[i % 4], evidence="a hint" if i == 7 else "",
-            )
-            for i in range(questions)
-        ]
-        for name in ("selection", "play", "gate", "test")
-    }  # fmt: skip
+    exams = {name: _questions(name, questions) for name in ("selection", "play", "gate", "test")}
     run.event("label-set-aside", set="labels", index=3, id="x", reason=f"error: {HOSTILE}")
+    for fold in range(1, folds + 1):
+        _play_fold(run, fold)
     _train(run, "labels", {"sft": "sft", "question-0": "sft"})
-    run.event("synthesized", round=1, tried=3 * pairs, kept=pairs, dropped={"empty": pairs})
+    run.event("recombined", round=1, kept=pairs // 4, dropped={"constant-null": 3})
+    run.event("synthesized", round=1, **counts_of(Tally(3 * pairs, pairs, Counter(empty=pairs))))
     run.event("phrased", round=1, statements=pairs, pairs=pairs, dropped={"a value is not said": 3})
     write_records(run.root / "pairs" / "round-1.parquet", [_pair(i) for i in range(pairs)], PairRow)
     _train(run, "round-1", {"vbi-1": "sft", "control": "sft"})
@@ -65,12 +65,16 @@ def make_run(folder: Path, questions: int = 60, pairs: int = 40, finished: bool 
         run.close()
         return run.root
     _answer(run, "play-1", ["spft-a-1"], exams)
+    asked = questions + folds * FOLD_LABELS
     decisions = (
-        Decision("vbi-1", "sft", "better", 14, 2, questions, 0.004, None),
-        Decision("spft-a-1", "vbi-1", "undecided", 5, 2, questions, 0.45, 379),
+        Decision("vbi-1", "sft", "better", 14, 2, asked, 0.004, None),
+        Decision("spft-a-1", "vbi-1", "undecided", 5, 2, asked, 0.45, 379),
     )
     for decision in decisions:
-        run.event("gate", **{name: getattr(decision, name) for name in Decision.__dataclass_fields__})
+        run.event("gate", **asdict(decision))
+    run.event("gate-synthetic", **asdict(decisions[1]))
+    run.event("asked-again", stage="generate-round-1", requests=3, of=4 * questions)
+    run.event("unguarded", why="a selection set of 5 questions cannot show a collapse")
     run.event("stopped", mode="spft-a", iteration=2, why=f"collapse: accuracy fell {HOSTILE}; vbi-1 is kept")
     wrong = Contradiction("play", "play-005", "towns", f"Which? {HOSTILE}", "SELECT 1", "SELECT 2", ("sft", "vbi-1"), 3)
     run.write(QUARANTINE, quarantine_lines([wrong]))
@@ -88,7 +92,33 @@ def make_run(folder: Path, questions: int = 60, pairs: int = 40, finished: bool 
     return run.root
 
 
-def _train(run: Run, title: str, models: dict[str, str]) -> None:
+def _questions(name: str, count: int) -> list[Example]:
+    return [
+        Example(
+            f"{name}-{i:03d}", "towns", f"Which towns have more than {i} people? {HOSTILE if i == 5 else ''}",
+            GOLD.format(500 * i), "label", f"t{i % 3}", LEVELS[i % 4], evidence="a hint" if i == 7 else "",
+        )
+        for i in range(count)
+    ]  # fmt: skip
+
+
+def _play_fold(run: Run, fold: int) -> None:
+    """The loop without the labels of a fold: fewer pairs, no baselines, no control, no test."""
+    exams = {"selection": _questions("selection", 5), "play": _questions("play", 5), "test": list[Example]()}
+    exams["gate"] = _questions(f"label-{fold}", FOLD_LABELS)
+    _train(run, "labels", {"sft": "sft", "question-0": "sft"}, fold)
+    run.event("synthesized", round=1, **counts_of(Tally(21, 7, Counter(timeout=fold))), fold=fold)
+    run.event("phrased", round=1, statements=7, pairs=6, dropped={"no question": 1}, fold=fold)
+    _train(run, "round-1", {"vbi-1": "sft"}, fold)
+    _answer(run, "round-1", ["sft", "vbi-1"], exams, fold)
+    run.event("play", mode="spft-a", iteration=1, main="sft", opponent="vbi-1", opponent_accuracy=0.2, rows=5,
+              near_misses=0, left_out={}, fold=fold)  # fmt: skip
+    _train(run, "play-1", {"spft-a-1": "spft-a"}, fold)
+    _answer(run, "play-1", ["spft-a-1"], exams, fold)
+    run.event("stopped", mode="spft-a", iteration=2, why=f"fold {fold} is over", fold=fold)
+
+
+def _train(run: Run, title: str, models: dict[str, str], fold: int | None = None) -> None:
     def build(folder: Path) -> None:
         for name, mode in models.items():
             rejected = WRONG.format(HOSTILE) if mode.startswith("spft") else None
@@ -103,17 +133,32 @@ def _train(run: Run, title: str, models: dict[str, str]) -> None:
             (folder / name / "spftsql.json").write_text(json.dumps(manifest))
             with run.metrics.open("a") as file:
                 for step in range(1, 51):
-                    values = {"job": name, "mode": mode, "step": step, "steps": 50, "loss": 4 / step, "tokens": 1000}
+                    values = {
+                        "job": f"{name}{_part(fold)}",
+                        "mode": mode,
+                        "step": step,
+                        "steps": 50,
+                        "loss": 4 / step,
+                        "tokens": 1000,
+                    }
                     if rejected:
                         values |= {"margin": step / 10, "preferred": min(1.0, 0.5 + step / 100)}
                     file.write(json.dumps(values) + "\n")
 
-    run.stage(f"train-{title}", models, build)
+    run.stage(f"train-{title}{_part(fold)}", models, build)
 
 
-def _answer(run: Run, title: str, candidates: list[str], exams: dict[str, list[Example]]) -> None:
-    for name, examples in exams.items():
-        write_records(run.root / "exams" / f"{name}.parquet", examples, Example)
+def _part(fold: int | None) -> str:
+    return f"-fold-{fold}" if fold else ""
+
+
+def _answer(
+    run: Run, title: str, candidates: list[str], exams: dict[str, list[Example]], fold: int | None = None
+) -> None:
+    of_fold = {"fold": fold} if fold else {}
+    if not fold:
+        for name, examples in exams.items():
+            write_records(run.root / "exams" / f"{name}.parquet", examples, Example)
     draw = random.Random(0)
     luck = {(exam, example.id): draw.random() for exam, examples in exams.items() for example in examples}
     asked, samples, checks, verdicts = [], [], [], []
@@ -131,7 +176,7 @@ def _answer(run: Run, title: str, candidates: list[str], exams: dict[str, list[E
                 reason = "" if right else "no such column: x" if status == "error" else "2 rows, gold 3"
                 verdicts.append(Verdict(f"{identity}/0", "towns", status, reason, 1.0, 3, False, "d", "sqlite"))
                 mix[status] += 1
-            run.event("verdicts", candidate=candidate, exam=exam, **mix)
+            run.event("verdicts", candidate=candidate, exam=exam, **mix, **of_fold)
 
     def generate(folder: Path) -> None:
         write_records(folder / "requests.parquet", asked, GenerationRequest)
@@ -141,10 +186,11 @@ def _answer(run: Run, title: str, candidates: list[str], exams: dict[str, list[E
         write_records(folder / "requests.parquet", checks, VerificationRequest)
         write_records(folder / "verdicts", verdicts, Verdict)
 
-    run.stage(f"generate-{title}", candidates, generate)
-    run.stage(f"verify-{title}", candidates, verify)
+    run.stage(f"generate-{title}{_part(fold)}", candidates, generate)
+    run.stage(f"verify-{title}{_part(fold)}", candidates, verify)
     for candidate in candidates:
-        run.event("selection", candidate=candidate, accuracy=CANDIDATES[candidate])
+        accuracy = CANDIDATES[candidate] / 5 if fold else CANDIDATES[candidate]
+        run.event("selection", candidate=candidate, accuracy=accuracy, **of_fold)
 
 
 def _pair(number: int) -> PairRow:

@@ -16,6 +16,7 @@ from typing import Protocol
 
 from spftsql.databases.catalogue import Database
 from spftsql.errors import UserError, disk_faults
+from spftsql.evaluation.keyed_predictions import DRAWN
 from spftsql.evaluation.sources import Question, read_text
 from spftsql.records import content_hash
 
@@ -84,15 +85,17 @@ class Wanted:
 class AnswerFile:
     """The answers to one list of requests, in one file of JSON lines."""
 
-    def __init__(self, path: Path, wanted: Sequence[Wanted], answerer: Answerer) -> None:
-        """Reads what an earlier evaluation has left, and takes out what is not wanted (any more).
+    def __init__(
+        self, path: Path, wanted: Sequence[Wanted], answerer: Answerer, mark: Mapping[str, object] | None = None
+    ) -> None:
+        """Reads what an earlier evaluation has left, and takes out what is not wanted (any more). Every row has `mark`.
 
         Raises `UserError` when the file cannot be read or the folder not be made.
         """
         self.path = path
         self._wanted = {item.ask.index: item for item in wanted}
         self._keys = {item.ask.index: item.ask.key(answerer.identity) for item in wanted}
-        self._answerer = answerer
+        self._answerer, self._mark = answerer, mark or {}
         self.replies: dict[int, Reply] = {}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -103,7 +106,7 @@ class AnswerFile:
             found = self._read(line)
             if found is not None and found[0] not in self.replies:
                 self.replies[found[0]] = found[1]
-                kept.append(line)
+                kept.append(self._marked(json.loads(line)))
         with disk_faults(path.parent):
             temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
             temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
@@ -126,7 +129,7 @@ class AnswerFile:
             "request": self._keys[index],
         }
         with disk_faults(self.path.parent), self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, ensure_ascii=True) + "\n")
+            file.write(self._marked(row) + "\n")
         self.replies[index] = reply
 
     def statements(self, index: int) -> list[str]:
@@ -137,6 +140,10 @@ class AnswerFile:
     def _sqls(self, index: int, reply: Reply) -> list[str]:
         item = self._wanted[index]
         return [self._answerer.sql(text, item.database, item.question) for text in reply.texts]
+
+    def _marked(self, row: Mapping[str, object]) -> str:
+        plain = {name: value for name, value in row.items() if name != DRAWN}
+        return json.dumps({**plain, **self._mark}, ensure_ascii=True)
 
     def _read(self, line: str) -> tuple[int, Reply] | None:
         try:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from spftsql.evaluation.evaluating import Evaluation
 from spftsql.evaluation.metrics import wilson
 from spftsql.evaluation.score_report import NAMES, Section, metric_number, sections
-from spftsql.evaluation.score_result import PROPORTIONS, ScoredItem, ScoreResult, mean_of
+from spftsql.evaluation.score_result import ScoredItem, ScoreResult, mean_of
 
 _NOT_TWICE = ("metrics", "by hardness", "by database", "verdicts")  # shown side by side instead
 
@@ -74,7 +74,7 @@ def _metrics(results: Sequence[ScoreResult]) -> Section:
 def _groups(
     title: str, what: str, results: Sequence[ScoreResult], names: Sequence[str], of: Callable[[ScoredItem], str]
 ) -> Section:
-    others = [name for name in results[0].metrics if name != results[0].measure and name in PROPORTIONS]
+    others = [name for name in results[0].metrics if name != results[0].measure]
     rows = []
     for name in names:
         row = [name]

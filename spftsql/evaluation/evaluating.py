@@ -18,6 +18,7 @@ from spftsql.databases.catalogue import open_catalogue
 from spftsql.databases.files import database_location
 from spftsql.errors import Fault, UserError
 from spftsql.evaluation.answers import Answerer, AnswerFile, Ask, Reply, Wanted, write_predictions
+from spftsql.evaluation.keyed_predictions import drawn_mark
 from spftsql.evaluation.predictions import Predictions
 from spftsql.evaluation.score_result import ScoreResult
 from spftsql.evaluation.scoring import (
@@ -147,10 +148,11 @@ def evaluate(options: EvaluateOptions, answerer: Answerer, task: Task) -> Evalua
         against=None,
     )
     wanted = _wanted(options, score, test, answerer, task)
-    files = {name: AnswerFile(options.folder / name, rows, answerer) for name, rows in wanted.items()}
+    mark = drawn_mark(test)
+    files = {name: AnswerFile(options.folder / name, rows, answerer, mark) for name, rows in wanted.items()}
     effort = _ask(files, answerer, task)
     greedy = Predictions(
-        tuple(files[GREEDY].statements(index)[0] for index in range(len(test.rows))), "by index", _cut_note(files)
+        tuple(files[GREEDY].statements(index)[0] for index in test.indices), "by index", _cut_note(files)
     )
     voted = None
     if SAMPLES in files:
@@ -197,30 +199,32 @@ def read_edition(edition: str, root: Path, split: str | None) -> Questions:
 
 
 def drawn(questions: Questions, limit: int | None, seed: int) -> Questions:
-    """At most `limit` of the questions, drawn by the seed, in their own order."""
+    """At most `limit` of the questions, drawn by the seed, in their own order; a higher limit draws others besides."""
     if limit is None or limit >= len(questions.rows):
         return questions
-    chosen = sorted(random.Random(f"questions-{seed}").sample(range(len(questions.rows)), limit))
-    return replace(questions, rows=tuple(questions.rows[index] for index in chosen))
+    order = list(range(len(questions.rows)))
+    random.Random(f"questions-{seed}").shuffle(order)
+    return questions.only(order[:limit])
 
 
 def _wanted(
     options: EvaluateOptions, score: ScoreOptions, test: Questions, answerer: Answerer, task: Task
 ) -> dict[str, list[Wanted]]:
-    """What is asked for each file: every question that has a database."""
+    """What is asked for each file: every question that has a database, by its place in the benchmark."""
     catalogue = open_catalogue(needed_databases(score, test).values())
+    questions = dict(zip(test.indices, test.rows, strict=True))
     prompts: dict[int, str] = {}
     with task("prompts") as progress:
         # A database at a time: what a prompt needs of it is opened once.
-        order = sorted(range(len(test.rows)), key=lambda index: (test.rows[index].db_id, index))
+        order = sorted(questions, key=lambda index: (questions[index].db_id, index))
         for number, index in enumerate(order):
-            question = test.rows[index]
+            question = questions[index]
             if question.db_id in catalogue:
                 prompts[index] = answerer.prompt(catalogue[question.db_id], question)
             progress(number + 1, len(order))
 
     def row(index: int, n: int, temperature: float, kind: str) -> Wanted:
-        question = test.rows[index]
+        question = questions[index]
         seed = int(content_hash(options.seed, kind, question.db_id, question.question, index), 16) % 2**31
         ask = Ask(index, question.db_id, prompts[index], n, temperature, options.max_tokens, seed)
         return Wanted(ask, question, catalogue[question.db_id])
@@ -269,14 +273,14 @@ def _ask(files: Mapping[str, AnswerFile], answerer: Answerer, task: Task) -> Eff
 
 def _voted(score: ScoreOptions, test: Questions, samples: AnswerFile, task: Task) -> list[str]:
     """The statement that wins the vote among each question's samples; equal statements are executed once."""
-    statements = [samples.statements(index) for index in range(len(test.rows))]
+    statements = [samples.statements(index) for index in test.indices]
     databases = needed_databases(score, test)
     sources = {name: scored_source(database_location(database.url)) for name, database in databases.items()}
     policy = score.policy or "strict"
     names: dict[tuple[str, str], str] = {}
-    for index, question in enumerate(test.rows):
+    for question, sqls in zip(test.rows, statements, strict=True):
         if question.db_id in sources:
-            for sql in statements[index]:
+            for sql in sqls:
                 names.setdefault((question.db_id, sql), str(len(names)))
     requests = [VerificationRequest(name, db_id, sql, None, policy) for (db_id, sql), name in names.items()]
     with (
@@ -289,19 +293,20 @@ def _voted(score: ScoreOptions, test: Questions, samples: AnswerFile, task: Task
         first = next((verdicts[name].fault for name in lost if name in verdicts), "the sandbox failed")
         raise Fault(f"{len(lost)} statements could not be executed ({first}); the answers are kept, run again")
     winners = []
-    for index, question in enumerate(test.rows):
+    for question, sqls in zip(test.rows, statements, strict=True):
         if question.db_id not in sources:
             winners.append("")
             continue
-        found = [verdicts[names[question.db_id, sql]] for sql in statements[index]]
-        winners.append(vote(statements[index], found)[0].sql)
+        found = [verdicts[names[question.db_id, sql]] for sql in sqls]
+        winners.append(vote(sqls, found)[0].sql)
     return winners
 
 
 def _rows(test: Questions, statements: Sequence[str]) -> list[dict[str, object]]:
+    mark = drawn_mark(test)
     return [
-        {"index": index, "db_id": question.db_id, "question": question.question, "predicted_sql": sql}
-        for index, (question, sql) in enumerate(zip(test.rows, statements, strict=True))
+        {"index": index, "db_id": question.db_id, "question": question.question, "predicted_sql": sql, **mark}
+        for index, question, sql in zip(test.indices, test.rows, statements, strict=True)
     ]
 
 

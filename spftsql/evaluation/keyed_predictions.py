@@ -4,6 +4,8 @@ A row says where it belongs in one of four ways, and the first that the file has
 benchmark's own id, database and question, database and gold. Rows with none of them belong by position. Whatever else a
 row carries must agree: another database, question or gold than the question's is refused, because it shows a shift or
 another version of the benchmark.
+
+Rows about questions that were drawn from the benchmark say how many these are (`DRAWN`), and have its indices.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from spftsql.errors import UserError
-from spftsql.evaluation.sources import Question
+from spftsql.evaluation.sources import Question, Questions
 
 Row = Mapping[str, Any]
 _Key = str | tuple[str | None, str] | None
@@ -27,6 +29,7 @@ _SQL = (
     *("predicted", "predict", "pred", "generated_sql", "generated_query", "generated", "model_sql", "output_sql"),
 )
 _PLAIN_SQL = ("sql", "query")  # the gold's name too, in some benchmarks: only without a better one
+DRAWN = "questions_drawn"
 _INDEX = ("index", "idx", "position")
 _ID = ("question_id", "id", "key", "qid", "instance_id", "example_id")
 _DATABASE = ("db_id", "database", "db", "db_name", "database_id", "database_name")
@@ -47,17 +50,53 @@ class _Keyed:
     gold: str | None
 
 
-def pair_rows(path: Path, rows: Sequence[Row], questions: Sequence[Question]) -> tuple[list[str], str]:
-    """The statements in the questions' order, and how they were paired.
+@dataclass(frozen=True)
+class Paired:
+    """The statements in the questions' order, how they were paired, and the places of those that were drawn."""
+
+    statements: list[str]
+    pairing: str
+    indices: tuple[int, ...] | None = None
+
+
+def drawn_mark(questions: Questions) -> dict[str, object]:
+    """What every row of predictions for these questions says besides, where they were drawn from a split."""
+    return {} if questions.chosen is None else {DRAWN: len(questions.rows)}
+
+
+def pair_rows(path: Path, rows: Sequence[Row], questions: Sequence[Question]) -> Paired:
+    """The rows' statements, paired with the questions of a whole split.
 
     Raises `UserError` for rows without a statement, keys that are unknown, missing or there twice, questions that the
     key does not tell apart, and rows that contradict the question they belong to.
     """
     keyed = _read(path, rows)
-    chosen, pairing = _pair(path, keyed, questions)
-    for index, (row, question) in enumerate(zip(chosen, questions, strict=True)):
+    drawn = _drawn(path, rows, keyed, len(questions))
+    indices = range(len(questions)) if drawn is None else drawn
+    asked = [questions[index] for index in indices]
+    chosen, pairing = _pair(path, keyed, asked, [str(index) for index in indices])
+    for index, row, question in zip(indices, chosen, asked, strict=True):
         _check(path, row, index, question)
-    return [row.sql for row in chosen], pairing
+    return Paired([row.sql for row in chosen], pairing, drawn)
+
+
+def _drawn(path: Path, rows: Sequence[Row], keyed: Sequence[_Keyed], of: int) -> tuple[int, ...] | None:
+    """The places of the questions that were drawn, by the rows' indices; None where none say that any were."""
+    said = sorted({str(row[DRAWN]) for row in rows if row.get(DRAWN) is not None})
+    if not said:
+        return None
+    if len(said) > 1:
+        raise UserError(f"{path} says in {DRAWN} both {said[0]} and {said[1]}: it was put together from several files")
+    numbers = [str(index) for index in range(of)]
+    for row in keyed:
+        if row.index not in numbers:
+            raise UserError(f"{path}: row {row.number} is for index {row.index}, which no question has")
+    found = sorted({int(row.index or 0) for row in keyed})
+    if str(len(rows)) != said[0]:
+        raise UserError(
+            f"{path} has {len(rows)} predictions for {said[0]} questions that were drawn; run `spftsql evaluate` again"
+        )
+    return tuple(found)
 
 
 def _read(path: Path, rows: Sequence[Row]) -> list[_Keyed]:
@@ -92,8 +131,10 @@ def _spelled(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
 
 
-def _pair(path: Path, rows: Sequence[_Keyed], questions: Sequence[Question]) -> tuple[list[_Keyed], str]:
-    for name, of_questions, of_rows in _ways(rows, questions):
+def _pair(
+    path: Path, rows: Sequence[_Keyed], questions: Sequence[Question], numbers: Sequence[str]
+) -> tuple[list[_Keyed], str]:
+    for name, of_questions, of_rows in _ways(rows, questions, numbers):
         if None not in of_rows:
             return _match(path, rows, questions, of_questions, of_rows, name), f"by {name}"
     if any(row.id is not None for row in rows):
@@ -106,10 +147,10 @@ def _pair(path: Path, rows: Sequence[_Keyed], questions: Sequence[Question]) -> 
 
 
 def _ways(
-    rows: Sequence[_Keyed], questions: Sequence[Question]
+    rows: Sequence[_Keyed], questions: Sequence[Question], numbers: Sequence[str]
 ) -> Iterator[tuple[str, Sequence[_Key], Sequence[_Key]]]:
     """Each way to pair: its name, the keys of the questions, the keys of the rows (None where a row has none)."""
-    numbers, ids = [str(index) for index in range(len(questions))], [question.id for question in questions]
+    ids = [question.id for question in questions]
     row_ids = [row.id for row in rows]
     yield "index", numbers, [row.index for row in rows]
     if all(ids) and set(ids) & set(row_ids):

@@ -6,16 +6,13 @@ import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from spftsql.config import Config
 from spftsql.databases.catalogue import Database
 from spftsql.errors import UserError
 from spftsql.evaluation.answers import Ask, Done, Reply
 from spftsql.evaluation.sources import Question
-from spftsql.recipes import validate
+from spftsql.recipes import recipe_of_run, validate
 from spftsql.records import GenerationRequest, Sample, content_hash
 from spftsql.reporting.run_record import read_lines
 
@@ -157,11 +154,9 @@ def _candidate(run: Path, name: str) -> Path:
 
 
 def _run_config(run: Path, engine: str | None) -> Config:
-    tree: dict[str, Any] = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    config = validate(tree, where=str(run / "config.yaml"))
+    config = recipe_of_run(run)
     chosen = engine or (config.generation.engine if config.generation.engine == "transformers" else default_engine())
-    tree["generation"] = {**tree["generation"], "engine": chosen}
-    return validate(tree, where=str(run / "config.yaml"))
+    return recipe_of_run(run, [f"generation.engine={chosen}"])
 
 
 def _cuda() -> bool:

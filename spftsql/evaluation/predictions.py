@@ -18,13 +18,13 @@ import io
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from spftsql.errors import UserError
-from spftsql.evaluation.keyed_predictions import pair_rows
-from spftsql.evaluation.sources import Question, read_text
+from spftsql.evaluation.keyed_predictions import Paired, pair_rows
+from spftsql.evaluation.sources import Question, Questions, read_text
 
 _BIRD_SEPARATOR = "\t----- bird -----\t"
 _LONGEST_FIELD = 1 << 24  # of CSV; Python's own limit is lower than some predictions are long
@@ -35,11 +35,23 @@ _NAME = re.compile(r"[\w.-]+")
 
 @dataclass(frozen=True)
 class Predictions:
-    """One statement per question, in the questions' order; how they were paired; notes for the person who scores."""
+    """One statement per question, in the questions' order; how they were paired; notes for the person who scores.
+
+    `indices` are the places of the questions that they are for, where these were drawn from the benchmark.
+    """
 
     statements: tuple[str, ...]
     pairing: str
     notes: tuple[str, ...] = ()
+    indices: tuple[int, ...] | None = None
+
+    def at(self, indices: Sequence[int]) -> Predictions | None:
+        """Those for the questions at these places; None where some are missing."""
+        have = self.indices if self.indices is not None else range(len(self.statements))
+        by_index = dict(zip(have, self.statements, strict=True))
+        if not by_index.keys() >= set(indices):
+            return None
+        return replace(self, statements=tuple(by_index[index] for index in indices), indices=tuple(indices))
 
 
 @dataclass(frozen=True)
@@ -53,35 +65,57 @@ class _Statement:
 def read_predictions(path: Path, questions: Sequence[Question]) -> Predictions:
     """The predictions of a file, one per question; empty where the file has an empty line, or JSON that is no text.
 
+    Rows that say that their questions were drawn (`spftsql evaluate --limit`) are for these questions alone.
     Raises `UserError`, in one line, when predictions and questions cannot belong to each other.
     """
     if not path.is_file():
         raise UserError(f"predictions file {path} does not exist")
-    statements, pairing, notes = _paired(path, read_text(path), questions)
+    found, notes = _paired(path, read_text(path), questions)
+    if found.indices is not None:
+        drawn = f"{len(found.indices)} of {len(questions)} questions, those that were drawn"
+        notes.append(f"{drawn} (`spftsql evaluate --limit`)")
+    statements = found.statements
     fenced = sum(sql.startswith(_FENCE) for sql in statements)
     if fenced > _FENCED_SHARE * len(statements):
         notes.append(f"{fenced} of {len(statements)} predictions begin with {_FENCE}: no SQL, and scored as it is")
-    return Predictions(tuple(statements), pairing, tuple(notes))
+    return Predictions(tuple(statements), found.pairing, tuple(notes), found.indices)
 
 
-def _paired(path: Path, text: str, questions: Sequence[Question]) -> tuple[list[str], str, list[str]]:
-    """The statements in the questions' order, how they were paired, and notes."""
+def of_same_questions(
+    paths: Sequence[Path], files: Sequence[Predictions], whole: Questions
+) -> tuple[Questions, Sequence[Predictions]]:
+    """The questions of the first of `files`, and all predictions for these. Raises `UserError` where some lack."""
+    if all(file.indices is None for file in files):
+        return whole, files
+    indices = files[0].indices if files[0].indices is not None else whole.indices
+    chosen = []
+    for path, file in zip(paths, files, strict=True):
+        if (found := file.at(indices)) is None:
+            raise UserError(
+                f"{path} has predictions for {len(file.statements)} of the {len(whole.rows)} questions, and not for "
+                f"all {len(indices)} of {paths[0]}"
+            )
+        chosen.append(found)
+    return whole.only(indices), chosen
+
+
+def _paired(path: Path, text: str, questions: Sequence[Question]) -> tuple[Paired, list[str]]:
+    """The statements as they were paired, and notes."""
     if path.suffix.lower() in (".csv", ".tsv"):
-        statements, pairing = pair_rows(path, _table(path, text), questions)
-        return statements, pairing, []
+        return pair_rows(path, _table(path, text), questions), []
     if text.lstrip()[:1] not in ("{", "["):
         lines, notes = _lines(text, len(questions))
-        return _by_position(path, lines, questions), "by position (lines)", notes
+        return Paired(_by_position(path, lines, questions), "by position (lines)"), notes
     tree = _json(path, text)
     if isinstance(tree, dict):
         if all(isinstance(value, dict) for value in tree.values()) and tree:
             tree = [{"key": key, **value} for key, value in tree.items()]
         else:
-            return _by_name(path, tree, questions)
+            return _by_name(path, tree, questions), []
     if tree and all(isinstance(row, dict) for row in tree):
-        statements, pairing = pair_rows(path, tree, questions)
-        return [_split(sql).sql for sql in statements], pairing, []
-    return _by_position(path, [_split(row) for row in tree], questions), "by position (JSON list)", []
+        found = pair_rows(path, tree, questions)
+        return replace(found, statements=[_split(sql).sql for sql in found.statements]), []
+    return Paired(_by_position(path, [_split(row) for row in tree], questions), "by position (JSON list)"), []
 
 
 def _table(path: Path, text: str) -> list[dict[str, Any]]:
@@ -160,7 +194,7 @@ def _by_position(path: Path, found: Sequence[_Statement], questions: Sequence[Qu
     return [statement.sql for statement in found]
 
 
-def _by_name(path: Path, tree: dict[str, Any], questions: Sequence[Question]) -> tuple[list[str], str, list[str]]:
+def _by_name(path: Path, tree: dict[str, Any], questions: Sequence[Question]) -> Paired:
     """BIRD's object: names are numbers of questions, or their ids."""
     numbers = [str(index) for index in range(len(questions))]
     ids = [question.id for question in questions]
@@ -178,4 +212,4 @@ def _by_name(path: Path, tree: dict[str, Any], questions: Sequence[Question]) ->
     for name, question in zip(names, questions, strict=True):
         if (question.db_id, question.sql) != (first[name].db_id, first[name].sql):
             raise UserError(f'{path}: two different questions have the id "{name}"; number the predictions instead')
-    return _by_position(path, [_split(tree[name]) for name in names], questions), pairing, []
+    return Paired(_by_position(path, [_split(tree[name]) for name in names], questions), pairing)

@@ -19,7 +19,7 @@ from spftsql.evaluation import passes
 from spftsql.evaluation.locations import database_configs, given_databases
 from spftsql.evaluation.metrics import mcnemar, paired_difference
 from spftsql.evaluation.passes import Prepared
-from spftsql.evaluation.predictions import Predictions, read_predictions
+from spftsql.evaluation.predictions import Predictions, of_same_questions, read_predictions
 from spftsql.evaluation.score_result import NO_DATABASE, Against, ScoredItem, ScoreResult, SuiteSummary
 from spftsql.evaluation.sources import Question, Questions, read_split
 from spftsql.evaluation.threads import Progress, VerifierThreads
@@ -85,7 +85,7 @@ class ScoreOptions:
 
 @dataclass
 class _Found:
-    """What the passes have found so far, by index of the question."""
+    """What the passes have found so far, by place of the question among those that are scored."""
 
     checks: Mapping[int, Verdict]
     originals: Sequence[Mapping[int, Verdict]]  # of each predictions file
@@ -111,7 +111,8 @@ def score(options: ScoreOptions, task: Task) -> ScoreResult:
         test = read_split(options.benchmark, options.root, options.split)
         if not test.rows:
             raise UserError(f"{options.benchmark}: no questions in {', '.join(map(str, test.files))}")
-        files = [read_predictions(path, test.rows) for path in (options.predictions, options.against) if path]
+        paths = [path for path in (options.predictions, options.against) if path]
+        test, files = of_same_questions(paths, [read_predictions(path, test.rows) for path in paths], test)
         return score_predictions(options, test, files, task, sandboxes)
 
 
@@ -183,7 +184,7 @@ def score_predictions(
             with task("samples") as progress:
                 raw = files[0].statements
                 samples = passes.samples_of(threads, prepared, raw, sides[0], checks, originals[0], progress)
-        items = _items(prepared, found, hardness.result())
+        items = _items(test.indices, prepared, found, hardness.result())
     return ScoreResult(
         benchmark=options.benchmark,
         split=test.split,
@@ -201,7 +202,7 @@ def score_predictions(
         suite=_summary(options, suites),
         against=_against(options, prepared, files, found),
         samples=None if samples is None else tuple(samples),
-        faults=tuple(sorted(found.faults.items())),
+        faults=tuple((test.indices[place], fault) for place, fault in sorted(found.faults.items())),
     )
 
 
@@ -372,22 +373,24 @@ def _measure(
         found.rounds = tuple(sum(scores.values()) / len(prepared.questions) for scores in rounds)
 
 
-def _items(prepared: Prepared, found: _Found, hardness: Sequence[str]) -> tuple[ScoredItem, ...]:
+def _items(
+    indices: Sequence[int], prepared: Prepared, found: _Found, hardness: Sequence[str]
+) -> tuple[ScoredItem, ...]:
     items = []
-    for index, question in enumerate(prepared.questions):
-        if index in found.faults:
+    for place, question in enumerate(prepared.questions):
+        if place in found.faults:
             continue
-        check, verdict = found.checks.get(index), found.decided[0].get(index)
+        check, verdict = found.checks.get(place), found.decided[0].get(place)
         items.append(
             ScoredItem(
-                index=index,
+                index=indices[place],
                 db_id=question.db_id,
                 verdict=verdict.status if verdict else "unverifiable",
                 reason=verdict.reason if verdict else NO_DATABASE,
                 id=question.id,
-                hardness=hardness[index],
+                hardness=hardness[place],
                 gold=NO_DATABASE if check is None else "" if check.status == "equal" else check.reason,
-                values={name: values.get(index, 0.0) for name, values in found.values.items()},
+                values={name: values.get(place, 0.0) for name, values in found.values.items()},
             )
         )
     return tuple(items)

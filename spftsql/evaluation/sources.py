@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -52,12 +52,27 @@ class Question:
 
 @dataclass(frozen=True)
 class Questions:
-    """One split of a benchmark, and the files that it was read from; `notes` are lines for the person who scores."""
+    """One split of a benchmark, or some of its questions, and the files that it was read from.
+
+    `notes` are lines for the person who scores; `chosen` are the places in the split of those that are here, where that
+    is not all of it.
+    """
 
     rows: tuple[Question, ...]
     files: tuple[Path, ...]
     notes: tuple[str, ...] = ()
     split: str = ""
+    chosen: tuple[int, ...] | None = None
+
+    @property
+    def indices(self) -> Sequence[int]:
+        """The place in the split of every question that is here."""
+        return range(len(self.rows)) if self.chosen is None else self.chosen
+
+    def only(self, indices: Iterable[int]) -> Questions:
+        """Those of a whole split that have these places, in its order."""
+        chosen = tuple(sorted(indices))
+        return replace(self, rows=tuple(self.rows[index] for index in chosen), chosen=chosen)
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,8 @@ from spftsql.generation.work import Opened, Unit, Work, open_work, read_lineage
 from spftsql.usage import Use, engine_use
 from spftsql.verification.pool import start_pool
 from spftsql.verification.samples import Checks
-from spftsql.verification.stage import TABLES, PartVerifier
+from spftsql.verification.stage import TABLES, PartVerifier, say_where_verifiers
+from spftsql.whereabouts import forget_where, say_where
 
 _LOOK_S = 0.5
 
@@ -50,6 +51,7 @@ class EngineActor:
         self._config, self._work = config, work
         self._engine = self.open(config)
         context = ray.get_runtime_context()
+        say_where(work.folder, "engines")
         self._lineage = {"engine": context.get_actor_id(), "node": context.get_node_id(), "pid": os.getpid()}
 
     def open(self, config: Config) -> Engine:
@@ -138,6 +140,7 @@ def generate_dataset_ray(
     with disk_faults(target):
         first, second = divided(config.generation.actors, onward.share) if onward else (config.generation.actors, 0)
         opened = open_work(source.resolve(), target.resolve(), config, first, before)
+        forget_where(opened.work.folder)
         if not second or not opened.units:
             onward = None
         earlier, answered = opened.work.part_names(), answers_of(onward.folder) if onward else []
@@ -212,10 +215,12 @@ def _stage(
     if onward is not None:
         answered = _engines(streams[0], OnwardActor, (config, opened.work, onward), second, waiting=2)
         start_pool(config)
+        say_where_verifiers(opened.work.folder)
         return _verifying(answered, onward.checks, onward.folder / "samples", config)
     if checks is None:
         return streams[0]
     start_pool(config)
+    say_where_verifiers(opened.work.folder)
     if left := _unverified(opened, checks):
         dataset = ray.data.from_arrow([_row(part) for part in left])
         _quiet(dataset)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 from functools import cache
-from itertools import zip_longest
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -41,7 +40,6 @@ def _environment() -> Environment:
         loader=PackageLoader("spftsql", "pages"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters["cell"] = cell_text
-    environment.globals["zip_longest"] = zip_longest
     return environment
 
 

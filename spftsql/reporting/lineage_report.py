@@ -7,16 +7,21 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from spftsql.reporting.run_record import RunRecord
+from spftsql.config import Config, DataConfig
+from spftsql.reporting.damage import read_or_note
+from spftsql.reporting.run_record import RunRecord, right_and_known
 from spftsql.reporting.status import accuracy_text, count
 from spftsql.selfplay.candidates import NEAR_MISS
 
 
-def lineage_rows(record: RunRecord) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Every trained model: from which it started, in which mode, on which rows."""
+def lineage_rows(record: RunRecord, damaged: list[str] | None = None) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Every trained model: from which it started, in which mode, on which rows.
+
+    `damaged` gets a line about rows that cannot be read; without it that raises `UserError`.
+    """
     rows: list[tuple[str, ...]] = []
     for stage in record.stages:
-        folder = record.root / "stages" / f"{stage.name}-{stage.key}"
+        folder = stage.folder(record.root)
         if stage.kind != "train" or stage.state != "built":
             continue
         for data in sorted(folder.glob("*.parquet")):
@@ -24,10 +29,10 @@ def lineage_rows(record: RunRecord) -> tuple[tuple[str, ...], list[tuple[str, ..
             if manifest:
                 rows.append(
                     (
-                        data.stem,
+                        data.stem if stage.fold is None else f"fold {stage.fold}: {data.stem}",
                         Path(str(manifest.get("base", ""))).name,
                         str(manifest.get("mode", "")),
-                        _sources(data),
+                        read_or_note(record.root, data, _sources, damaged) or "",
                         str(manifest.get("steps", "")),
                         f"{manifest['loss']:.4f}" if isinstance(manifest.get("loss"), float) else "",
                         f"{stage.name}-{stage.key}",
@@ -44,7 +49,7 @@ def made_from(record: RunRecord) -> list[tuple[str, str]]:
     base = config.model.path or "a model from scratch, built by the run"
     said = [
         ("base model", base),
-        ("benchmark", f"{config.data.benchmark}, {config.data.label_share:.0%} of its training labels"),
+        ("benchmark", _benchmark(config.data)),
         ("seed", str(config.seed)),
         (
             "versions",
@@ -62,7 +67,9 @@ def model_card(record: RunRecord) -> list[tuple[str, str]]:
         return []
     mixes = record.mixes.get(result.served, {})
     measured = "; ".join(
-        f"{exam} {accuracy_text(mix)}, n {sum(mix.values())}" for exam, mix in mixes.items() if exam != "play"
+        f"{exam} {accuracy_text(mix)}, n {known}"
+        for exam, mix in mixes.items()
+        if exam != "play" and (known := right_and_known(mix)[1])
     )
     card = [
         ("model", result.served),
@@ -73,14 +80,9 @@ def model_card(record: RunRecord) -> list[tuple[str, str]]:
         ("decided by", "; ".join(d.sentence() for d in result.decisions) or "no gate: the best on the selection set"),
     ]
     if config is not None:
-        play = config.selfplay
         card[2:2] = [
             ("base model", config.model.path or "from scratch, on this run's own text"),
-            (
-                "training",
-                f"labels, then {config.vbi.rounds} rounds of verified synthetic pairs, then up to {play.iterations} "
-                f"iterations of self-play ({play.mode}); the served model need not have gone through all of them",
-            ),
+            ("training", f"{_training(config)}; the served model need not have gone through all of them"),
         ]
     card += [
         (
@@ -91,6 +93,24 @@ def model_card(record: RunRecord) -> list[tuple[str, str]]:
         ("licence", "that of the base model and of the data that it was trained on; this run adds none"),
     ]
     return card
+
+
+def _benchmark(data: DataConfig) -> str:
+    if data.benchmark == "none":
+        return "none: databases without labels" if data.feedback is None else "none: labels from feedback"
+    return f"{data.benchmark}, {f'{data.label_share:.0%}' if data.label_share else 'none'} of its training labels"
+
+
+def _training(config: Config) -> str:
+    """The steps of the loop that the configuration asks for, in their order."""
+    data, play = config.data, config.selfplay
+    labelled = (data.benchmark != "none" and data.label_share > 0) or data.feedback is not None
+    steps = ["labels"] if labelled else []
+    if rounds := config.vbi.rounds:
+        steps.append(f"{rounds} round{'s' if rounds > 1 else ''} of verified synthetic pairs")
+    if turns := play.iterations:
+        steps.append(f"up to {turns} iteration{'s' if turns > 1 else ''} of self-play ({play.mode})")
+    return ", then ".join(steps)
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

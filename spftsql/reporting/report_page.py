@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +17,41 @@ from spftsql.evaluation.metrics import wilson
 from spftsql.evaluation.score_report import Section
 from spftsql.evaluation.score_result import LEVELS
 from spftsql.pages import render
+from spftsql.records import PairRow
 from spftsql.reporting.changes import SAMPLE_ROWS, changes, shown_changes, with_rows
 from spftsql.reporting.charts import Estimate, estimates_chart, lines_chart, shares_chart
 from spftsql.reporting.cost import run_cost, stage_cost
 from spftsql.reporting.idle import HEADER as IDLE_HEADER
 from spftsql.reporting.idle import idle_line, idle_rows
 from spftsql.reporting.lineage_report import lineage_rows, made_from, model_card
-from spftsql.reporting.run_record import RunRecord, read_run
-from spftsql.reporting.status import EXAMS, accuracy_text, cost_line, count, where
-from spftsql.reporting.stored import Answers, read_answers, read_curves, read_exams, read_pairs, read_play, spread
+from spftsql.reporting.run_record import RunRecord, read_run, right_and_known
+from spftsql.reporting.status import EXAMS, accuracy_text, cost_line, count, sizes_of, where
+from spftsql.reporting.stored import (
+    Answers,
+    PlayPair,
+    read_answers,
+    read_curves,
+    read_exams,
+    read_pairs,
+    read_play,
+    spread,
+)
+from spftsql.selfplay.candidates import FAULT
 from spftsql.selfplay.quarantine import FILE as QUARANTINE
 from spftsql.selfplay.quarantine import read_contradictions
 
 MOST_CHANGES = 80
 MOST_PAIRS = 400
 _MOST_CELLS = 12
-_VERDICTS = ("equal", "different", "error", "timeout", "truncated", "unverifiable")
+_VERDICTS = ("equal", "different", "error", "timeout", "truncated", "unverifiable", FAULT)
+_NO_REASONS = (
+    "time",
+    "event",
+    "fold",
+    "round",
+    "drawn",
+    "accepted",
+)  # of `synthesized`: all else is one, with its count
 _CURVES = (
     ("loss", "Loss", "of every training, by step"),
     ("margin", "Margin", "of chosen over rejected answers, in nats, against the reference"),
@@ -51,14 +72,17 @@ def run_report(root: Path, out: Path | None) -> Path:
 
 def report_page(record: RunRecord) -> str:
     """The page. What a run has not got to yet is said to be missing."""
-    exams = read_exams(record.root)
-    answers = read_answers(record, exams)
-    exam = "test" if any(name == "test" for _, name in answers) else "selection"
+    damaged = list(record.damaged)
+    exams = read_exams(record.root, damaged)
+    answers = read_answers(record, exams, damaged)
+    pairs, play = _pairs(read_pairs(record, damaged)), _play(read_play(record, exams, damaged))
+    lineage = lineage_rows(record, damaged)
+    exam = "test" if any(sum(mixes.get("test", {}).values()) for mixes in record.mixes.values()) else "selection"
     return render(
         "run.html",
         title=f"{record.root.name}: report of the run",
         where=where(record),
-        missing=list(_missing(record, answers)),
+        missing=[*_missing(record, answers), *damaged],
         table=_table(record),
         accuracy=_accuracy(record),
         hardness=_hardness(record, answers, exam),
@@ -70,16 +94,16 @@ def report_page(record: RunRecord) -> str:
             if (curves := read_curves(record.root, key))
         ],
         changes=_changes(record, answers, exam),
-        pairs=_pairs(record),
-        play=_play(record, exams),
+        pairs=pairs,
+        play=play,
         cost=_cost(record),
         planned=_planned(record),
-        decisions=[event for event in record.of("gate")],
-        sentences=[decision.sentence() for decision in record.result.decisions] if record.result else [],
-        synthetic=[decision.finding() for decision in record.result.synthetic] if record.result else [],
+        decisions=_decisions(record),
+        synthetic=[decision.finding() for decision in record.synthetic],
         contradicted=read_contradictions(record.root),
         events=list(_told(record)),
-        lineage=lineage_rows(record),
+        folds=[(fold, list(_told(record, fold))) for fold in record.folds],
+        lineage=lineage,
         made_from=made_from(record),
         card=model_card(record),
         most_rows=SAMPLE_ROWS,
@@ -116,7 +140,7 @@ def _table(record: RunRecord) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
 
 
 def _estimate(mix: Mapping[str, int]) -> Estimate | None:
-    n, right = sum(mix.values()), mix.get("equal", 0)
+    right, n = right_and_known(mix)
     return Estimate(right / n, *wilson(right, n)) if n else None
 
 
@@ -130,8 +154,9 @@ def _accuracy(record: RunRecord) -> tuple[Markup, tuple[str, ...], list[tuple[st
     chart = (
         estimates_chart("accuracy of every candidate with its 95 % interval", names, series) if series else Markup("")
     )
-    rows = [(name, *(accuracy_text(record.mixes[name].get(exam)) for exam in EXAMS)) for name in names]
-    return chart, ("candidate", *EXAMS), rows
+    sizes = sizes_of(record)
+    rows = [(n, *(accuracy_text(record.mixes[n].get(exam), sizes.get(exam)) for exam in EXAMS)) for n in names]
+    return chart, ("candidate", *(f"{exam} (n {sizes.get(exam, 0)})" for exam in EXAMS)), rows
 
 
 def _hardness(record: RunRecord, answers: Answers, exam: str) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -142,10 +167,8 @@ def _hardness(record: RunRecord, answers: Answers, exam: str) -> tuple[tuple[str
         group = answers.get((candidate, exam), ())
         cells = []
         for level in ordered:
-            of_level = [answer.right for answer in group if answer.example.hardness == level]
-            low, high = wilson(sum(of_level), len(of_level))
-            share = f"{sum(of_level) / len(of_level):.3f} ({low:.3f}–{high:.3f}, n {len(of_level)})"
-            cells.append(share if of_level else "")
+            mix = Counter(answer.status for answer in group if answer.example.hardness == level)
+            cells.append(accuracy_text(mix, usual=0))
         if group:
             rows.append((candidate, *cells))
     return ("candidate", *ordered), rows
@@ -154,7 +177,8 @@ def _hardness(record: RunRecord, answers: Answers, exam: str) -> tuple[tuple[str
 def _mix(record: RunRecord, exam: str) -> tuple[Markup, tuple[str, ...], list[tuple[str, ...]]]:
     mixes = [(name, found[exam]) for name, found in record.mixes.items() if exam in found]
     names = [verdict for verdict in _VERDICTS if any(verdict in mix for _, mix in mixes)]
-    ordered = [(name, {verdict: mix[verdict] for verdict in names if verdict in mix}) for name, mix in mixes]
+    known = [verdict for verdict in names if verdict != FAULT]  # a bar has the shares of what accuracy is of
+    ordered = [(name, {verdict: mix[verdict] for verdict in known if verdict in mix}) for name, mix in mixes]
     chart = shares_chart(f"verdicts on the {exam} questions by candidate", ordered) if mixes else Markup("")
     return chart, ("candidate", *names), [(name, *(str(mix.get(v, 0)) for v in names)) for name, mix in mixes]
 
@@ -189,8 +213,7 @@ def _databases(record: RunRecord) -> dict[str, str]:
     return {name: config.url for name, config in found.items()} | {d.name: d.url for d in data.databases}
 
 
-def _pairs(record: RunRecord) -> dict[str, Any] | None:
-    rows = read_pairs(record.root)
+def _pairs(rows: Sequence[PairRow]) -> dict[str, Any] | None:
     if not rows:
         return None
     kept, dropped = [row for row in rows if row.kept], [row for row in rows if not row.kept]
@@ -215,8 +238,7 @@ def _pairs(record: RunRecord) -> dict[str, Any] | None:
     }
 
 
-def _play(record: RunRecord, exams: Mapping[str, Any]) -> dict[str, Any] | None:
-    rows = read_play(record, exams)
+def _play(rows: Sequence[PlayPair]) -> dict[str, Any] | None:
     if not rows:
         return None
     shown = spread(rows, MOST_PAIRS)
@@ -261,20 +283,31 @@ def _cost_cells(cost: Any) -> tuple[str, ...]:
     )
 
 
-def _told(record: RunRecord) -> Iterable[tuple[str, str]]:
-    """What the run says of its decisions beside the gate, in its order: (what, why)."""
-    for event in record.of("label-set-aside"):
+def _decisions(record: RunRecord) -> list[tuple[str, str]]:
+    """What the gate has decided: (outcome, sentence); without a gate, who is served instead."""
+    decided: list[tuple[str, str]] = [(decision.outcome, decision.sentence()) for decision in record.decisions]
+    return decided or [("", str(event.get("outcome", ""))) for event in record.of("gate")]
+
+
+def _told(record: RunRecord, fold: int | None = None) -> Iterable[tuple[str, str]]:
+    """What the run, or a fold's loop, says of its decisions beside the gate, in its order: (what, why)."""
+    of = partial(record.of, fold=fold)
+    for event in of("label-set-aside"):
         yield f"label {event.get('index')} of {event.get('set')} set aside", str(event.get("reason", ""))
-    for event in record.of("synthesized"):
-        yield f"round {event.get('round')}: {event.get('kept')} of {event.get('tried')} statements kept", _counts(event)
-    for event in record.of("phrased"):
+    for event in of("recombined"):
+        yield f"round {event.get('round')}: {event.get('kept')} recombined statements kept", _dropped(event)
+    for event in of("synthesized"):
+        drawn = f"{event.get('accepted')} of {event.get('drawn')} drawn statements accepted"
+        reasons = {name: number for name, number in event.items() if name not in _NO_REASONS}
+        yield f"round {event.get('round')}: {drawn}", _dropped({"dropped": reasons})
+    for event in of("phrased"):
         yield (
             f"round {event.get('round')}: {event.get('pairs')} pairs of {event.get('statements')} statements",
-            _counts(event),
+            _dropped(event),
         )
-    for event in record.of("leak"):
+    for event in of("leak"):
         yield f"round {event.get('round')}: pair {event.get('pair')} left out", f"too close to {event.get('held_out')}"
-    for event in record.of("play"):
+    for event in of("play"):
         yield (
             f"{event.get('mode')}, iteration {event.get('iteration')}: {event.get('main')} against "
             f"{event.get('opponent')}",
@@ -284,16 +317,21 @@ def _told(record: RunRecord) -> Iterable[tuple[str, str]]:
             + (_named(event.get("left_out")) or "none"),
         )
     for kind in ("saturated", "collapse", "skipped", "stopped"):
-        for event in record.of(kind):
+        for event in of(kind):
             yield f"{event.get('mode')}, iteration {event.get('iteration')}: {kind}", str(event.get("why", ""))
-    for event in record.of("contradicted"):
+    for event in of("unguarded"):
+        yield "self-play cannot be guarded", str(event.get("why", ""))
+    for event in of("contradicted"):
         what = f"{event.get('count')} of {event.get('of')} {event.get('exam')} golds are contradicted"
         yield what, f"most candidates agree on another result: {QUARANTINE}"
-    for event in record.of("unanswered"):
+    for event in of("asked-again"):
+        what = f"{event.get('stage')}: {event.get('requests')} of {event.get('of')} requests asked again"
+        yield what, "they were with an engine when it stopped"
+    for event in of("unanswered"):
         yield f"{event.get('stage')}: {event.get('requests')} requests not answered", _named(event.get("reasons"))
 
 
-def _counts(event: Mapping[str, Any]) -> str:
+def _dropped(event: Mapping[str, Any]) -> str:
     named = _named(event.get("dropped"))
     return f"dropped: {named}" if named else ""
 

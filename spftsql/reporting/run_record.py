@@ -8,24 +8,29 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from spftsql.config import Config
 from spftsql.errors import UserError
-from spftsql.recipes import validate
+from spftsql.recipes import recipe_of_run
+from spftsql.reporting.damage import gone, parquet_files, read_or_note
+from spftsql.selfplay.candidates import FAULT
+from spftsql.selfplay.gate import Decision
 from spftsql.selfplay.table import Result
 from spftsql.usage import Use
+from spftsql.whereabouts import whereabouts
 
 StageState = Literal["built", "running", "interrupted"]
 HolderState = Literal["running", "elsewhere", "none"]
 Event = Mapping[str, Any]
+_OF_FOLD = re.compile(r"-fold-(\d+)$")
 _TAIL = 65_536  # bytes at the end of the metrics, enough for its last lines
 
 
@@ -60,6 +65,15 @@ class StageRecord:
     trained: int = 0  # tokens, over all steps
 
     @property
+    def fold(self) -> int | None:
+        """The fold of the labels that it is of; None for those of the run itself."""
+        return fold_of(self.name)
+
+    def folder(self, root: Path) -> Path:
+        """Where its files are when it is built."""
+        return root / "stages" / f"{self.name}-{self.key}"
+
+    @property
     def kind(self) -> str:
         """`generate`, `verify`, `train` or `other`."""
         head = self.name.split("-")[0]
@@ -79,8 +93,10 @@ class Step:
 class RunRecord:
     """All of it. `config` and `result` are None where they are missing or of another version.
 
-    `mixes` counts verdicts by candidate and exam; `selection` is the accuracy that chooses main model and opponent;
-    `uses` say by stage how busy its workers were, for stages that were built and not kept.
+    `mixes` counts verdicts by candidate and exam; those of the gate are also of the folds' candidates of that name,
+    which answer their own labels. `selection` is the accuracy that chooses main model and opponent; `uses` say by stage
+    how busy its workers were, for stages that were built and not kept; `workers` on which machines those of the stage
+    at work have started. `damaged` are lines about what cannot be read.
     """
 
     root: Path
@@ -95,6 +111,8 @@ class RunRecord:
     attempts: int
     now: float
     uses: Mapping[str, tuple[Use, ...]] = field(default_factory=dict)
+    workers: Mapping[str, list[str]] = field(default_factory=dict)
+    damaged: tuple[str, ...] = ()
 
     @property
     def finished(self) -> bool:
@@ -106,9 +124,24 @@ class RunRecord:
         """The stage that is being built, or at which the run was cut off."""
         return next((stage for stage in reversed(self.stages) if stage.state != "built"), None)
 
-    def of(self, kind: str) -> list[Event]:
-        """The events of a kind that count for this run, in their order."""
-        return [event for event in _counting(self.events) if event["event"] == kind]
+    @property
+    def folds(self) -> list[int]:
+        """The folds of the labels for which the loop was played (`gate.folds`), as far as it has come."""
+        return sorted({event["fold"] for event in _counting(self.events) if event.get("fold") is not None})
+
+    @property
+    def decisions(self) -> list[Decision]:
+        """What the gate has decided so far."""
+        return list(self.result.decisions) if self.result else _decisions(self.of("gate"))
+
+    @property
+    def synthetic(self) -> list[Decision]:
+        """The same comparisons on the selection set, which decide nothing."""
+        return list(self.result.synthetic) if self.result else _decisions(self.of("gate-synthetic"))
+
+    def of(self, kind: str, fold: int | None = None) -> list[Event]:
+        """The events of a kind that count, in their order: those of the run itself, or of a fold."""
+        return [e for e in _counting(self.events) if e["event"] == kind and e.get("fold") == fold]
 
 
 def read_run(root: Path) -> RunRecord:
@@ -119,13 +152,11 @@ def read_run(root: Path) -> RunRecord:
     events = read_lines(root / "events.jsonl")
     holder = _holder(root, events)
     counting = _counting(events)
-    mixes: dict[str, dict[str, dict[str, int]]] = {}
-    for event in counting:
-        if event["event"] == "verdicts":
-            counts = {k: v for k, v in event.items() if k not in ("time", "event", "candidate", "exam")}
-            mixes.setdefault(event["candidate"], {})[event["exam"]] = counts
     trained = _trained_tokens(root)
-    stages = tuple(_counted(stage, root, trained) for stage in _stages(events, holder, now))
+    damaged = list[str]()
+    stages = tuple(_counted(stage, root, trained, damaged) for stage in _stages(events, holder, now))
+    used = {(event["name"], event["key"]) for event in counting if event["event"] == "stage"}
+    built = [stage for stage in stages if stage.state == "built" and (stage.name, stage.key) in used]
     result = _result(root) if any(event["event"] == "finished" for event in counting) else None
     training = any(stage.state == "running" and stage.kind == "train" for stage in stages)
     return RunRecord(
@@ -134,14 +165,29 @@ def read_run(root: Path) -> RunRecord:
         events=events,
         holder=holder,
         stages=stages,
-        mixes=mixes,
-        selection={e["candidate"]: e["accuracy"] for e in counting if e["event"] == "selection"},
+        mixes=_mixes(counting),
+        selection={
+            e["candidate"]: e["accuracy"] for e in counting if e["event"] == "selection" and e.get("fold") is None
+        },
         result=result,
         step=_last_step(root, [s for s in stages if s.state == "running"]) if training else None,
         attempts=sum(event["event"] == "opened" for event in events),
         now=now,
         uses=_uses(events),
+        workers=_workers(root, stages),
+        damaged=(*gone(root, [stage.folder(root) for stage in built]), *damaged),
     )
+
+
+def fold_of(name: str) -> int | None:
+    """The fold of the labels that a stage or a training is of, by its name; None for those of the run itself."""
+    found = _OF_FOLD.search(name)
+    return int(found[1]) if found else None
+
+
+def right_and_known(mix: Mapping[str, int]) -> tuple[int, int]:
+    """Right answers among counts of verdicts, and all that are known: a fault says nothing about the SQL."""
+    return mix.get("equal", 0), sum(count for verdict, count in mix.items() if verdict != FAULT)
 
 
 def read_lines(path: Path) -> tuple[Event, ...]:
@@ -169,6 +215,33 @@ def _counting(events: Sequence[Event]) -> list[Event]:
     return [
         event for event in (ours if done else events) if "event" in event and (done or event["event"] != "finished")
     ]
+
+
+def _mixes(events: Sequence[Event]) -> dict[str, dict[str, dict[str, int]]]:
+    """Counts of verdicts by candidate and exam, those of the folds added to the gate's."""
+    by_fold: dict[int | None, dict[str, dict[str, dict[str, int]]]] = {}
+    for event in events:
+        if event["event"] == "verdicts":
+            counts = {k: v for k, v in event.items() if k not in ("time", "event", "candidate", "exam", "fold")}
+            by_fold.setdefault(event.get("fold"), {}).setdefault(event["candidate"], {})[event["exam"]] = counts
+    found = by_fold.pop(None, {})
+    for candidate, exams in found.items():
+        gates = [of_fold[candidate].get("gate", {}) for of_fold in by_fold.values() if candidate in of_fold]
+        if gates:
+            exams["gate"] = dict(sum(map(Counter, gates), Counter(exams.get("gate", {}))))
+    return found
+
+
+def _decisions(events: Sequence[Event]) -> list[Decision]:
+    """What the gate's events say; an attempt that goes on says again what one before it has said."""
+    known = {item.name for item in fields(Decision)}
+    found = []
+    for event in events:
+        try:
+            found.append(Decision(**{name: value for name, value in event.items() if name in known}))
+        except TypeError:  # there is no gate, and the event says who is served instead
+            continue
+    return list(dict.fromkeys(found))
 
 
 def _holder(root: Path, events: Sequence[Event]) -> Holder:
@@ -243,8 +316,8 @@ def _stages(events: Sequence[Event], holder: Holder, now: float) -> list[StageRe
     return rows
 
 
-def _counted(stage: StageRecord, root: Path, trained: Mapping[str, int]) -> StageRecord:
-    """A built stage with the number of its rows and tokens."""
+def _counted(stage: StageRecord, root: Path, trained: Mapping[str, int], damaged: list[str]) -> StageRecord:
+    """A built stage with the number of its rows and tokens; of a file that cannot be read, none and a line."""
     folder = root / "stages" / f"{stage.name}-{stage.key}"
     if stage.kind == "train":
         folder = folder if folder.is_dir() else folder.with_name(f"{folder.name}.partial")
@@ -253,33 +326,30 @@ def _counted(stage: StageRecord, root: Path, trained: Mapping[str, int]) -> Stag
         return replace(stage, trained=sum(trained.get(name, 0) for name in names))
     if stage.state != "built" or stage.kind == "other":
         return stage
-    requests = _rows([folder / "requests.parquet"])
+    if not folder.is_dir():
+        return stage
+
+    def total(path: Path, count: Callable[[Path], int]) -> int:
+        return sum(read_or_note(root, file, count, damaged) or 0 for file in parquet_files(path))
+
+    requests = total(folder / "requests.parquet", _rows)
     if stage.kind == "verify":
-        return replace(stage, requests=requests, executions=_rows(_parquet(folder / "verdicts")))
-    samples, tokens = _samples(_parquet(folder / "samples"))
+        return replace(stage, requests=requests, executions=total(folder / "verdicts", _rows))
+    samples, tokens = (total(folder / "samples", count) for count in (_rows, _tokens))
     return replace(stage, requests=requests, samples=samples, tokens=tokens)
 
 
-def _parquet(path: Path) -> list[Path]:
-    return sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-
-
-def _rows(files: Iterable[Path]) -> int:
+def _rows(file: Path) -> int:
     import pyarrow.parquet as pq
 
-    return sum(pq.ParquetFile(file).metadata.num_rows for file in files if file.is_file())
+    return int(pq.ParquetFile(file).metadata.num_rows)
 
 
-def _samples(files: Iterable[Path]) -> tuple[int, int]:
+def _tokens(file: Path) -> int:
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    rows = tokens = 0
-    for file in files:
-        if file.is_file():
-            column = pq.read_table(file, columns=["tokens"]).column("tokens")
-            rows, tokens = rows + len(column), tokens + (pc.sum(column).as_py() or 0)
-    return rows, tokens
+    return pc.sum(pq.read_table(file, columns=["tokens"]).column("tokens")).as_py() or 0
 
 
 def _trained_tokens(root: Path) -> dict[str, int]:
@@ -300,6 +370,11 @@ def _uses(events: Sequence[Event]) -> dict[str, tuple[Use, ...]]:
             use = Use(**{name: value for name, value in event.items() if name in known})
             found.setdefault(str(event["stage"]), {})[use.who] = use
     return {stage: tuple(by_who.values()) for stage, by_who in found.items()}
+
+
+def _workers(root: Path, stages: Sequence[StageRecord]) -> dict[str, list[str]]:
+    running = next((stage for stage in reversed(stages) if stage.state == "running"), None)
+    return {} if running is None else whereabouts(Path(f"{running.folder(root)}.partial"))
 
 
 def _last_step(root: Path, running: Sequence[StageRecord]) -> Step | None:
@@ -323,9 +398,8 @@ def _last_step(root: Path, running: Sequence[StageRecord]) -> Step | None:
 
 def _config(root: Path) -> Config | None:
     try:
-        tree = yaml.safe_load((root / "config.yaml").read_text(encoding="utf-8"))
-        return validate(tree, where=str(root / "config.yaml"))
-    except (OSError, yaml.YAMLError, UserError):
+        return recipe_of_run(root)
+    except UserError:
         return None
 
 

@@ -15,7 +15,7 @@ from spftsql.evaluation.score_report import printable
 from spftsql.reporting.cost import run_cost
 from spftsql.reporting.disk import disk_use
 from spftsql.reporting.idle import idle_line, idle_text
-from spftsql.reporting.run_record import RunRecord, read_run
+from spftsql.reporting.run_record import RunRecord, read_run, right_and_known
 from spftsql.selfplay.quarantine import FILE as QUARANTINE
 from spftsql.selfplay.quarantine import read_contradictions
 
@@ -81,6 +81,7 @@ def status_tree(record: RunRecord) -> dict[str, Any]:
         "holder": asdict(record.holder),
         "stage": None if current is None else asdict(current),
         "step": None if record.step is None else asdict(record.step),
+        "workers": dict(record.workers),
         "attempts": record.attempts,
         "stages": [asdict(stage) for stage in record.stages],
         "uses": [
@@ -96,6 +97,7 @@ def status_tree(record: RunRecord) -> dict[str, Any]:
         "stopped": _events(record, "stopped"),
         "contradicted": [asdict(one) for one in read_contradictions(record.root)],
         "disk": asdict(disk_use(record.root)),
+        "damaged": list(record.damaged),
         "served": None if record.result is None else record.result.served,
         "cost": asdict(run_cost(record)),
     }
@@ -125,7 +127,8 @@ def where(record: RunRecord) -> str:
         return f"{by}, {at}"
     step = f", {record.step.job} step {record.step.step} of {record.step.steps}" if record.step else ""
     again = f", try {stage.tries}" if stage.tries > 1 else ""
-    return f"{by}, {at} for {seconds(stage.seconds)}{step}{again}"
+    workers = "".join(f"; {who} on {', '.join(hosts)}" for who, hosts in record.workers.items())
+    return f"{by}, {at} for {seconds(stage.seconds)}{step}{again}{workers}"
 
 
 def render(record: RunRecord) -> RenderableType:
@@ -137,6 +140,7 @@ def render(record: RunRecord) -> RenderableType:
     parts: list[RenderableType] = [Text(printable(f"{record.root.name}: {where(record)}"))]
     if record.config is None:
         parts.append(Text("config.yaml is missing or of another version: GPU-hours are not known", style="dim"))
+    parts += [Text(printable(line), style="bold") for line in record.damaged]
     stages = Table(box=None, pad_edge=False, title=Text("stages", style="bold"), title_justify="left")
     for name in ("stage", "state", "seconds", "lost", "tokens", "executions", "idle"):
         stages.add_column(name, justify="left" if name in ("stage", "state", "idle") else "right")
@@ -157,16 +161,18 @@ def render(record: RunRecord) -> RenderableType:
     if record.mixes:
         table = Table(box=None, pad_edge=False, title=Text("candidates", style="bold"), title_justify="left")
         table.add_column("candidate")
+        sizes = sizes_of(record)
         for exam in EXAMS:
-            sizes = {sum(mixes[exam].values()) for mixes in record.mixes.values() if exam in mixes}
-            table.add_column(f"{exam} (n {max(sizes)})" if sizes else exam)
+            table.add_column(f"{exam} (n {sizes[exam]})" if exam in sizes else exam)
         served = record.result.served if record.result else None
         for name, mixes in record.mixes.items():
             mark = " (served)" if name == served else ""
-            table.add_row(Text(printable(name + mark)), *(accuracy_text(mixes.get(exam)) for exam in EXAMS))
+            cells = (accuracy_text(mixes.get(exam), sizes.get(exam)) for exam in EXAMS)
+            table.add_row(Text(printable(name + mark)), *cells)
         parts += [Text(""), table]
-    if record.result is not None:
-        parts += [Text(""), *(Text(printable(sentence)) for sentence in record.result.sentences)]
+    said = record.result.sentences if record.result else [decision.sentence() for decision in record.decisions]
+    if said:
+        parts += [Text(""), *(Text(printable(sentence)) for sentence in said)]
     golds = Counter(one.exam for one in read_contradictions(record.root))
     if golds:
         named = ", ".join(f"{number} {exam}" for exam, number in golds.items())
@@ -187,13 +193,23 @@ def cost_line(record: RunRecord) -> str:
     )
 
 
-def accuracy_text(mix: Mapping[str, int] | None) -> str:
-    """Accuracy with its 95 % interval from counts of verdicts; empty without any."""
-    if not mix or not sum(mix.values()):
+def sizes_of(record: RunRecord) -> dict[str, int]:
+    """How many answers are known of each exam, of the candidate that has most; of the gate, how many have decided."""
+    found: dict[str, int] = {}
+    for mixes in record.mixes.values():
+        for exam, mix in mixes.items():
+            found[exam] = max(found.get(exam, 0), right_and_known(mix)[1])
+    return found | ({"gate": max(decision.n for decision in record.decisions)} if record.decisions else {})
+
+
+def accuracy_text(mix: Mapping[str, int] | None, usual: int | None = None) -> str:
+    """Accuracy with its 95 % interval from counts of verdicts, and n where it is not the `usual`; empty without any."""
+    right, n = right_and_known(mix or {})
+    if not n:
         return ""
-    n, right = sum(mix.values()), mix.get("equal", 0)
     low, high = wilson(right, n)
-    return f"{right / n:.3f} ({low:.3f}–{high:.3f})"
+    other = f", n {n}" if usual is not None and n != usual else ""
+    return f"{right / n:.3f} ({low:.3f}–{high:.3f}{other})"
 
 
 def seconds(value: float) -> str:
@@ -214,5 +230,5 @@ def _events(record: RunRecord, kind: str) -> list[dict[str, Any]]:
 
 
 def _accuracy_tree(mix: Mapping[str, int]) -> dict[str, Any]:
-    n, right = sum(mix.values()), mix.get("equal", 0)
+    right, n = right_and_known(mix)
     return {"n": n, "right": right, "accuracy": right / n if n else None, "interval": wilson(right, n), "verdicts": mix}

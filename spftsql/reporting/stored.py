@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from spftsql.records import Example, PairRow, TrainRow, Verdict, VerificationRequest, read_records
-from spftsql.reporting.run_record import RunRecord, read_lines
+from spftsql.records import Example, PairRow, TrainRow, Verdict, VerificationRequest
+from spftsql.reporting.damage import parquet_files, stored_rows
+from spftsql.reporting.run_record import RunRecord, fold_of, read_lines
 from spftsql.selfplay.lineage import pair_files
 
 T = TypeVar("T")
+Damaged = list[str] | None  # gets a line about what cannot be read, which raises `UserError` without it
 Curves = Mapping[str, Sequence[tuple[float, float]]]
 
 
@@ -45,25 +47,22 @@ class PlayPair:
 Answers = Mapping[tuple[str, str], Sequence[StoredAnswer]]  # by candidate and exam
 
 
-def read_exams(root: Path) -> dict[str, dict[str, Example]]:
+def read_exams(root: Path, damaged: Damaged = None) -> dict[str, dict[str, Example]]:
     """The questions of each exam, by their ids; empty for a run from before they were kept."""
     return {
-        path.stem: {example.id: example for example in read_records(path, Example)}
+        path.stem: {example.id: example for example in stored_rows(root, path, Example, damaged)}
         for path in sorted((root / "exams").glob("*.parquet"))
     }
 
 
-def read_answers(record: RunRecord, exams: Mapping[str, Mapping[str, Example]]) -> Answers:
-    """All verified answers whose questions are known."""
+def read_answers(record: RunRecord, exams: Mapping[str, Mapping[str, Example]], damaged: Damaged = None) -> Answers:
+    """All verified answers of the run's own candidates whose questions are known."""
     found: dict[tuple[str, str], list[StoredAnswer]] = {}
-    for stage in record.stages:
-        if stage.kind != "verify" or stage.state != "built":
-            continue
-        folder = record.root / "stages" / f"{stage.name}-{stage.key}"
-        requests = read_records(folder / "requests.parquet", VerificationRequest)
+    for folder in _folders(record, "verify-"):
+        requests = stored_rows(record.root, folder / "requests.parquet", VerificationRequest, damaged)
         if not any(_parts(request.id) for request in requests[:1]):
             continue
-        verdicts = {verdict.id: verdict for verdict in read_records(folder / "verdicts", Verdict)}
+        verdicts = {one.id: one for one in stored_rows(record.root, folder / "verdicts", Verdict, damaged)}
         fresh: dict[tuple[str, str], list[StoredAnswer]] = {}
         for request in requests:
             parts = _parts(request.id)
@@ -77,20 +76,19 @@ def read_answers(record: RunRecord, exams: Mapping[str, Mapping[str, Example]]) 
     return found
 
 
-def read_pairs(root: Path) -> list[PairRow]:
-    """The synthetic statements of all rounds and what became of them."""
-    return [row for file in pair_files(root) for row in read_records(file, PairRow)]
+def read_pairs(record: RunRecord, damaged: Damaged = None) -> list[PairRow]:
+    """The synthetic statements of all rounds and what became of them; what a fold has left there is not the run's."""
+    rounds = {event.get("round") for event in record.of("phrased")}
+    rows = (row for file in pair_files(record.root) for row in stored_rows(record.root, file, PairRow, damaged))
+    return [row for row in rows if row.round in rounds]
 
 
-def read_play(record: RunRecord, exams: Mapping[str, Mapping[str, Example]]) -> list[PlayPair]:
-    """The pairs of all self-play trainings."""
+def read_play(record: RunRecord, exams: Mapping[str, Mapping[str, Example]], damaged: Damaged = None) -> list[PlayPair]:
+    """The pairs of all self-play trainings but those of folds."""
     pairs = []
-    for stage in record.stages:
-        folder = record.root / "stages" / f"{stage.name}-{stage.key}"
-        if not stage.name.startswith("train-play-") or stage.state != "built":
-            continue
-        for file in sorted(folder.glob("*.parquet")):
-            for row in read_records(file, TrainRow):
+    for folder in _folders(record, "train-play-"):
+        for file in parquet_files(folder):
+            for row in stored_rows(record.root, file, TrainRow, damaged):
                 if row.rejected is not None:
                     example = exams.get("play", {}).get(row.id.rsplit("/", 2)[0])
                     question = example.question if example else row.prompt
@@ -99,17 +97,24 @@ def read_play(record: RunRecord, exams: Mapping[str, Mapping[str, Example]]) -> 
 
 
 def read_curves(root: Path, key: str) -> Curves:
-    """A value of `metrics.jsonl` over the steps of each training that has it."""
+    """A value of `metrics.jsonl` over the steps of each of the run's own trainings that has it."""
     found: dict[str, dict[float, float]] = {}
     for row in read_lines(root / "metrics.jsonl"):
-        if isinstance(row.get(key), int | float) and "job" in row and "step" in row:
-            found.setdefault(str(row["job"]), {})[float(row["step"])] = float(row[key])
+        job = str(row.get("job", ""))
+        if isinstance(row.get(key), int | float) and job and fold_of(job) is None and "step" in row:
+            found.setdefault(job, {})[float(row["step"])] = float(row[key])
     return {job: sorted(points.items()) for job, points in found.items()}
 
 
 def spread(rows: Sequence[T], most: int) -> list[T]:
     """At most `most` of the rows, evenly over all of them."""
     return [rows[i * len(rows) // most] for i in range(most)] if len(rows) > most else list(rows)
+
+
+def _folders(record: RunRecord, begins: str) -> list[Path]:
+    """The folders of the run's own built stages whose names begin so, as far as they are there."""
+    stages = [stage for stage in record.stages if stage.state == "built" and stage.fold is None]
+    return [f for stage in stages if stage.name.startswith(begins) and (f := stage.folder(record.root)).is_dir()]
 
 
 def _parts(identity: str) -> tuple[str, str, str] | None:

@@ -9,6 +9,7 @@ from spftsql.config import Optimization
 from spftsql.records import Example, Mode, TrainRow, Verdict
 
 NEAR_MISS = "near-miss"  # who wrote an answer that no candidate wrote (see `near_misses.py`)
+FAULT = "fault"  # among verdicts: it is not known what the answer would have been
 TRIED_PER_NEAR_MISS = 4  # statements that are executed for each one wanted: some give what the gold gives
 
 
@@ -40,6 +41,11 @@ class Answer:
     def known(self) -> bool:
         """Whether there is an answer at all; a fault of ours says nothing about the candidate."""
         return self.verdict.fault is None
+
+    @property
+    def outcome(self) -> str:
+        """The status of the verdict, by which answers are counted; `FAULT` where there is none."""
+        return self.verdict.status if self.known else FAULT
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,7 @@ def training_of(
         details={
             "iteration": iteration,
             "opponent": names,
-            "verdicts": dict(Counter(answer.verdict.status for answer in theirs)),
+            "verdicts": dict(Counter(answer.outcome for answer in theirs)),
         },
     )
 

@@ -98,7 +98,7 @@ class Stages:
                         self.request(identity, example.db_id, prompt, candidate, exam.samples, exam.temperature)
                     )
         with disk_faults(self.run.root):
-            for name, exam in exams.items():  # for who looks at the answers later
+            for name, exam in exams.items() if not self._part else ():  # for who looks at the run's answers later
                 write_records(self.run.root / "exams" / f"{name}.parquet", exam.questions, Example)
         examples = {identity: example for identity, (_, _, example) in asked.items()}
         drawn, checks, verdicts = self.verified(title, requests, candidates, examples)
@@ -109,7 +109,7 @@ class Stages:
             found[candidate.name][name].append(answer)
         for candidate_name, by_exam in found.items():
             for name, answers in by_exam.items():
-                mix = Counter(answer.verdict.status for answer in answers)
+                mix = Counter(answer.outcome for answer in answers)
                 self.run.event("verdicts", candidate=candidate_name, exam=name, **mix)
         return found
 

@@ -134,7 +134,7 @@ def method_row(method: str, candidate: str, answers: Sequence[Answer], control: 
         other: Mapping[str, bool] = {answer.example.id: answer.correct for answer in control if answer.known}
         both = [answer for answer in known if answer.example.id in other]
         p = mcnemar([answer.correct for answer in both], [other[answer.example.id] for answer in both]).p
-    mix = Counter(answer.verdict.status if answer.known else "fault" for answer in answers)
+    mix = Counter(answer.outcome for answer in answers)
     return Row(method, candidate, len(known), correct, correct / max(len(known), 1), low, high, p, dict(mix))
 
 

@@ -29,6 +29,7 @@ from spftsql.training.job import TrainJob, TrainResult, claim_work, read_result,
 from spftsql.training.loggers import open_loggers, tell
 from spftsql.training.metrics import Values, append_metrics, follow_metrics, forget_metrics, validation_line
 from spftsql.training.validation import Validate, Watch, judge
+from spftsql.whereabouts import say_where
 
 if TYPE_CHECKING:
     import torch
@@ -222,6 +223,7 @@ def _worker(settings: dict[str, Any]) -> None:
     from torch import distributed
 
     torch.set_num_threads(config.training.threads)
+    say_where(settings["failure"].parent, "trainers")
     rank = distributed.get_rank()
     # Every rank has to skip the same jobs, and an output may appear while the others start.
     open_jobs = [[read_result(job) is None for job in settings["jobs"]]]

@@ -55,15 +55,12 @@ def _beside(out: Path) -> tempfile.TemporaryDirectory[str]:
 def _find(target: Path) -> tuple[Path, str, Accuracy | None, dict[str, str]]:
     """The model directory, its name, and what its run knows about it."""
     if (target / "config.yaml").is_file():
-        import yaml
-
         from spftsql.prompts import PromptBuilder
-        from spftsql.recipes import validate
+        from spftsql.recipes import recipe_of_run
         from spftsql.selfplay.table import load_result
 
         result = load_result(target)
-        tree = yaml.safe_load((target / "config.yaml").read_text(encoding="utf-8"))
-        config = validate(tree, where=str(target / "config.yaml"))
+        config = recipe_of_run(target)
         model = Path(result.served_path)
         if not model.is_dir():
             model = resolve_model(result.served_path)  # the base model itself, by its Hub name

@@ -8,6 +8,7 @@ import math
 import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,16 @@ from spftsql.errors import Fault
 from spftsql.records import Verdict, VerificationRequest, content_hash, from_table, write_records
 from spftsql.usage import Use
 from spftsql.verification.batches import SMALLEST, Waiting
-from spftsql.verification.pool import PoolClient, PoolGone, start_pool
+from spftsql.verification.pool import PoolClient, PoolGone, pool_stats, start_pool
 from spftsql.verification.samples import Checks, SampleReader
+from spftsql.whereabouts import forget_where, say_where
 
 _CPUS = 0.1  # the pool's workers do the work; on a small machine nothing may wait for a whole CPU
 _TRIES = 6  # of a row, when its database fails; with pauses of 1, 2, 4 … s
 _LOSSES = 10  # of a batch and its worker; the pauses outlast the replacement of workers and of Serve's controller
 _LONGEST_PAUSE_S = 30
 _TABLE = 8_192  # rows of a table of the stage; of statements that wait, enough for 64 workers with TABLES of them
+_STATS_S = 2.0
 TABLES = 4  # at work together
 
 
@@ -167,6 +170,7 @@ def verify_dataset_ray(
     for folder in (unfinished, target):
         shutil.rmtree(folder, ignore_errors=True)
     unfinished.mkdir(parents=True)
+    say_where_verifiers(unfinished)
     groups, total = _row_groups(source)
     done, busy = 0, 0.0
     small: dict[str, Any] = {"num_cpus": _CPUS}
@@ -194,9 +198,19 @@ def verify_dataset_ray(
         raise Fault(f"the verification stage failed: {cause_of(error)}") from None
     finally:
         context.enable_progress_bars = bars
+    forget_where(unfinished)
     unfinished.rename(target)
     wall = time.monotonic() - begin
     return Use("verifiers", config.verification.workers, round(busy, 3), round(wall, 3), round(started, 3), rows=total)
+
+
+def say_where_verifiers(folder: Path) -> None:
+    """Notes the machines of the pool's workers in the folder of a stage; of those that do not answer at once, none."""
+    from ray.exceptions import RayError
+
+    with suppress(Fault, RayError, TimeoutError):
+        for worker in pool_stats(_STATS_S):
+            say_where(folder, "verifiers", worker["node"])
 
 
 def _row_groups(source: Path) -> tuple[list[dict[str, Any]], int]:

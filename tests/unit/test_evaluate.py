@@ -199,6 +199,62 @@ def test_the_answers_depend_on_no_order_and_the_same_seed_gives_the_same_questio
     assert json.loads((tmp_path / "one.json").read_text())["questions"] == 3
 
 
+def kept_rows(folder: Path, name: str = "greedy") -> dict[int, dict[str, Any]]:
+    rows = [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+    return {row["index"]: row for row in rows}
+
+
+def test_questions_that_are_drawn_keep_their_places_in_the_benchmark(root: Path, tmp_path: Path) -> None:
+    kept, out = tmp_path / "kept", tmp_path / "out.json"
+    options = ("--n", 2, "--answers", kept, "--json", out)
+    with chat_server(Chat(golds)) as chat:
+        asked: set[int] = set()
+        replies: dict[int, Any] = {}
+        for limit in (2, 4, 5, 6):
+            chat.bodies.clear()
+            assert evaluate(chat, root, "--limit", limit, *options) == 0
+            tree = json.loads(out.read_text())
+            indices = [item["index"] for item in tree["greedy"]["items"]]
+            assert len(indices) == limit and indices == sorted(indices)
+            assert [item["index"] for item in tree["voted"]["items"]] == indices
+            for index, row in kept_rows(kept).items():
+                assert row["question"] == NAMES[index]
+            for item in tree["greedy"]["items"]:
+                assert (item["verdict"] == "equal") == (item["index"] < 4)
+            # What was drawn before is drawn again, and not asked again.
+            assert set(indices) >= asked
+            new = [NAMES[index] for index in set(indices) - asked]
+            assert sorted(chat.questions) == sorted([*new, *new])
+            texts = {index: row["texts"] for index, row in kept_rows(kept, "samples").items()}
+            assert texts.items() >= replies.items()
+            asked, replies = set(indices), texts
+
+
+def test_predictions_for_drawn_questions_are_scored_on_these(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept, whole, out = tmp_path / "kept", tmp_path / "whole", tmp_path / "out.json"
+    with chat_server(Chat(golds)) as chat:
+        assert evaluate(chat, root, "--n", 4, "--answers", whole) == 0
+        assert evaluate(chat, root, "--n", 4, "--limit", 2, "--answers", kept) == 0
+        assert evaluate(chat, root, "--n", 4, "--limit", 4, "--answers", kept, "--json", out) == 0
+    evaluated = json.loads(out.read_text())
+    score = ("score", "--benchmark", "jsonl", "--root", root, "--json", out, "--predictions")
+    for name in ("greedy", "voted"):
+        assert run(*score, kept / f"{name}.jsonl") == 0
+        scored = json.loads(out.read_text())
+        assert scored["items"] == evaluated[name]["items"] and scored["n"] == 4
+        assert "4 of 6 questions, those that were drawn" in " ".join(capsys.readouterr().out.split())
+    assert run(*score, kept / "voted.jsonl", "--against", whole / "greedy.jsonl") == 0
+    assert json.loads(out.read_text())["against"]["accuracy"] == evaluated["greedy"]["accuracy"]
+    assert run(*score, whole / "voted.jsonl", "--against", kept / "greedy.jsonl") == 2
+    assert "has predictions for 4 of the 6 questions" in " ".join(capsys.readouterr().err.split())
+    lines = (kept / "greedy.jsonl").read_text().splitlines(keepends=True)
+    (kept / "greedy.jsonl").write_text("".join(lines[:3]))
+    assert run(*score, kept / "greedy.jsonl") == 2
+    assert "has 3 predictions for 4 questions that were drawn" in " ".join(capsys.readouterr().err.split())
+
+
 def test_servers_of_other_habits(root: Path, tmp_path: Path) -> None:
     """One that gives one answer at a time, wants `max_completion_tokens`, and has a short context."""
 

@@ -116,6 +116,38 @@ def test_rows_with_a_key_may_have_any_order_and_form(tmp_path: Path, rows: list[
         assert (found.statements, found.pairing) == (PAIRED, pairing)
 
 
+@pytest.mark.parametrize("name", ["p.jsonl", "p.csv"])
+def test_rows_of_drawn_questions_say_how_many_these_are(tmp_path: Path, name: str) -> None:
+    rows = [
+        {"index": i, "db_id": db_id, "predicted_sql": f"SELECT {i}", "questions_drawn": 2}
+        for i, db_id in ((2, "zoo"), (0, "shop"))
+    ]
+
+    def found(rows: list[dict[str, Any]]) -> Predictions:
+        path = tmp_path / name
+        with path.open("w", newline="") as file:
+            if name.endswith("csv"):
+                writer = csv.DictWriter(file, list(rows[0]))
+                writer.writeheader()
+                writer.writerows(rows)
+            else:
+                file.write("".join(json.dumps(row) + "\n" for row in rows))
+        return read_predictions(path, QUESTIONS)
+
+    drawn = found(rows)
+    assert (drawn.statements, drawn.indices, drawn.pairing) == (("SELECT 0", "SELECT 2"), (0, 2), "by index")
+    assert drawn.notes == ("2 of 3 questions, those that were drawn (`spftsql evaluate --limit`)",)
+    for bad, complaint in (
+        (rows[:1], "has 1 predictions for 2 questions that were drawn"),
+        ([rows[0], rows[0]], "rows 0, 1 are all for index 2"),
+        ([rows[0], {**rows[1], "index": 7}], "row 1 is for index 7, which no question has"),
+        ([rows[0], {**rows[1], "db_id": "zoo"}], "row 1 has the database zoo, question 0 has shop"),
+        ([rows[0], {**rows[1], "questions_drawn": 3}], "says in questions_drawn both 2 and 3"),
+    ):
+        with pytest.raises(UserError, match=complaint):
+            found(bad)
+
+
 def test_rows_in_an_object_by_id(tmp_path: Path) -> None:
     rows = {str(row["question_id"]): {"sql": row["predicted_sql"], "db_id": row["db_id"]} for row in ROWS}
     assert read(tmp_path, json.dumps(rows)).statements == PAIRED

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from spftsql.errors import UserError
 from spftsql.recipes import resolve
 from spftsql.reporting.charts import Estimate, estimates_chart, lines_chart, shares_chart, thinned
+from spftsql.reporting.lineage_report import made_from, model_card
 from spftsql.reporting.report_page import MOST_PAIRS, report_page, run_report
-from spftsql.reporting.run_record import read_run
+from spftsql.reporting.run_record import RunRecord, read_run
+from spftsql.reporting.status import render
 from spftsql.reporting.stored import read_answers, read_exams, spread
 from spftsql.runs import Run
+from spftsql.selfplay.gate import Decision
+from spftsql.selfplay.table import Result, Row
 from tests.made_run import HOSTILE, make_run
 
 
@@ -41,6 +47,13 @@ class Reader(HTMLParser):
                 self.risky.append((tag, name))
 
 
+def render_status(record: RunRecord) -> str:
+    console = Console(width=300)
+    with console.capture() as said:
+        console.print(render(record))
+    return said.get()
+
+
 def test_a_finished_run(tmp_path: Path) -> None:
     root = make_run(tmp_path)
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
@@ -60,7 +73,12 @@ def test_a_finished_run(tmp_path: Path) -> None:
         "label 3 of labels set aside",
         "opponent right on 0.35; 40 pairs, 10 of them near misses; left out 2 timeout",
         "10 label, 4 label with a near miss, 20 synthetic, 6 synthetic with a near miss",
+        "round 1: 40 of 120 drawn statements accepted",
         "dropped: 40 empty",
+        "round 1: 10 recombined statements kept",
+        "generate-round-1: 3 of 240 requests asked again",
+        "self-play cannot be guarded",
+        "dropped: 3 constant-null",
         "30 of 40 statements became pairs",
         "30 of 40 statements became pairs; dropped: 10 a value is not said",
         "writes one SELECT statement",
@@ -68,11 +86,14 @@ def test_a_finished_run(tmp_path: Path) -> None:
         "Synthetic questions, which decide nothing: spft-a-1 against vbi-1: undecided",
         "spft-a, iteration 2: stopped",
         "1 of 60 play golds are contradicted",
+        "those of the selection and gate sets count all the same",
+        "labels, then 1 round of verified synthetic pairs, then up to 1 iteration of self-play (spft-a)",
+        "demo, 100% of its training labels",
         "Golds to look at",
         "SELECT 2</pre><small>2 of 3</small>",
     ):
         assert piece in text, piece
-    assert "Missing" not in text
+    assert "Missing" not in text and ">None" not in text and "None of" not in text
     assert text.count('role="img"') == 2 + 3  # accuracy, verdicts; loss, margin, preferred
 
 
@@ -111,6 +132,51 @@ def test_an_unfinished_run_says_what_is_missing(tmp_path: Path) -> None:
     text = report_page(read_run(half))
     assert "no process holds it" in text and "There is none before the gate has decided" in text
     assert "From sft to control, on the test questions" in text
+
+
+def test_what_an_unfinished_run_has_decided_is_said_in_full(tmp_path: Path) -> None:
+    root = make_run(tmp_path, finished=False)
+    decisions = (
+        Decision("vbi-1", "sft", "better", 14, 2, 60, 0.004, None),
+        Decision("spft-a-1", "vbi-1", "undecided", 5, 2, 60, 0.45, 379),
+    )
+    run = Run(resolve("demo", [f"run_dir={tmp_path}"]))
+    for decision in decisions:
+        run.event("gate", **asdict(decision), fold=None)
+        run.event("gate-synthetic", **asdict(decision))
+    run.close()
+    text = report_page(read_run(root))
+    for decision in decisions:
+        assert f'<strong class="{decision.outcome}">{decision.outcome}</strong> {decision.sentence()}' in text
+        assert f"Synthetic questions, which decide nothing: {decision.finding()}." in text
+    assert render_status(read_run(root)).count("Gate, ") == 2
+
+
+def test_a_run_without_a_gate_says_so(tmp_path: Path) -> None:
+    run = Run(resolve("demo", [f"run_dir={tmp_path}"]))
+    run.event("gate", outcome="no gate set; the best on the selection set is served", served="vbi-1")
+    run.close()
+    text = report_page(read_run(run.root))
+    assert "<p>no gate set; the best on the selection set is served</p>" in text
+
+
+def test_a_run_without_labels_claims_none(tmp_path: Path) -> None:
+    recipe = tmp_path / "own.yaml"
+    recipe.write_text(
+        "{name: own, data: {benchmark: none, databases: [{name: s, url: s.sqlite}]}, model: {path: org/base}}"
+    )
+    run = Run(resolve(str(recipe), [f"run_dir={tmp_path}", "vbi.rounds=2", "selfplay.iterations=0"]))
+    row = Row("base model", "base", 3, 1, 0.3, 0.1, 0.5, None, {})
+    run.write("result.json", Result((row,), (), "base", "m", {"s": "x"}, exam="selection").to_json())
+    run.event("finished", served="base")
+    run.close()
+    record = read_run(run.root)
+    training = dict(model_card(record))["training"]
+    assert training.startswith("2 rounds of verified synthetic pairs; ") and "label" not in training
+    assert dict(made_from(record))["benchmark"] == "none: databases without labels"
+    withheld = Run(resolve("demo", [f"run_dir={tmp_path}", "data.label_share=0"]))
+    withheld.close()
+    assert dict(made_from(read_run(withheld.root)))["benchmark"] == "demo, none of its training labels"
 
 
 def test_the_page_is_bounded(tmp_path: Path) -> None:

@@ -8,13 +8,16 @@ import io
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from typing import Any
 
 import pytest
 from rich.console import Console
 
+from spftsql.evaluation.evaluate_report import evaluation_sections
+from spftsql.evaluation.evaluating import Effort, Evaluation
 from spftsql.evaluation.exact_match import PartialScore
 from spftsql.evaluation.score_page import page
-from spftsql.evaluation.score_report import kind_of, markdown, show
+from spftsql.evaluation.score_report import kind_of, markdown, sections_as_markdown, show
 from spftsql.evaluation.score_result import NO_DATABASE, Against, Sample, ScoredItem, ScoreResult, SuiteSummary
 
 HOSTILE = "</pre><script>alert(1)</script><img src=x onerror=alert(2)> | ` \x1b[31m \"quoted\" 'single'"
@@ -101,6 +104,25 @@ def test_more_is_said_where_more_was_asked_for() -> None:
         assert piece in text
     assert "| exact match | 1.000 | 7 | 7 | 0.646 to 1.000 |" in markdown(result)
     assert "| select | 0.500 | 0.250 | 0.333 |" in markdown(result)
+
+
+def test_greedy_and_voted_have_every_metric_by_hardness_and_database() -> None:
+    def result(ves: float, **more: Any) -> ScoreResult:
+        values = {"ex": 1, "soft-f1": ves / 200, "ves": ves, "r-ves": ves + 1}
+        items = tuple(replace(one, values=values) for one in ITEMS)
+        return replace(RESULT, items=items, metrics=tuple(values), **more)
+
+    against = Against("greedy.jsonl", "by index", (True,) * 7, 0, 0, 1.0, 0.0, (-0.1, 0.1))
+    found = Evaluation(
+        "m", "jsonl", 0, 4, 0.8, 7, 7, "p", result(90), result(80, against=against), Effort(7, 0, 9, None, 0, 0, 1.0)
+    )
+    text = sections_as_markdown("t", evaluation_sections(found))
+    names = "soft-F1 | VES | R-VES"
+    for what, group in (("hardness", "easy"), ("database", "towns")):
+        header = f"| {what} | greedy | 95 % interval | {names} | voted | 95 % interval | {names} | n |"
+        assert header in text
+        (row,) = [line for line in text.partition(header)[2].splitlines() if line.startswith(f"| {group} |")]
+        assert "| 0.450 | 90.00 | 91.00 |" in row and "| 0.400 | 80.00 | 81.00 |" in row
 
 
 def test_a_terminal_is_given_no_commands() -> None:
