@@ -12,14 +12,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from sqlglot import exp
 
 from spftsql.records import Statement, Verdict, VerificationRequest
 from spftsql.synthesis.canonical import conjuncts, parse, write
+from spftsql.synthesis.joins import KeyGraph
 from spftsql.synthesis.scopes import selects
+from spftsql.synthesis.templates import Bindings
+from spftsql.synthesis.uses import Select
 from spftsql.verdicts import digest
 from spftsql.verdicts.probes import probes
 from spftsql.verdicts.reading import DIALECTS
@@ -27,6 +30,8 @@ from spftsql.verdicts.ties import width
 
 _VALUE = re.compile(r"value_(\d+)")
 _TABLE, _NUMBER, _MANY = "table_of_a_template", 7_770_000_000, 7_779_999_999  # stand for what a template leaves out
+_BESIDE = "neither grouped nor aggregated"  # in the reason of a probe
+_Texts = tuple[tuple[str, ...], ...]
 _ENGINES = {dialect: engine for engine, dialect in DIALECTS.items()}
 
 
@@ -34,15 +39,16 @@ _ENGINES = {dialect: engine for engine, dialect in DIALECTS.items()}
 class Checks:
     """What is to be found out about a statement.
 
-    `choices` are pairs of statements that give one result unless the statement may vary; where its text leaves open
-    more than such pairs tell, `open` says that it is to be judged against itself under `strict`. `conditions` has, for
-    each condition that may cut nothing, the statement with the condition turned round, and, where an empty result of
-    that does not yet prove it, the statement without the condition. `nothing` are the digests of results that count or
-    add up no row at all.
+    `choices` are pairs of statements that give one result unless the statement may vary; `beside` are such pairs about
+    columns beside an aggregate. Where its text leaves open more than such pairs tell, `open` says that it is to be
+    judged against itself under `strict`. `conditions` has, for each condition that may cut nothing, the statement with
+    the condition turned round, and, where an empty result of that does not yet prove it, the statement without the
+    condition. `nothing` are the digests of results that count or add up no row at all.
     """
 
     open: bool = False
     choices: tuple[tuple[str, ...], ...] = ()
+    beside: tuple[tuple[str, ...], ...] = ()
     conditions: tuple[tuple[str, ...], ...] = ()
     nothing: frozenset[str] = frozenset()
 
@@ -62,7 +68,8 @@ def checks_of(sql: str, dialect: str = "sqlite") -> Checks:
         cut = _changed(tree, condition, dialect, turned=True)
         conditions.append((cut,) if alone else (cut, _changed(tree, condition, dialect, turned=False)))
     choices = _choices(tree, dialect)
-    return Checks(choices is None, choices or (), tuple(conditions), _nothing(tree))
+    cuts, beside = choices or ((), ())
+    return Checks(choices is None, cuts, beside, tuple(conditions), _nothing(tree))
 
 
 def requests_of(statement: Statement, checks: Checks) -> list[VerificationRequest]:
@@ -71,7 +78,7 @@ def requests_of(statement: Statement, checks: Checks) -> list[VerificationReques
     asked = [VerificationRequest(identity, db_id, sql, None, "strict")]
     if checks.open:
         asked.append(VerificationRequest(_itself(identity), db_id, sql, sql, "strict"))
-    for kind, all_texts in (("choice", checks.choices), ("condition", checks.conditions)):
+    for kind, all_texts in (("choice", checks.choices + checks.beside), ("condition", checks.conditions)):
         for number, texts in enumerate(all_texts):
             names = _names(identity, kind, number, texts)
             asked += [VerificationRequest(n, db_id, text, None, "strict") for n, text in zip(names, texts, strict=True)]
@@ -94,7 +101,7 @@ def objection(statement: Statement, checks: Checks, verdicts: Mapping[str, Verdi
         return "fault"
     if checks.open and verdicts[_itself(identity)].status == "unverifiable":
         return "not-deterministic"
-    for number, texts in enumerate(checks.choices):
+    for number, texts in enumerate(checks.choices + checks.beside):
         found = [verdicts[name] for name in _names(identity, "choice", number, texts)]
         if any(one.status != "ran" or one.digest != found[0].digest for one in found):
             return "not-deterministic"
@@ -103,6 +110,42 @@ def objection(statement: Statement, checks: Checks, verdicts: Mapping[str, Verdi
         if cut.status == "ran" and _is_empty(cut, checks) and all(one.digest == verdict.digest for one in without):
             return "no-effect"
     return ""
+
+
+def settled(checks: Checks, select: Select, bindings: Bindings, graph: KeyGraph) -> Checks:
+    """The checks of a filled template without those that keys and counts answer; `select` is its first SELECT."""
+    if len(checks.choices) == 1 and not checks.beside and _orders_by_unique(select, bindings, graph):
+        checks = replace(checks, choices=())
+    if checks.beside and _groups_by_key(select, bindings, graph):
+        checks = replace(checks, beside=())
+    return checks
+
+
+def _groups_by_key(select: Select, bindings: Bindings, graph: KeyGraph) -> bool:
+    """Whether every plain output of a SELECT is grouped by, or is of a table whose primary key is."""
+    grouped: dict[tuple[str, str], set[str]] = {}
+    for slot, qualifier in select.groups:
+        table, column = bindings.columns.get(slot, ("", ""))
+        grouped.setdefault((table, qualifier), set()).add(column)
+    for slot, qualifier in set(select.outputs) - set(select.groups):
+        table = bindings.columns.get(slot, ("", ""))[0]
+        found = graph.schema.table(table)
+        if (
+            found is None
+            or not found.primary_key
+            or not set(found.primary_key) <= grouped.get((table, qualifier), set())
+        ):
+            return False
+    return True
+
+
+def _orders_by_unique(select: Select, bindings: Bindings, graph: KeyGraph) -> bool:
+    """Whether a SELECT over one table is ordered by a column that has another value in every row."""
+    if select.groups or len(bindings.scopes[0].tables) != 1:
+        return False
+    names = [bindings.columns[slot] for slot, _ in select.orders if slot in bindings.columns]
+    columns = [(graph.column(name), graph.rows(name[0])) for name in names]
+    return any(column is not None and column.distinct == rows for column, rows in columns)
 
 
 def _itself(identity: str) -> str:
@@ -147,8 +190,11 @@ def _changed(tree: exp.Query, condition: exp.Expr, dialect: str, turned: bool) -
     return write(changed, dialect)
 
 
-def _choices(tree: exp.Query, dialect: str) -> tuple[tuple[str, ...], ...] | None:
-    """The probes of a statement, or of all that fill a template; None where they are no such templates."""
+def _choices(tree: exp.Query, dialect: str) -> tuple[_Texts, _Texts] | None:
+    """The probes of a statement, or of all that fill a template, those of columns beside an aggregate apart.
+
+    None where they are no such templates.
+    """
     whole = tree.copy()
     for select in whole.find_all(exp.Select):
         if select.args.get("from_") is None:  # a template, whose values look like columns
@@ -158,13 +204,14 @@ def _choices(tree: exp.Query, dialect: str) -> tuple[tuple[str, ...], ...] | Non
             column.replace(exp.Literal.number(_NUMBER + int(match.group(1))))
     outputs = width(whole)
     asked = [p for p in probes(write(whole, dialect), outputs or 1, _MANY, _ENGINES[dialect]) if p.cut]
-    found = []
+    cuts: list[tuple[str, ...]] = []
+    beside: list[tuple[str, ...]] = []
     for probe in asked:
         pair = [_as_template(text, dialect) for text in probe.pairs[0]] if probe.pairs else []
         if outputs is None or len(probe.pairs) != 1 or any(_count(one) != _count(tree) for one in pair):
             return None
-        found.append(tuple(write(one, dialect) for one in pair))
-    return tuple(found)
+        (beside if _BESIDE in probe.reason else cuts).append(tuple(write(one, dialect) for one in pair))
+    return tuple(cuts), tuple(beside)
 
 
 def _count(tree: exp.Query) -> int:

@@ -17,7 +17,7 @@ from spftsql.databases.schema import Schema
 from spftsql.databases.values import OpenValues, Values
 from spftsql.records import Statement, content_hash
 from spftsql.sandbox.location import Location
-from spftsql.synthesis.checks import Checks, checks_of
+from spftsql.synthesis.checks import Checks, checks_of, settled
 from spftsql.synthesis.dialects import in_dialect
 from spftsql.synthesis.drawing import draw_values, new_columns
 from spftsql.synthesis.joins import key_graph
@@ -234,15 +234,17 @@ def _with_roles(template: Template, schemas: Mapping[str, Schema]) -> Template:
 
 def _checks(template: Template, bindings: Bindings, schema: Schema) -> Checks:
     """The checks for what fills a template with these bindings, in the schema's dialect."""
-    checks, graph = checks_of(template.sql), key_graph(schema)
+    graph = key_graph(schema)
+    checks = settled(checks_of(template.sql), uses_of(template.sql).selects[0], bindings, graph)
 
     def filled(all_texts: tuple[tuple[str, ...], ...]) -> tuple[tuple[str, ...], ...]:
         rendered = [[render(compile_template(text), bindings, graph) for text in texts] for texts in all_texts]
         return tuple(tuple(in_dialect(sql, schema) for sql in sqls if sql is not None) for sqls in rendered)
 
-    if schema.dialect != "sqlite" and checks.choices:  # they are written for SQLite
-        checks = replace(checks, open=True, choices=())
-    return replace(checks, choices=filled(checks.choices), conditions=filled(checks.conditions))
+    if schema.dialect != "sqlite" and (checks.choices or checks.beside):  # they are written for SQLite
+        checks = replace(checks, open=True, choices=(), beside=())
+    choices, beside, conditions = map(filled, (checks.choices, checks.beside, checks.conditions))
+    return replace(checks, choices=choices, beside=beside, conditions=conditions)
 
 
 def synthesize(

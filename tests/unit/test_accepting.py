@@ -201,7 +201,26 @@ def test_what_a_template_asks_for(
     """As little as its form asks for, and that as templates where it can be."""
     for text in (labelled(shops, sql).sql, sql):
         found = checks_of(text)
-        assert (found.open, len(found.choices), len(found.conditions)) == (is_open, choices, conditions)
+        asked = (found.open, len(found.choices + found.beside), len(found.conditions))
+        assert asked == (is_open, choices, conditions)
+
+
+@pytest.mark.parametrize(
+    ("sql", "executions"),
+    [
+        ("SELECT name, COUNT(*) FROM customer GROUP BY id", 1),
+        ("SELECT name, COUNT(*) FROM customer JOIN sale ON customer.id = customer_id GROUP BY customer.id", 1),
+        ("SELECT day, name FROM customer JOIN sale ON customer.id = customer_id GROUP BY customer.id", 3),
+        ("SELECT name, COUNT(*) FROM customer GROUP BY town", 3),
+        ("SELECT name FROM customer ORDER BY points DESC LIMIT 3", 1),
+        ("SELECT total FROM sale ORDER BY day DESC LIMIT 3", 3),
+        ("SELECT DISTINCT town FROM customer ORDER BY points LIMIT 3", 2),
+    ],
+)
+def test_what_keys_settle_is_not_asked(shops: dict[str, Path], sql: str, executions: int) -> None:
+    sampler = sampler_of({"north": shops["north"]}, [labelled(shops, sql)], column_substitution=0.0)
+    one = sampler.draw()
+    assert one is not None and len(requests_of(one.statement, one.checks)) == executions
 
 
 def _unsaid(bindings: Bindings) -> Bindings:
