@@ -305,11 +305,14 @@ class SynthesisConfig(Section):
     is told what to say. A question that does not say every value is no candidate. `filter` says what the round trip is
     for: each candidate goes back through the Text-to-SQL model `votes` times, and `agreement` is the share of votes
     that confirms a question (`round_trip`) or, on one other result, refutes it (`confident_disagreement`); `ranked`
-    takes the candidate with most votes. `leaks` are pairs that repeat a question of the gate or test set: words alike
-    but for `leak_overlap` of their triples, and the same SQL but for literals.
+    takes the candidate with most votes. `leaks` are pairs that repeat a question of the gate or test set: the same
+    SQL, literals and all, where it has a condition or a limit, or the same but for literals and words alike for
+    `leak_overlap` of their triples. `templates` is a file of `spftsql templates extract`, whose templates are drawn by
+    their counts beside those of the labels.
     """
 
     column_substitution: float = Field(0.3, ge=0, le=1)  # probability that a template's columns are drawn anew
+    templates: Path | None = None  # a file of further templates
     library: float = Field(0.0, ge=0, le=1)  # share of statements from the built-in templates; all without labels
     composition: float = Field(0.0, ge=0, le=1)  # share of statements from templates derived from all of these
     recombination: float = Field(0.0, ge=0, le=1)  # share of pairs made of two labels each, in the labels' words

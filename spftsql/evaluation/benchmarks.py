@@ -209,8 +209,9 @@ def _finished(example: Example, databases: Mapping[str, Database] | None) -> Exa
 
 
 def parses(sql: str) -> bool:
-    """Whether `sql` is one query that sqlglot can read; the method works on parse trees."""
+    """Whether `sql` is one query that sqlglot can read and write; the method works on parse trees."""
     try:
-        return isinstance(sqlglot.parse_one(sql, dialect="sqlite"), sqlglot.exp.Query)
-    except sqlglot.errors.SqlglotError:
+        tree = sqlglot.parse_one(sql, dialect="sqlite")
+        return isinstance(tree, sqlglot.exp.Query) and bool(tree.sql("sqlite"))
+    except (sqlglot.errors.SqlglotError, RecursionError):
         return False

@@ -12,11 +12,14 @@ from spftsql.evaluation.levels import Hardness, level
 
 
 def spider_hardness(sql: str, dialect: str = "sqlite") -> Hardness:
-    """Spider's hardness of a query; `unknown` for text that does not parse as a query."""
+    """Spider's hardness of a query; `unknown` for text that does not parse as a query, or is nested too deeply."""
     try:
-        tree = sqlglot.parse_one(sql, dialect=dialect)
-    except sqlglot.errors.SqlglotError:
+        return _hardness(sqlglot.parse_one(sql, dialect=dialect))
+    except (sqlglot.errors.SqlglotError, RecursionError):
         return "unknown"
+
+
+def _hardness(tree: exp.Expr) -> Hardness:
     if not isinstance(tree, exp.Query):
         return "unknown"
     operations = 0

@@ -119,7 +119,9 @@ def _check_without_labels(config: Config, report: DryRun) -> None:
 
 
 def _check_model(config: Config, report: DryRun) -> Shape | None:
-    model = config.model
+    model, templates = config.model, config.synthesis.templates
+    if templates is not None and not templates.is_file():
+        report.problems.append(f"synthesis.templates: {templates} does not exist")
     if model.chat_template is not None and not model.chat_template.is_file():
         report.problems.append(f"model.chat_template: {model.chat_template} does not exist")
     if model.scratch is not None:

@@ -31,7 +31,7 @@ from spftsql.selfplay.splits import SyntheticSets, label_folds, later_set, split
 from spftsql.selfplay.stages import Stages
 from spftsql.selfplay.table import Result
 from spftsql.synthesis.composition import with_composed
-from spftsql.synthesis.library import with_library, write_templates
+from spftsql.synthesis.library import with_file, with_library, write_templates
 from spftsql.synthesis.templates import Template, extract_pool
 
 
@@ -97,6 +97,7 @@ def play_through(
 def announce(stages: Stages, labels: Sequence[Example], gate: Sequence[Example], test: Sequence[Example]) -> None:
     """Says what is missing, and what takes its place. Raises `UserError` where nothing can."""
     config = stages.config
+    with_file([], config.synthesis.templates)  # a damaged one is found before anything is trained
     if labels and gate and test:
         return
     if not labels and config.model.path is None:
@@ -107,7 +108,8 @@ def announce(stages: Stages, labels: Sequence[Example], gate: Sequence[Example],
     if not labels and not config.vbi.rounds:
         raise UserError("without labels there is nothing to train on but VBI-FT's pairs: set vbi.rounds to 1 or more")
     if not labels:
-        stages.report.say("  no labels: templates from the library, questions by the base model")
+        source = config.synthesis.templates or "the library"
+        stages.report.say(f"  no labels: templates from {source}, questions by the base model")
     if not gate and config.gate.enabled:
         stages.report.say("  no gate set: the candidate that is best on synthetic questions is served, untested")
     if not test:
@@ -217,16 +219,18 @@ def vbi_rounds(
 
 
 def template_pool(stages: Stages, labels: Sequence[Example]) -> list[Template]:
-    """The templates of the labels and, as far as wanted, of the library (alone without labels) and composed of these.
+    """The templates of the labels and of `synthesis.templates`, and, as far as wanted, of the library and composed.
 
-    They are kept in `templates.jsonl`, with what a composed one was made of.
+    Those of the library alone where there are no others. They are kept in `templates.jsonl`, with what a composed one
+    was made of.
     """
     config = stages.config.synthesis
     schemas = {name: database.schema for name, database in stages.catalogue.items()}
     places = {name: database.location for name, database in stages.catalogue.items()}
     pool, problems = extract_pool(labels, schemas)
     stages.run.event("templates", count=len(pool), problems=len(problems))
-    pool = with_composed(with_library(pool, config.library), config.composition, schemas, places, stages.config.seed)
+    pool = with_library(with_file(pool, config.templates), config.library)
+    pool = with_composed(pool, config.composition, schemas, places, stages.config.seed)
     stages.run.write("templates.jsonl", write_templates(pool, schemas))
     return pool
 

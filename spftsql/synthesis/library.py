@@ -53,6 +53,17 @@ def with_library(pool: Sequence[Template], share: float) -> list[Template]:
     return mixed(pool, [template for template in library() if template.id not in known], share)
 
 
+def with_file(pool: Sequence[Template], path: Path | None) -> list[Template]:
+    """`pool`, and the templates of a file, by their counts; a structure that the labels have is theirs.
+
+    Raises `UserError` for a file that is not there or holds anything else.
+    """
+    if path is None:
+        return list(pool)
+    known = {template.id for template in pool}
+    return [*pool, *(template for template in read_templates(path) if template.id not in known)]
+
+
 def mixed(pool: Sequence[Template], added: Sequence[Template], share: float) -> list[Template]:
     """`pool` and `added` so that the latter are drawn with probability `share`; one of them where the other is empty.
 
@@ -71,8 +82,10 @@ def read_templates(path: Path) -> list[Template]:
     """The templates of a file that `write_templates` wrote. Raises `UserError` naming the line that is not one."""
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"templates file {path} cannot be read: {error}") from None
+    except OSError as error:
+        raise UserError(f"templates file {path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"templates file {path} cannot be read: it is no UTF-8 text") from None
     return _templates(text, str(path))
 
 
