@@ -231,7 +231,7 @@ class _Loop:
         recombined = round(synthesis.recombination * wanted) if self.labels else 0
         filled = wanted - recombined
         if recombined:
-            yield StagePlan(f"verify-recombined-{round_}", executions=round(recombined * EXECUTED_PER_PAIR))
+            yield StagePlan(f"verify-recombined-{round_}", executions=round(recombined * EXECUTED_PER_PAIR * _CHECKS))
         if filled:
             windows = math.ceil(filled * _DRAWN / WINDOW) + 1  # one is executed while the last is judged
             yield StagePlan(f"verify-sql-{round_}", executions=round(windows * WINDOW * _CHECKS))

@@ -35,7 +35,7 @@ from spftsql.synthesis.phrases import (
 from spftsql.synthesis.scopes import Resolved
 from spftsql.synthesis.templates import take_apart
 
-EXECUTED_PER_PAIR = 1.4  # how many new pairs are executed for each one wanted: some results say nothing
+EXECUTED_PER_PAIR = 1.6  # how many new pairs are executed for each one wanted: some results say nothing
 _FRUITLESS = 500  # draws in a row that give nothing new, after which there are no more
 _DEEPER = 0.3  # share of draws in which a recombined pair may be changed again
 _COLUMN, _EXTREME = 0.3, 0.1  # shares of draws that change a column, or an extreme

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from spftsql.cli import app
 from spftsql.errors import UserError
-from spftsql.records import PairRow, to_table, write_records
-from spftsql.reporting.stored import read_pairs
+from spftsql.records import PairRow, read_records, to_table, write_records
+from spftsql.selfplay.lineage import pair_files
 from spftsql.selfplay.pairs_command import query_pairs
 
 
@@ -100,9 +100,8 @@ def test_files_of_earlier_versions_are_read_beside_new_ones(run: Path, tmp_path:
     _, rows = query_pairs(run, "kept AND confidence = 0 AND round IN (2, 3)", wanted, 100)
     assert rows == [(2, "p", "5ca1ab1e", 120.5, None, "sqlite 3.40.1"), (3, None, None, None, None, None)]
     assert query_pairs(run, "round = 3", "prompt", 100)[1] == [("p",)]  # as that file calls the hash of the builder
-    assert [one.question_prompt for one in read_pairs(run) if one.id.endswith("/0")] == ["5ca1ab1e"] * 2 + [None] + [
-        "5ca1ab1e"
-    ]
+    rows_of = [one for file in pair_files(run) for one in read_records(file, PairRow) if one.id.endswith("/0")]
+    assert [one.question_prompt for one in rows_of] == ["5ca1ab1e", "5ca1ab1e", None, "5ca1ab1e"]
     old_file(tmp_path / "old" / "pairs" / "round-1.parquet", 1)
     assert len(query_pairs(tmp_path / "old", "question_prompt IS NULL", "*", 100)[1]) == 1
 

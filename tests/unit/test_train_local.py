@@ -267,7 +267,7 @@ def test_jobs_that_cannot_be_trained_are_refused(base: Path, tmp_path: Path) -> 
     job = job_of(base, tmp_path, sft_rows())
     with pytest.raises(UserError, match="does not exist"):
         train(replace(job, data=tmp_path / "none.parquet"), config, metrics)
-    with pytest.raises(UserError, match="is no directory"):
+    with pytest.raises(UserError, match="there is no such directory"):
         train(replace(job, model=tmp_path / "none"), config, metrics)
     other = tmp_path / "other"
     build_scratch_model(SCRATCH, 64, ["other words"] * 9, other, seed=0)
