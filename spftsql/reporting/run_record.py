@@ -321,8 +321,8 @@ def _counted(stage: StageRecord, root: Path, trained: Mapping[str, int], damaged
     folder = root / "stages" / f"{stage.name}-{stage.key}"
     if stage.kind == "train":
         folder = folder if folder.is_dir() else folder.with_name(f"{folder.name}.partial")
-        fold = "".join(stage.name.partition("-fold-")[1:])
-        names = [f"{file.stem}{fold}" for file in folder.glob("*.parquet")]
+        part = "" if stage.fold is None else f"-fold-{stage.fold}"
+        names = [f"{file.stem}{part}" for file in folder.glob("*.parquet")]
         return replace(stage, trained=sum(trained.get(name, 0) for name in names))
     if stage.state != "built" or stage.kind == "other":
         return stage
