@@ -36,6 +36,7 @@ PREFIX_HITS = 0.95  # share of a schema's tokens that the prefix cache has, with
 _RESERVE = 1.3  # statements that are phrased, per pair wanted
 _DRAWN = 2.3  # statements tried, per pair wanted
 _CHECKS = 1.5  # executions of a statement that is drawn, its checks among them
+_NESTED_CHECKS = 5.2  # the same of recombined statements: most are nested, with a condition to check at each level
 _ROW_BYTES = 1000  # of a sample with its request and verdict, in Parquet
 _WINDOW_STAGE = re.compile(r"(verify-sql-\d+)-\d+((?:-fold-\d+)?)")
 
@@ -231,7 +232,9 @@ class _Loop:
         recombined = round(synthesis.recombination * wanted) if self.labels else 0
         filled = wanted - recombined
         if recombined:
-            yield StagePlan(f"verify-recombined-{round_}", executions=round(recombined * EXECUTED_PER_PAIR * _CHECKS))
+            yield StagePlan(
+                f"verify-recombined-{round_}", executions=round(recombined * EXECUTED_PER_PAIR * _NESTED_CHECKS)
+            )
         if filled:
             windows = math.ceil(filled * _DRAWN / WINDOW) + 1  # one is executed while the last is judged
             yield StagePlan(f"verify-sql-{round_}", executions=round(windows * WINDOW * _CHECKS))

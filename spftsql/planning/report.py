@@ -157,7 +157,7 @@ def _planned(priced: Priced) -> Figures:
 
 def _took(stages: Sequence[StageRecord], record: RunRecord, hourly: float | None) -> Figures:
     cost = sum((stage_cost(stage, record.config) for stage in stages), Cost())
-    folders = [record.root / "stages" / f"{stage.name}-{stage.key}" for stage in stages]
+    folders = [stage.folder(record.root) for stage in stages]
     seen = all(stage.seconds + stage.lost for stage in stages)  # or another run has built it
     seconds = cost.seconds + cost.lost if seen else None
     return Figures(

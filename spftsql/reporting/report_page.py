@@ -44,14 +44,8 @@ MOST_CHANGES = 80
 MOST_PAIRS = 400
 _MOST_CELLS = 12
 _VERDICTS = ("equal", "different", "error", "timeout", "truncated", "unverifiable", FAULT)
-_NO_REASONS = (
-    "time",
-    "event",
-    "fold",
-    "round",
-    "drawn",
-    "accepted",
-)  # of `synthesized`: all else is one, with its count
+# Of the event `synthesized`: all else in it is a reason, with its count.
+_NO_REASONS = ("time", "event", "fold", "round", "drawn", "accepted")
 _CURVES = (
     ("loss", "Loss", "of every training, by step"),
     ("margin", "Margin", "of chosen over rejected answers, in nats, against the reference"),

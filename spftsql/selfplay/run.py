@@ -61,6 +61,7 @@ def run(
 
 
 def _loop(stages: Stages, benchmark: Benchmark, expect: Callable[[Candidate], None]) -> Result:
+    with_file([], stages.config.synthesis.templates)  # a damaged one is found before anything is done
     labels, gate_questions = usable_labels(stages, {"labels": benchmark.train, "gate": benchmark.gate})
     if benchmark.train and not labels:
         raise UserError(f"none of the {len(benchmark.train)} labelled SQL statements runs on its database")
@@ -97,7 +98,6 @@ def play_through(
 def announce(stages: Stages, labels: Sequence[Example], gate: Sequence[Example], test: Sequence[Example]) -> None:
     """Says what is missing, and what takes its place. Raises `UserError` where nothing can."""
     config = stages.config
-    with_file([], config.synthesis.templates)  # a damaged one is found before anything is trained
     if labels and gate and test:
         return
     if not labels and config.model.path is None:

@@ -152,16 +152,16 @@ def test_recombined_pairs_are_executed_and_phrased_by_nobody() -> None:
     plain, half, all_ = (stages("synthesis.recombination=" + share) for share in ("0", "0.5", "1"))
     assert "verify-recombined-1" not in plain
     assert [name for name in half if name not in plain] == ["verify-recombined-1"]
-    assert half["verify-recombined-1"].executions == 1200  # 1.6 for each of 500 pairs, half as many checks
+    assert half["verify-recombined-1"].executions == 4160  # 1.6 for each of 500 pairs, each of them 5.2 times
     assert half["generate-questions-1"].requests == plain["generate-questions-1"].requests / 2
     assert half["verify-sql-1"].executions < plain["verify-sql-1"].executions
-    assert all_["verify-recombined-1"].executions == 2400 and "verify-sql-1" not in all_
+    assert all_["verify-recombined-1"].executions == 8320 and "verify-sql-1" not in all_
     assert all_["generate-questions-1"].requests == all_["generate-questions-1"].written == 0  # the run has it, empty
     assert all_["train-round-1"] == plain["train-round-1"]
     voted = stages("synthesis.recombination=1", "synthesis.filter=ranked")
     assert voted["generate-votes-1"].requests == 1000 and voted["verify-votes-1"].executions == 4000
     later = stages("synthesis.recombination=1", "vbi.rounds=2")
-    assert later["verify-recombined-2"].executions == 1440  # of 600 pairs
+    assert later["verify-recombined-2"].executions == 4992  # of 600 pairs
 
 
 def test_adapters_are_planned_as_adapters() -> None:

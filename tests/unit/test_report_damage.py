@@ -13,6 +13,7 @@ from spftsql.cli import main
 from spftsql.reporting.report_page import report_page
 from spftsql.reporting.run_record import read_run
 from spftsql.reporting.status import status_tree
+from tests.commands import command
 from tests.made_run import make_run
 
 
@@ -142,11 +143,3 @@ def questions(folder: Path) -> Path:
     row = {"db_id": "towns", "question": "How many?", "sql": "SELECT 1"}
     (folder / "test.jsonl").write_text(json.dumps(row) + "\n")
     return folder
-
-
-def command(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["spftsql", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-    return int(ended.value.code or 0), capsys.readouterr().out

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from spftsql.cli import main
 from spftsql.recipes import resolve
 from spftsql.records import Sample, write_records
 from spftsql.reporting.run_record import read_run
@@ -24,6 +23,7 @@ from spftsql.selfplay.gate import Decision
 from spftsql.selfplay.quarantine import FILE as QUARANTINE
 from spftsql.selfplay.quarantine import Contradiction, quarantine_lines
 from spftsql.selfplay.table import Result, Row
+from tests.commands import command
 
 # A run that has built one stage and is at work in the next, with a step of a training said.
 WORKING = """
@@ -149,11 +149,3 @@ def test_a_change_of_settings_leaves_no_candidate_of_before(tmp_path: Path) -> N
 def test_no_run_is_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, _ = command(["status", str(tmp_path)], capsys)
     assert code == 2
-
-
-def command(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["spftsql", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-    return int(ended.value.code or 0), capsys.readouterr().out
