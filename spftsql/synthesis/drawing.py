@@ -13,8 +13,9 @@ from itertools import pairwise
 from math import exp
 
 from spftsql.databases.values import Values
-from spftsql.synthesis.joins import ColumnName, Join, KeyGraph
+from spftsql.synthesis.joins import ColumnName, KeyGraph
 from spftsql.synthesis.rendering import Compiled
+from spftsql.synthesis.self_joins import joins_itself, moved
 from spftsql.synthesis.templates import Bindings, Slot, Tables, Template, Value
 
 _FAR = 1.5  # how fast the weight of a table falls with its distance in the key graph
@@ -35,27 +36,42 @@ def new_columns(template: Template, compiled: Compiled, graph: KeyGraph, rng: ra
     for left, right in compiled.links:
         partners.setdefault(left, []).append(right)
         partners.setdefault(right, []).append(left)
-    columns: dict[str, ColumnName] = {}
-    tables: list[str] = []
     chosen: dict[str | int, str] = {}
+    placed: dict[int, Tables] = {}
+    selves = _self_joins(model, compiled)
+    if model is not None and selves:
+        needs = {str(at): tuple((slot.kind, slot.key) for slot in group) for at, group in groups.items()}
+        # Of a label's own it is not known here which end was the key (see `Sampler`).
+        elsewhere = moved([model.scopes[number] for number in selves], needs, graph, rng) if not model.db_id else None
+        if elsewhere is None:
+            return None
+        chosen.update(elsewhere[0])
+        placed = dict(zip(selves, elsewhere[1], strict=True))
+    columns: dict[str, ColumnName] = {}
+    tables = list(chosen.values())
     for at, group in groups.items():
-        found = _table_for(group, columns, tables, partners, graph, rng)
+        among = [chosen[at]] if at in chosen else None
+        found = _table_for(group, columns, tables, partners, graph, rng, among)
         if found is None:
             return None
         name, picked = found
         columns |= picked
-        tables.append(name)
-        chosen[at] = name
+        if at not in chosen:
+            tables.append(name)
+            chosen[at] = name
     scopes = []
     for number, derived in enumerate(compiled.derived):
+        if number in placed:
+            scopes.append(placed[number])
+            continue
         wanted = list(dict.fromkeys(columns[s][0] for s in compiled.scope_slots[number] if s != "*"))
         before = model.scopes[number] if model else Tables(() if derived else ("",))
         seen = len(before.tables)
-        if derived or not seen or _in_place(before):
-            placed = _replaced(before, derived, chosen, model, graph, rng)
-            if placed is None:
+        if derived or not seen or any(join.side for join in before.joins or ()):
+            again = _replaced(before, derived, chosen, graph)
+            if again is None:
                 return None
-            scopes.append(placed)
+            scopes.append(again)
             continue
         if not wanted:
             wanted = [rng.choice(tables or [table.name for table in graph.schema.tables])]
@@ -72,55 +88,23 @@ def new_columns(template: Template, compiled: Compiled, graph: KeyGraph, rng: ra
     return Bindings(graph.schema.db_id, columns, observed, tuple(scopes))
 
 
-def _in_place(tables: Tables) -> bool:
-    """Whether every table of a FROM clause keeps its place: self-joins and outer joins."""
-    return len(set(tables.tables)) < len(tables.tables) or any(join.side for join in tables.joins or ())
+def _self_joins(model: Bindings | None, compiled: Compiled) -> list[int]:
+    """The SELECTs that name a table of theirs more than once."""
+    scopes = model.scopes if model is not None else ()
+    return [number for number, scope in enumerate(scopes) if joins_itself(scope) and not compiled.derived[number]]
 
 
-def _replaced(
-    before: Tables,
-    derived: bool,
-    chosen: Mapping[str | int, str],
-    model: Bindings | None,
-    graph: KeyGraph,
-    rng: random.Random,
-) -> Tables | None:
+def _replaced(before: Tables, derived: bool, chosen: Mapping[str | int, str], graph: KeyGraph) -> Tables | None:
     """The same FROM clause over other tables, each at the place of the one whose slots it got; None if it cannot be."""
     names = tuple(chosen[table] for table in before.tables if table in chosen)
     if len(names) < len(before.tables):
         return None
     if derived or not names:
         return Tables(names)
-    joins = before.joins or ()
-    if len(set(before.tables)) == len(before.tables):
-        found = graph.joins(names)
-        return (
-            Tables(names, tuple(replace(j, side=o.side) for j, o in zip(found, joins, strict=True))) if found else None
-        )
-    if model is None or model.db_id or len(set(names)) > 1:
-        return None  # of a label's self-join it is not known here which end was the key (see `Sampler`)
-    again = []
-    for join in joins:
-        ends = _ends(join, graph, names[0], rng)
-        if ends is None:
-            return None
-        again.append(replace(join, equalities=((join.equalities[0][0], *ends),)))
-    return Tables(names, tuple(again))
-
-
-def _ends(join: Join, graph: KeyGraph, table: str, rng: random.Random) -> tuple[str, str] | None:
-    """Columns that join `table` with itself in the roles of a shape's join: over its own key, or as siblings."""
-    if len(join.equalities) != 1:
+    found = graph.joins(names)
+    if found is None:
         return None
-    _, left, right = join.equalities[0]
-    keys = [(column[1], target[1]) for column, target in graph.keys.items() if column[0] == table == target[0]]
-    siblings = [column[1] for column, target in graph.keys.items() if column[0] == table != target[0]]
-    if left == right == "fk":
-        return (rng.choice(siblings),) * 2 if siblings else None
-    if {left, right} != {"fk", "key"} or not keys:
-        return None
-    found = rng.choice(keys)
-    return found if left == "fk" else found[::-1]
+    return Tables(names, tuple(replace(j, side=o.side) for j, o in zip(found, before.joins or (), strict=True)))
 
 
 def _first_scope(slot: str, compiled: Compiled) -> int:
@@ -134,9 +118,10 @@ def _table_for(
     partners: Mapping[str, Sequence[str]],
     graph: KeyGraph,
     rng: random.Random,
+    among: Sequence[str] | None,
 ) -> tuple[str, dict[str, ColumnName]] | None:
-    """A table near `tables`, and a column of it for every slot of the group; None where none has them."""
-    names = list(graph.tables_with(tuple((slot.kind, slot.key) for slot in group)))
+    """A table near `tables`, or one of `among`, and a column of it for every slot of the group; None if none fits."""
+    names = list(graph.tables_with(tuple((slot.kind, slot.key) for slot in group))) if among is None else list(among)
     weights = [_nearness(name, tables, graph) for name in names] if tables else [1.0] * len(names)
     while any(weights):
         at = rng.choices(range(len(names)), weights=weights)[0]

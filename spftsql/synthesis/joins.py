@@ -58,6 +58,12 @@ class KeyGraph:
         self._hubs: dict[str, list[Hub]] = {}
         self._link(_spelled_keys(schema))
         self._targets = set(self.keys.values())
+        self._children: dict[ColumnName, list[ColumnName]] = {}
+        for child, parent in self.keys.items():
+            self._children.setdefault(parent, []).append(child)
+        self._with_role: dict[str, list[ColumnName]] = {}
+        for name in dict.fromkeys([*self.keys, *self._children]):
+            self._with_role.setdefault(self.role(name), []).append(name)
         self._columns: dict[tuple[str, str, str], list[ColumnName]] = {}
         for table in schema.tables:
             for column in table.columns:
@@ -124,6 +130,17 @@ class KeyGraph:
     def column(self, name: ColumnName) -> Column | None:
         """The column of that name, as the schema spells it."""
         return self._by_name.get(name)
+
+    def with_role(self, role: str) -> Sequence[ColumnName]:
+        """The columns at either end of a key of one column, that have this role."""
+        return self._with_role.get(role, ())
+
+    def tied(self, name: ColumnName, role: str) -> Sequence[ColumnName]:
+        """The columns of this role that a key of one column ties to `name`, or two such keys to one parent."""
+        parent = self.keys.get(name)
+        siblings = self._children[parent] if parent is not None else []
+        near = [*([parent] if parent is not None else []), *self._children.get(name, ()), *siblings]
+        return [other for other in dict.fromkeys(near) if self.role(other) == role]
 
     def columns(self, table: str, kind: str, key: str) -> Sequence[ColumnName]:
         """The columns of a table with this kind (`any`: whatever kind) and key role that have more than one value."""

@@ -97,14 +97,24 @@ def write_templates(templates: Iterable[Template], schemas: Mapping[str, Schema]
 def shape(bindings: Bindings, template: Template, schema: Schema) -> Bindings:
     """Bindings without anything of their database: tables are letters, columns slots, of joins the roles remain.
 
-    Of the values only numbers that nothing of a database takes the place of remain: counts, and parts of formulas.
+    A role that several columns of a table have is numbered from the second on: `fk`, `fk2`. Of the values only numbers
+    that nothing of a database takes the place of remain: counts, and parts of formulas.
     """
-    roles = key_graph(schema).role
+    graph = key_graph(schema)
     letters: dict[str, str] = {}
+    ends: dict[tuple[str, str], list[str]] = {}
     kept = {slot.name for slot in template.slots if slot.operator in ("count", "free")}
 
     def letter(table: str) -> str:
         return letters.setdefault(table, _letter(len(letters)))
+
+    def role(table: str, column: str) -> str:
+        found = graph.role((table, column))
+        columns = ends.setdefault((table, found), [])
+        if column not in columns:
+            columns.append(column)
+        number = columns.index(column) + 1
+        return f"{found}{number}" if found and number > 1 else found
 
     def joined(tables: Tables) -> Tables:
         joins = tables.joins
@@ -112,7 +122,7 @@ def shape(bindings: Bindings, template: Template, schema: Schema) -> Bindings:
             joins = tuple(
                 Join(
                     tuple(
-                        (left, roles((tables.tables[left], column)), roles((tables.tables[place], own)))
+                        (left, role(tables.tables[left], column), role(tables.tables[place], own))
                         for left, column, own in join.equalities
                     ),
                     join.side,

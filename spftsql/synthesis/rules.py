@@ -147,6 +147,25 @@ def _join_without_key(filled: Filled) -> bool:
     return False
 
 
+def _same_row_twice(filled: Filled) -> bool:
+    """A table joined again whose row can only be the one that is there: both by the key, and by one column."""
+    for tables in filled.bindings.scopes:
+        parts: dict[tuple[int, str], int] = {}  # columns at places, and which of them are equal
+        for place, join in enumerate(tables.joins or (), 1):
+            for left, column, own in join.equalities:
+                here = parts.setdefault((place, own), len(parts))
+                there = parts.setdefault((left, column), len(parts))
+                parts = {end: there if part == here else part for end, part in parts.items()}
+        rows = [
+            (tables.tables[place], column, part)
+            for (place, column), part in parts.items()
+            if is_unique(filled.graph, (tables.tables[place], column))
+        ]
+        if len(set(rows)) < len(rows):
+            return True
+    return False
+
+
 def _unrelated_comparison(filled: Filled) -> bool:
     """Columns compared (=, IN, or by a set operation) that hold different things.
 
@@ -414,6 +433,7 @@ COLUMN_RULES: Mapping[str, Rule] = {
     "constant-column": _constant_column,
     "unrelated-comparison": _unrelated_comparison,
     "join-without-key": _join_without_key,
+    "same-row-twice": _same_row_twice,
     "join-without-effect": _join_without_effect,
     "group-by-unique": _group_by_unique,
     "repeated-column": _repeated_column,

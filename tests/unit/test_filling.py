@@ -19,9 +19,9 @@ from spftsql.databases.schema import Schema
 from spftsql.databases.values import Values
 from spftsql.records import Example, Statement
 from spftsql.synthesis.canonical import canonical_sql
-from spftsql.synthesis.filling import fill, synthesize
-from spftsql.synthesis.library import library
-from spftsql.synthesis.templates import Template, extract_pool
+from spftsql.synthesis.filling import Sampler, fill, synthesize
+from spftsql.synthesis.library import library, read_templates, write_templates
+from spftsql.synthesis.templates import Template, extract, extract_pool
 
 CASES = Path(__file__).parents[1] / "fixtures" / "templates"
 LABELS = [case["sql"] for case in yaml.safe_load((CASES / "templates.yaml").read_text(encoding="utf-8"))]
@@ -113,6 +113,89 @@ def test_self_joins_of_labels_find_other_tables(shop: Path, tmp_path: Path, labe
     assert found in made
     back = [s.sql for s in synthesize(pool, schemas, {"kit": path}, 50, 0, 0.0, None, ())]
     assert all("piece1" in sql for sql in back) and back
+
+
+WEDDINGS = """
+CREATE TABLE church (id INTEGER PRIMARY KEY, title TEXT);
+CREATE TABLE person (id INTEGER PRIMARY KEY, name TEXT, age INT);
+CREATE TABLE wedding (church INT REFERENCES church (id), he INT REFERENCES person (id), she INT REFERENCES person (id),
+                      year INT);
+CREATE TABLE hobby (person INT REFERENCES person (id), hobby TEXT);
+INSERT INTO church VALUES (1, 'St Anna'), (2, 'St Paul');
+INSERT INTO person VALUES (1, 'Ada', 40), (2, 'Bo', 41), (3, 'Cy', 42), (4, 'Di', 43);
+INSERT INTO wedding VALUES (1, 1, 2, 2001), (2, 3, 4, 2002), (1, 3, 2, 2003);
+INSERT INTO hobby VALUES (1, 'chess'), (2, 'chess'), (2, 'go'), (3, 'go');
+"""
+
+
+@pytest.mark.parametrize(
+    ("label", "joined"),
+    [
+        (
+            "SELECT b.name, c.name FROM wedding AS a JOIN person AS b ON a.he = b.id JOIN person AS c ON a.she = c.id",
+            {
+                "FROM flight JOIN airport AS airport1 ON flight.origin = airport1.id "
+                "JOIN airport AS airport2 ON flight.goal = airport2.id",
+                "FROM flight JOIN airport AS airport1 ON flight.goal = airport1.id "
+                "JOIN airport AS airport2 ON flight.origin = airport2.id",
+            },
+        ),
+        (
+            "SELECT d.title FROM wedding AS a JOIN person AS b ON a.he = b.id JOIN person AS c ON a.she = c.id "
+            "JOIN church AS d ON a.church = d.id WHERE b.age > 40 OR c.age > 40",
+            {
+                "FROM flight JOIN airport AS airport1 ON flight.origin = airport1.id "
+                "JOIN airport AS airport2 ON flight.goal = airport2.id JOIN airline ON flight.airline = airline.id",
+                "FROM flight JOIN airport AS airport1 ON flight.goal = airport1.id "
+                "JOIN airport AS airport2 ON flight.origin = airport2.id JOIN airline ON flight.airline = airline.id",
+            },
+        ),
+        (
+            "SELECT p.name FROM person AS p JOIN hobby AS a ON p.id = a.person JOIN hobby AS b ON p.id = b.person "
+            "WHERE a.hobby = 'chess' AND b.hobby = 'go'",
+            {
+                "FROM airline JOIN office AS office1 ON airline.id = office1.airline "
+                "JOIN office AS office2 ON airline.id = office2.airline",
+                "FROM airport JOIN office AS office1 ON airport.id = office1.airport "
+                "JOIN office AS office2 ON airport.id = office2.airport",
+            },
+        ),
+    ],
+    ids=["two keys to one table", "and a third table", "two children of one row"],
+)
+@pytest.mark.parametrize("stored", [False, True], ids=["labels", "a file of templates"])
+def test_self_joins_with_other_tables_find_other_tables(
+    tmp_path: Path, label: str, joined: set[str], stored: bool
+) -> None:
+    files = {name: tmp_path / f"{name}.sqlite" for name in ("wedding", "flight")}
+    flights = (CASES / "flights.sql").read_text(encoding="utf-8")
+    for path, script in zip(files.values(), (WEDDINGS, flights), strict=True):
+        with sqlite3.connect(path) as connection:
+            connection.executescript(script)
+    schemas = {name: reflect(name, path) for name, path in files.items()}
+    pool, problems = extract_pool([Example("1", "wedding", label, label, "label", "")], schemas)
+    assert not problems
+    if stored:
+        (tmp_path / "templates.jsonl").write_text(write_templates(pool, schemas), encoding="utf-8")
+        pool = read_templates(tmp_path / "templates.jsonl")
+    made = [s for s in synthesize(pool, schemas, files, 100, 0, 1.0, None, ()) if s.db_id == "flight"]
+    assert {"FROM" + s.sql.split(" FROM")[1].split(" WHERE")[0] for s in made} == joined
+    with sqlite3.connect(files["flight"]) as connection:
+        for statement in made:
+            connection.execute(statement.sql)
+            assert canonical_sql(statement.sql, schemas["flight"]) == statement.sql
+            assert extract(statement.sql, schemas["flight"])[0].sql == pool[0].sql
+
+
+def test_a_self_join_that_a_database_cannot_hold_gives_nothing(shop: Path, tmp_path: Path) -> None:
+    path = tmp_path / "wedding.sqlite"
+    with sqlite3.connect(path) as connection:
+        connection.executescript(WEDDINGS)
+    schemas = {"wedding": reflect("wedding", path), "shop": reflect("shop", shop)}
+    label = "SELECT b.name FROM wedding AS a JOIN person AS b ON a.he = b.id JOIN person AS c ON a.she = c.id"
+    pool, _ = extract_pool([Example("1", "wedding", label, label, "label", "")], schemas)
+    sampler = Sampler(pool, {"shop": schemas["shop"]}, {"shop": shop}, 0, 1.0)
+    assert sampler.draw() is None and set(sampler.counts) == {"no-columns"}
 
 
 def test_a_glob_keeps_its_wildcards(shop: Path) -> None:

@@ -26,6 +26,7 @@ from spftsql.synthesis.library import library, read_templates, with_library, wri
 from spftsql.synthesis.rendering import compile_template
 from spftsql.synthesis.templates import Bindings, Template, extract
 
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "templates"
 SHARES = {"easy": 0.25, "medium": 0.40, "hard": 0.20, "extra": 0.15}
 
 
@@ -85,6 +86,21 @@ def test_fills_chinook_with_statements_as_hard_as_they_say(data_root: Path) -> N
             if [len(s.tables) for s in bindings.scopes] == [len(s.tables) for s in shape.scopes]:  # without bridges
                 assert hardness(parse(sql)) == template.hardness, sql
     assert len(missing) <= 0.05 * len(library()), missing
+
+
+def test_two_keys_to_one_table_and_two_children_of_one_row_are_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "flights.sqlite"
+    with sqlite3.connect(path) as connection:
+        connection.executescript((FIXTURES / "flights.sql").read_text(encoding="utf-8"))
+    schema, values = reflect("flights", path), Values(path)
+    repeated = [t for t in library() if any(1 < len(set(s.tables)) < len(s.tables) for s in t.bindings[0].scopes)]
+    assert len(repeated) >= 8
+    with opened(path) as connection:
+        for template in repeated:
+            found = first_result(template, schema, values, connection, 300)
+            assert found is not None, template.sql
+            assert canonical_sql(found[0], schema) == found[0]
+            assert hardness(parse(found[0])) == template.hardness
 
 
 @pytest.mark.long
