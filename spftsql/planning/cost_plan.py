@@ -351,8 +351,8 @@ def _notes(config: Config, sizes: Sizes, gpus: int, device: Device | None) -> It
     schema, question = _prompt_tokens(config, sizes)
     shared = f", schemas at their limit of {schema}, {PREFIX_HITS:.0%} of them from the prefix cache" if schema else ""
     yield f"tokens: {question} of a prompt{shared}, {sizes.answer} of an answer; trainings go on to their end"
-    if config.data.feedback is not None:
-        yield "labels from data.feedback are not counted"
+    if config.data.feedback is not None and not config.data.feedback.is_dir():
+        yield f"labels from feedback are not counted: there is no folder {config.data.feedback} here"
     if config.synthesis.recombination and sizes.train:
         yield "recombined pairs: as many as are wanted, where the labels give fewer the question model phrases more"
     if config.retention == "needed":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -34,9 +34,23 @@ class Sizes:
 def sizes_of(config: Config) -> Sizes:
     """How many labels, gate and test questions a run has: counted where the files are here, else as published.
 
-    Raises `UserError` when there is nothing to count.
+    Labels of `data.feedback` are counted where the folder is here, also those that the run will leave out because they
+    ask what is tested. Raises `UserError` when there is nothing to count, and for a folder that holds something else.
     """
-    data = config.data
+    sizes, data = _benchmark_sizes(config.data), config.data
+    if data.feedback is None or not data.feedback.is_dir():
+        return sizes
+    from spftsql.serving.feedback import labelled_examples, read_feedback
+
+    own = {database.name for database in data.databases}
+    labels = labelled_examples(data.feedback, own or {entry.db_id for entry in read_feedback(data.feedback)})
+    if data.benchmark == "none":
+        question, answer = _lengths([(label.question, label.sql) for label in labels])
+        sizes = replace(sizes, question=question, answer=answer)
+    return replace(sizes, train=sizes.train + len(labels))
+
+
+def _benchmark_sizes(data: DataConfig) -> Sizes:
     if data.benchmark == "none":
         return Sizes(0, 0, 0)
     if data.benchmark == "demo":

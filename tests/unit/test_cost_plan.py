@@ -23,6 +23,7 @@ from spftsql.recipes import resolve
 from spftsql.records import Verdict, write_records
 from spftsql.reporting.run_record import read_run
 from spftsql.runs import Run
+from spftsql.serving.feedback import store_feedback
 from tests.made_run import make_run
 
 SEVEN = KNOWN["Qwen/Qwen2.5-Coder-7B-Instruct"]
@@ -107,6 +108,22 @@ def test_without_labels_nothing_is_trained_on_or_asked_about_them(own: Path) -> 
     assert twice["train-play-1"] == found["train-play-1"]  # there is nothing to replay
     many = {s.name: s for s in stages_of(resolve(str(own), ["synthesis.recombination=1"]), sizes)}
     assert many == found  # nor to make pairs of
+
+
+def test_labels_of_feedback_are_counted(own: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "feedback"
+    config = resolve(str(own), [f"data.feedback={folder}"])
+    assert sizes_of(config).train == 0
+    assert any(f"there is no folder {folder} here" in note for note in plan_costs(config, 0, None, None).notes)
+    for database, question in (("s", "How many?"), ("s", "Who?"), ("other", "How many?")):
+        store_feedback(folder, database=database, question=question, answer="SELECT COUNT(*) FROM t", rating="up")
+    sizes = sizes_of(config)
+    assert (sizes.train, sizes.gate, sizes.test) == (2, 0, 0)
+    assert (sizes.question, sizes.answer) == (2, 7)  # their letters: 6.5 and 22
+    assert next(iter(stages_of(config, sizes))).name == "verify-labels"
+    assert not any("feedback" in note for note in plan_costs(config, 0, None, None).notes)
+    beside = resolve("demo", [f"data.feedback={folder}"])
+    assert sizes_of(beside).train == sizes_of(resolve("demo")).train + 3
 
 
 def test_a_run_without_labels_has_its_plan_beside_it(own: Path, tmp_path: Path) -> None:
