@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -139,14 +139,14 @@ def evaluate(options: EvaluateOptions, answerer: Answerer, task: Task) -> Evalua
     """
     check_metrics(options.score)
     whole = read_edition(options.edition, options.score.root, options.score.split)
-    test = drawn(whole, options.limit, options.seed)
     score = replace(
         options.score,
         benchmark=EDITIONS[options.edition].benchmark,
-        split=test.split,
+        split=whole.split,
         predictions=options.folder / GREEDY,
         against=None,
     )
+    test = drawn(whole, options.limit, options.seed, needed_databases(score, whole))
     wanted = _wanted(options, score, test, answerer, task)
     mark = drawn_mark(test)
     files = {name: AnswerFile(options.folder / name, rows, answerer, mark) for name, rows in wanted.items()}
@@ -198,12 +198,16 @@ def read_edition(edition: str, root: Path, split: str | None) -> Questions:
     return questions
 
 
-def drawn(questions: Questions, limit: int | None, seed: int) -> Questions:
-    """At most `limit` of the questions, drawn by the seed, in their own order; a higher limit draws others besides."""
+def drawn(questions: Questions, limit: int | None, seed: int, databases: Container[str]) -> Questions:
+    """At most `limit` of the questions, drawn by the seed, in their own order; a higher limit draws others besides.
+
+    Those of which the database is not here are the last to be drawn.
+    """
     if limit is None or limit >= len(questions.rows):
         return questions
     order = list(range(len(questions.rows)))
     random.Random(f"questions-{seed}").shuffle(order)
+    order.sort(key=lambda index: questions.rows[index].db_id not in databases)
     return questions.only(order[:limit])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import sqlite3
 import time
 from contextlib import closing
@@ -228,6 +229,21 @@ def test_questions_that_are_drawn_keep_their_places_in_the_benchmark(root: Path,
             texts = {index: row["texts"] for index, row in kept_rows(kept, "samples").items()}
             assert texts.items() >= replies.items()
             asked, replies = set(indices), texts
+
+
+def test_questions_are_drawn_where_there_is_a_database(root: Path, tmp_path: Path) -> None:
+    partly, out = tmp_path / "partly", tmp_path / "out.json"
+    shutil.copytree(root, partly)
+    row = {"db_id": "elsewhere", "question": "How many?", "sql": "SELECT 1"}
+    with (partly / "test.jsonl").open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row | {"question": f"How many of {number}?"}) + "\n" for number in range(50))
+    with chat_server(Chat(golds)) as chat:
+        for limit in (1, 6, 7):
+            chat.bodies.clear()
+            assert evaluate(chat, partly, "--limit", limit, "--answers", tmp_path / str(limit), "--json", out) == 0
+            found = [item["index"] for item in json.loads(out.read_text())["greedy"]["items"]]
+            assert len(chat.bodies) == 2 * min(limit, 6)
+            assert len([index for index in found if index < 6]) == min(limit, 6)
 
 
 def test_predictions_for_drawn_questions_are_scored_on_these(
