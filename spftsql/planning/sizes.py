@@ -57,6 +57,7 @@ def _benchmark_sizes(data: DataConfig) -> Sizes:
         return _demo_sizes(data.label_share, data.gate_share)
     question, answer, assumed = UNKNOWN_QUESTION, UNKNOWN_ANSWER, False
     if data.root is not None and data.root.is_dir():
+        from spftsql.evaluation.locations import database_configs
         from spftsql.evaluation.sources import read_questions
 
         rows = {
@@ -65,6 +66,10 @@ def _benchmark_sizes(data: DataConfig) -> Sizes:
             else read_questions(data.benchmark, data.root, part, data.split).rows
             for part in PARTS
         }
+        found = database_configs(data.benchmark, data.root) if data.benchmark != "geoquery" else {}  # it has only one
+        here = {*found, *(database.name for database in data.databases)}
+        if any(row.db_id in here for part in PARTS for row in rows[part]):  # else they are where the run will be
+            rows = {part: tuple(row for row in rows[part] if row.db_id in here) for part in PARTS}
         train, gate, test = (len(rows[part]) for part in PARTS)
         question, answer = _lengths([(row.question, row.sql) for part in PARTS for row in rows[part]])
     elif data.benchmark in _PUBLISHED:

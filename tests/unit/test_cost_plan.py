@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sqlite3
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -13,6 +14,7 @@ from rich.console import Console
 
 from spftsql.cli import main
 from spftsql.errors import UserError
+from spftsql.evaluation.benchmarks import load_benchmark
 from spftsql.evaluation.score_report import show_sections
 from spftsql.planning.cost_plan import StagePlan, plan_costs, stages_of
 from spftsql.planning.report import compared, comparison_section, total
@@ -108,6 +110,23 @@ def test_without_labels_nothing_is_trained_on_or_asked_about_them(own: Path) -> 
     assert twice["train-play-1"] == found["train-play-1"]  # there is nothing to replay
     many = {s.name: s for s in stages_of(resolve(str(own), ["synthesis.recombination=1"]), sizes)}
     assert many == found  # nor to make pairs of
+
+
+def test_questions_without_a_database_are_not_counted_where_others_have_one(tmp_path: Path) -> None:
+    for part, names in (("train", ["here"] * 6 + ["gone"] * 4), ("test", ["here", "gone"])):
+        rows = [
+            json.dumps({"db_id": name, "question": f"How many {i}?", "sql": "SELECT 1"}) for i, name in enumerate(names)
+        ]
+        (tmp_path / f"{part}.jsonl").write_text("\n".join(rows))
+    config = resolve("demo", ["data.benchmark=jsonl", f"data.root={tmp_path}", "data.gate_share=0"])
+    assert (sizes_of(config).train, sizes_of(config).test) == (10, 2)  # no database is here: all may be where it runs
+    with sqlite3.connect(tmp_path / "here.sqlite") as connection:
+        connection.execute("CREATE TABLE t (a)")
+    given = [f"data.databases=[{{name: here, url: {tmp_path}/here.sqlite}}]"]
+    config = resolve("demo", ["data.benchmark=jsonl", f"data.root={tmp_path}", "data.gate_share=0", *given])
+    assert (sizes_of(config).train, sizes_of(config).test) == (6, 1)
+    run = load_benchmark(config.data, 0, tmp_path / "work")
+    assert (len(run.train), len(run.test)) == (6, 1)
 
 
 def test_labels_of_feedback_are_counted(own: Path, tmp_path: Path) -> None:
