@@ -74,7 +74,13 @@ def run(folder: Path, shop: Path, there: Schema, database: dict[str, Any], envir
     data = {"benchmark": "jsonl", "root": str(root), "databases": [database], "canonical_sql": True}
     recipe = folder / "shop.yaml"
     recipe.write_text(yaml.safe_dump({"extends": "demo", "name": "shop", "data": data, "run_dir": str(folder)}))
-    overrides = {**loops.SMALL, "execution": "local", "generation.engine": "transformers", "synthesis.library": "0.5"}
+    overrides = {
+        **loops.SMALL,
+        "execution": "local",
+        "generation.engine": "transformers",
+        "synthesis.library": "0.5",
+        "question_model.steps": "400",  # so that some questions say their values
+    }
     command = [sys.executable, "-c", loops.LIGHT, "run", str(recipe)]
     done = subprocess.run(
         [*command, *(f"--set={key}={value}" for key, value in overrides.items())],
