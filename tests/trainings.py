@@ -90,3 +90,23 @@ def lines(metrics: Path) -> list[dict[str, Any]]:
 
 def replace_validate(job: TrainJob, validate: Any) -> TrainJob:
     return replace(job, validate=validate)
+
+
+def taught(folder: Path, answer: str) -> Path:
+    """A model that answers everything with the same."""
+    from spftsql.training.local import train_local
+
+    # vLLM on CPUs takes heads of 32 everywhere, of 16 on some only.
+    size = ScratchConfig(hidden_size=64, layers=1, heads=2, intermediate_size=64, vocabulary=500, dropout=0.0)
+    text = "which artists have albums ? SELECT name FROM table WHERE text ; number primary key e.g. values"
+    build_scratch_model(size, 1024, [text] * 8, folder / "scratch", 0)
+    words = text.split()
+    rows = [
+        TrainRow(str(n), "x", f"<|user|>{' '.join(words[n:] * 9)}<|assistant|>", answer, None, None, "label")
+        for n in range(len(words))
+    ]
+    write_records(folder / "rows.parquet", rows, TrainRow)
+    job = replace(job_of(folder / "scratch", folder, 40, "model"), data=folder / "rows.parquet")
+    config = config_of().model_copy(update={"model": ModelConfig(path="unused", max_length=1024)})
+    train_local([job], config, folder / "metrics.jsonl", lambda *_: None)
+    return folder / "model"

@@ -155,13 +155,13 @@ def play_gain(
 
 
 def write_section(path: Path, text: str) -> None:
-    """Puts the section in the place of the one in the file, or at its end."""
-    whole = path.read_text(encoding="utf-8")
+    """Puts the section in the place of the one in the file, or at its end; a file that is not there is written."""
+    whole = path.read_text(encoding="utf-8") if path.exists() else ""
     if BEGIN in whole and END in whole:
         before, _, rest = whole.partition(BEGIN)
         whole = before + text + rest.partition(END)[2]
     else:
-        whole = f"{whole.rstrip()}\n\n## Evidence\n\n    python -m benchmarks.evidence\n\n{text}\n"
+        whole = f"{whole.rstrip()}\n\n## Evidence\n\n    python -m benchmarks.evidence\n\n{text}\n".lstrip()
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(whole, encoding="utf-8")
     temporary.replace(path)

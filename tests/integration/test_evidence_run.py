@@ -13,10 +13,10 @@ from benchmarks.evidence.cells import Unit
 from benchmarks.evidence.runs import measure
 from benchmarks.evidence.self_play import PlayUnit, play_cells
 from benchmarks.evidence.self_play_runs import measure_play
-from spftsql.config import ScratchConfig
 from spftsql.records import PairRow, read_records
 from spftsql.selfplay.lineage import pair_files
 from spftsql.selfplay.table import read_outcomes
+from tests import trainings
 
 pytestmark = [pytest.mark.integration, pytest.mark.long, pytest.mark.timeout(1800)]
 
@@ -77,7 +77,13 @@ def test_pairs_made_of_labels(tmp_path: Path, data_root: Path) -> None:
 
 def test_self_play_from_one_start(tmp_path: Path, data_root: Path) -> None:
     """Greedy and voted cells of the same models, on stages that the settings of a seed share."""
-    settings = {**SMALL, "sft.steps": 250, "vbi.optimization.steps": 150, "synthesis.recombination": 0.7}
+    settings = {
+        **SMALL,
+        "sft.steps": 400,
+        "vbi.optimization.steps": 300,
+        "vbi.train_pairs": 60,
+        "synthesis.recombination": 0.3,
+    }
     first = measure_play(PlayUnit("recipe", 0), data_root, tmp_path, settings)
     names = [one.name.split("self-play/")[1] for one in first]
     assert names == [one.name.split("self-play/")[1] for one in play_cells(PlayUnit("recipe", 0))]
@@ -106,11 +112,7 @@ def test_self_play_from_one_start(tmp_path: Path, data_root: Path) -> None:
 
 
 def test_cells_without_labels(tmp_path: Path, data_root: Path) -> None:
-    from spftsql.training.scratch import build_scratch_model
-
-    size = ScratchConfig(hidden_size=32, layers=1, heads=2, intermediate_size=64, vocabulary=500)
-    text = "which singers have concerts ? SELECT name FROM table WHERE text ; number primary key e.g. values"
-    build_scratch_model(size, 1024, [text] * 8, tmp_path / "base", 0)
+    base = trainings.taught(tmp_path / "taught", "which singers have concerts ?")
     unit = Unit("spider", "concert_singer", 0, True, "library", "none", 0)
     short = {"steps": 2, "batch_size": 8}
     settings = {
@@ -123,6 +125,6 @@ def test_cells_without_labels(tmp_path: Path, data_root: Path) -> None:
         "vbi.play_pairs": 5,
         "vbi.selection_pairs": 5,
     }
-    found = measure(unit, data_root, tmp_path, tmp_path / "base", settings)
+    found = measure(unit, data_root, tmp_path, base, settings)
     assert [one.name.split("/")[4] for one in found] == ["sft", "vbi-1", "vbi-2"]
     assert {len(one.right) for one in found} == {45} and {one.covered for one in found} == {"0" * 45}

@@ -10,19 +10,18 @@ import sqlite3
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from spftsql.config import Config, ModelConfig, ScratchConfig
+from spftsql.config import Config
 from spftsql.errors import UserError
 from spftsql.planning.dry_run import dry_run
 from spftsql.progress import Reporter
 from spftsql.recipes import validate
-from spftsql.records import PairRow, TrainRow, read_records, write_records
+from spftsql.records import PairRow, read_records
 from spftsql.selfplay.run import run as run_loop
 from spftsql.synthesis.library import read_templates
 from tests import loops, trainings
@@ -47,29 +46,9 @@ SETTINGS = {
 }
 
 
-def taught(folder: Path, answer: str) -> Path:
-    """A model that answers everything with the same."""
-    from spftsql.training.local import train_local
-    from spftsql.training.scratch import build_scratch_model
-
-    size = ScratchConfig(hidden_size=32, layers=1, heads=2, intermediate_size=64, vocabulary=500, dropout=0.0)
-    text = "which artists have albums ? SELECT name FROM table WHERE text ; number primary key e.g. values"
-    build_scratch_model(size, 1024, [text] * 8, folder / "scratch", 0)
-    words = text.split()
-    rows = [
-        TrainRow(str(n), "x", f"<|user|>{' '.join(words[n:] * 9)}<|assistant|>", answer, None, None, "label")
-        for n in range(len(words))
-    ]
-    write_records(folder / "rows.parquet", rows, TrainRow)
-    job = replace(trainings.job_of(folder / "scratch", folder, 40, "model"), data=folder / "rows.parquet")
-    config = trainings.config_of().model_copy(update={"model": ModelConfig(path="unused", max_length=1024)})
-    train_local([job], config, folder / "metrics.jsonl", lambda *_: None)
-    return folder / "model"
-
-
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return taught(tmp_path_factory.mktemp("base"), "which artists have albums ?")
+    return trainings.taught(tmp_path_factory.mktemp("base"), "which artists have albums ?")
 
 
 def tree(tmp_path: Path, databases: dict[str, str], settings: dict[str, Any]) -> dict[str, Any]:
@@ -136,7 +115,7 @@ def test_a_loop_without_labels(tmp_path: Path, base: Path) -> None:
 def test_a_model_that_writes_no_question_is_named_as_the_reason(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "shop.sqlite") as connection:
         connection.executescript(SHOP.read_text(encoding="utf-8"))
-    base = taught(tmp_path, "SELECT name FROM table")
+    base = trainings.taught(tmp_path, "SELECT name FROM table")
     done = run(tmp_path, {"shop": str(tmp_path / "shop.sqlite")}, base, synthesis__temperature=0.05)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     complaint = done.stderr.splitlines()[-1]

@@ -111,6 +111,8 @@ def test_the_section_says_what_is_missing_and_replaces_itself(tmp_path: Path) ->
     whole = report.read_text()
     assert whole.count(BEGIN) == whole.count(END) == 1 and "0.625" in whole and "0.875" not in whole
     assert whole.endswith("\n## After\n")
+    write_section(tmp_path / "new.md", text)  # a long measurement does not end because there is no report yet
+    assert (tmp_path / "new.md").read_text().startswith("## Evidence\n")
 
 
 def test_results_are_appended_and_the_last_one_counts(tmp_path: Path) -> None:
