@@ -101,7 +101,8 @@ def statements(
 def phrased(stages: Stages, round_: int, made: Sequence[Made], writer: Candidate, voter: Candidate) -> list[Made]:
     """Questions for the statements that give a result: `writer` proposes, `voter` answers them where a filter asks.
 
-    Raises `UserError` when no statement gets a question.
+    Raises `UserError` when no statement gets a question, and when in the first round those of one template do alone:
+    the selection set has other templates than training.
     """
     config = stages.config.synthesis
     asked = [one for one in made if not one.reason]
@@ -121,13 +122,15 @@ def phrased(stages: Stages, round_: int, made: Sequence[Made], writer: Candidate
     dropped = Counter(one.reason for one in done.values() if one.reason)
     pairs = len(done) - dropped.total()
     stages.run.event("phrased", round=round_, statements=len(done), pairs=pairs, dropped=dict(dropped))
-    if not pairs:
+    kinds = {one.statement.template for one in done.values() if not one.reason}
+    if not pairs or (round_ == 1 and len(kinds) == 1 < len({one.statement.template for one in done.values()})):
         shown = dropped.most_common(_REASONS)
         reasons = ", ".join(f"{number} {reason}" for reason, number in shown)
         if rest := dropped.total() - sum(number for _, number in shown):
             reasons += f", {rest} for other reasons, see events.jsonl"
+        few = f"only {pairs}, all of one template, of" if pairs else "none of"
         raise UserError(
-            f"round {round_}: none of {len(done)} synthetic statements got a question ({reasons}): train the question "
+            f"round {round_}: {few} {len(done)} synthetic statements got a question ({reasons}): train the question "
             "model longer, ask for more synthesis.candidates, or loosen synthesis.filter"
         )
     return [done.get(one.statement.id, one) for one in made]

@@ -269,3 +269,24 @@ def test_where_no_statement_gets_a_question_the_line_has_the_most_frequent_reaso
     with pytest.raises(UserError, match=re.escape(said)):
         vbi.phrased(there, 1, asked, writer, writer)
     assert sum(told.events[0]["dropped"].values()) == len(tokens)
+
+
+def test_questions_for_one_template_alone_are_blamed_on_what_dropped_the_others() -> None:
+    def generate(title: str, requests: list[str], models: list[Candidate], onward: object) -> list[Sample]:
+        texts = ["cities in texas", "which cities", "which cities"]
+        return [Sample(id_, "shop", "m", 0, text, 1, "stop", None) for id_, text in zip(requests, texts, strict=True)]
+
+    prompts = SimpleNamespace(sql_to_text=lambda *_: "prompt", parse_question=lambda text: text)
+    calls = {"generate": generate, "request": lambda identity, *_: identity, "early_folder": lambda *_: Path("early")}
+    asked = [Made(made(number, "", TEXAS).statement, MADE[0].verdict) for number in range(3)]
+    other = replace(asked[2], statement=replace(asked[2].statement, template="other"))
+    writer = Candidate("base", "m", "m")
+    there = stages(config(), prompts=prompts, **calls)[0]
+    said = "only 1, all of one template, of 3 synthetic statements got a question (2 a value is not said): train"
+    with pytest.raises(UserError, match=re.escape(said)):
+        vbi.phrased(there, 1, [*asked[:2], other], writer, writer)
+    for round_, statements in (
+        (2, [*asked[:2], other]),
+        (1, asked),
+    ):  # no selection set is made; no other template is there
+        assert sum(one.pair is not None for one in vbi.phrased(there, round_, statements, writer, writer)) == 1
