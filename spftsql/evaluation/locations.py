@@ -100,9 +100,9 @@ def _descriptions(database: Path, root: Path, lists: dict[Path, Path | None]) ->
     beside = database.parent / "database_description"
     if beside.is_dir():
         return beside
-    holder = database.parents[1]
+    holder, top = database.absolute().parents[1], root.absolute()  # `.` has no parents
     if holder not in lists:
-        top = root.parent if root.name == "database" else root
+        top = top.parent if top.name == "database" else top
         above = [folder for folder in (holder, holder.parent) if folder.is_relative_to(top)]
         candidates = (folder / name for folder in above for name in _DESCRIPTIONS)
         lists[holder] = next((file for file in candidates if file.is_file()), None)

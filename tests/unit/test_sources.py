@@ -186,3 +186,21 @@ def test_the_published_sets() -> None:
     geoquery = Path(data) / "geoquery"
     counts = {name: len(read_split("geoquery", geoquery, name).rows) for name in splits("geoquery", geoquery)}
     assert counts == {"test": 279, "dev": 49, "train": 549, "query-test": 182, "query-dev": 159, "query-train": 536}
+
+
+def test_the_folder_that_one_is_in_is_a_root_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "database" / "one").mkdir(parents=True)
+    (tmp_path / "tables.json").write_text("[]")
+    for path in (tmp_path / "shop.sqlite", tmp_path / "database" / "one" / "one.sqlite"):
+        sqlite3.connect(path).execute("CREATE TABLE t (a)").connection.close()
+    monkeypatch.chdir(tmp_path)
+    found = database_configs("jsonl", Path())
+    assert {name: config.url for name, config in found.items()} == {
+        "shop": "shop.sqlite",
+        "one": "database/one/one.sqlite",
+    }
+    assert found["shop"].descriptions is None and found["one"].descriptions is not None
+    assert found["one"].descriptions.absolute() == tmp_path / "tables.json"
+    monkeypatch.chdir(tmp_path / "database")
+    inside = given_databases(Path(), ())
+    assert inside["one"].descriptions is not None and inside["one"].descriptions.absolute() == tmp_path / "tables.json"
