@@ -6,7 +6,7 @@ import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +33,7 @@ class Measured:
     pairs: int  # synthetic pairs that were trained on in the last round, or rows of self-play in the last iteration
     seconds: float  # of the whole run that gave the cell, what was there already not counted
     machine: str
+    start: str | None = None  # of self-play: what the start of the same run had right; None where that was not kept
 
     def accuracy(self, covered: bool | None = None) -> float | None:
         """Execution accuracy, over the questions whose structure is (or is not) covered; None where there are none."""
@@ -141,16 +142,25 @@ def _play_row(
 def play_gain(
     cells: Sequence[PlayCell], done: Mapping[str, Measured], against: Against
 ) -> tuple[list[float], list[float]]:
-    """For each seed where both are there: accuracy gained over the start, or over the control, and McNemar's p."""
+    """For each seed where both are there: accuracy gained over the start, or over the control, and McNemar's p.
+
+    A cell is paired with the start of its own run, and with a control from that start: a start that other code or
+    another machine trained is another model.
+    """
     pairs = []
     for one in cells:
         if one.player == "start" or (against == "control" and one.player == "sft"):
             continue
-        if against == "start":
-            other = play_cell(one.unit, "start", 0, one.voted)
+        measured = done.get(one.key)
+        if against == "start" and measured is not None and measured.start is not None:
+            other: Measured | None = replace(measured, right=measured.start)
+        elif against == "start":
+            other = done.get(play_cell(one.unit, "start", 0, one.voted).key)
         else:
-            other = play_cell(one.unit, "sft", one.iteration, one.voted)
-        pairs.append((done.get(one.key), done.get(other.key)))
+            other = done.get(play_cell(one.unit, "sft", one.iteration, one.voted).key)
+            if measured is not None and other is not None and measured.start != other.start:
+                continue
+        pairs.append((measured, other))
     return _gains(pairs)
 
 

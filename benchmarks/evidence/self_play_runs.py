@@ -50,7 +50,8 @@ def measure_play(
     known = {label.template for label in benchmark.train}
     covered = "".join("1" if example.template in known else "0" for example in benchmark.test)
     evaluations: dict[str, Evaluation] = {}
-    found = []
+    found: list[Measured] = []
+    starts: dict[bool, str] = {}
     for one in play_cells(unit):
         name = _model_of(one.player, one.iteration, start, stored.models)
         if name not in evaluations:
@@ -60,7 +61,10 @@ def measure_play(
             raise Fault(f"{unit}: answers of {name} could not be verified; the answers are kept, run again")
         right = "".join("1" if mark else "0" for mark in result.correct)
         pairs = stored.pairs.get((one.player, one.iteration), 0)
-        found.append(Measured(one.key, one.name, right, covered, pairs, 0.0, machine()))
+        own = starts.setdefault(one.voted, right)  # the start comes first
+        found.append(
+            Measured(one.key, one.name, right, covered, pairs, 0.0, machine(), None if one.player == "start" else own)
+        )
     seconds = round(time.monotonic() - begin, 1)
     return [replace(one, seconds=seconds) for one in found]
 

@@ -95,6 +95,9 @@ def test_self_play_from_one_start(tmp_path: Path, data_root: Path) -> None:
     # The loop has the gold in canonical form, the evaluation as it was published; the answers are the same.
     assert abs(start.right.count("1") - sum(outcomes.right[outcomes.start].values())) <= 2 < start.right.count("1")
     assert start.right != found["recipe/start/voted/s0"].right
+    voted = found["recipe/start/voted/s0"]
+    for name, one in found.items():
+        assert one.start == (None if "/start/" in name else voted.right if "voted" in name else start.right), name
     played = found["recipe/sft/1/greedy/s0"].pairs
     assert 5 < played == found["recipe/spin/1/greedy/s0"].pairs <= 15 and not start.pairs
     assert len(list((folder / "evaluations").iterdir())) == 6

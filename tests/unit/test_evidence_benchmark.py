@@ -313,3 +313,21 @@ def test_a_cell_that_needs_what_is_not_there_is_missing_with_the_reason(
     (tmp_path / "data" / "geoquery").rmdir()
     queue.main([*places, "--only", "self-play/previous"])
     assert "| previous | spft-a | 1 | voted | missing: no geoquery in SPFTSQL_DATA |" in capsys.readouterr().out
+
+
+def test_a_run_of_another_start_is_paired_with_that(tmp_path: Path) -> None:
+    """The same seed trained by other code, or on another machine, gives another start."""
+    done = [
+        played(RECIPE, "start", "11000000"),
+        played(RECIPE, "sft", "11100000"),
+        replace(played(RECIPE, "spin", "11110000"), start="11111000"),
+    ]
+    append_results(tmp_path / "results.jsonl", done)
+    by_key = read_results(tmp_path / "results.jsonl")
+    spin, sft = play_cell(RECIPE, "spin", 1, False), play_cell(RECIPE, "sft", 1, False)
+    assert play_gain([spin], by_key, "start")[0] == [-0.125]
+    assert play_gain([spin], by_key, "control") == ([], [])  # the control had another start
+    assert play_gain([sft], by_key, "start")[0] == [0.125]
+    by_key[sft.key] = replace(by_key[sft.key], start="11111000")
+    assert play_gain([spin], by_key, "control")[0] == [0.125]
+    assert play_gain([sft], by_key, "start")[0] == [-0.25]
