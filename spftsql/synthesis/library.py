@@ -211,11 +211,21 @@ def _from_json(tree: dict[str, Any]) -> Template:
         columns = {slot: (str(table), slot) for slot, table in one["columns"].items()}
         if len(scopes) != len(compiled.parents) or not set(columns) <= named:
             raise ValueError("its shape does not fit its SQL")
+        if not all(map(_joined_in_order, scopes)):
+            raise ValueError("its joins do not fit its tables")
         bindings.append(Bindings("", columns, one["values"], scopes))
     needed = {mention.slot for mention in compiled.mentions} - {"*"}
     if not needed <= named or not all(needed <= set(one.columns) for one in bindings):
         raise ValueError("a slot of its SQL is not described")
     return replace(template, bindings=tuple(bindings))
+
+
+def _joined_in_order(tables: Tables) -> bool:
+    """Whether each table after the first has its join, to earlier ones; also where joins are left to the keys."""
+    if tables.joins is None:
+        return True
+    earlier = all(0 <= left < place for place, join in enumerate(tables.joins, 1) for left, _, _ in join.equalities)
+    return earlier and len(tables.joins) == max(len(tables.tables) - 1, 0)
 
 
 def _join(tree: list[Any]) -> Join:

@@ -185,6 +185,26 @@ def test_a_bad_file_is_one_line(tmp_path: Path, line: str, reason: str) -> None:
         read_templates(tmp_path / "none.jsonl")
 
 
+@pytest.mark.parametrize(
+    "joins",
+    [
+        [["", [[0, "fk", "key"]]]],
+        [["", [[0, "fk", "key"]]], ["", [[5, "fk2", "key"]]]],
+        [["", [[0, "fk", "key"]]], ["", [[2, "fk2", "key"]]]],
+        [["", [[-1, "fk", "key"]]], ["", [[0, "fk2", "key"]]]],
+    ],
+    ids=["one too few", "no such table", "itself", "from behind"],
+)
+def test_joins_that_do_not_fit_their_tables_are_one_line(tmp_path: Path, joins: list[object]) -> None:
+    (template,) = [t for t in library() if t.sql == "SELECT s1_2.col_text_1, s1_3.col_text_1"]
+    line = json.loads(write_templates([template], {}))
+    line["shapes"][0]["scopes"][0]["joins"] = joins
+    file = tmp_path / "t.jsonl"
+    file.write_text(json.dumps(line) + "\n", encoding="utf-8")
+    with pytest.raises(UserError, match="line 1 is not a template: its joins do not fit its tables"):
+        read_templates(file)
+
+
 def test_accepted_sql_needs_no_label(data_root: Path) -> None:
     path = data_root / "samples/chinook/Chinook_Sqlite.sqlite"
     schemas = {"chinook": reflect("chinook", path)}

@@ -285,8 +285,6 @@ def test_questions_for_one_template_alone_are_blamed_on_what_dropped_the_others(
     said = "only 1, all of one template, of 3 synthetic statements got a question (2 a value is not said): train"
     with pytest.raises(UserError, match=re.escape(said)):
         vbi.phrased(there, 1, [*asked[:2], other], writer, writer)
-    for round_, statements in (
-        (2, [*asked[:2], other]),
-        (1, asked),
-    ):  # no selection set is made; no other template is there
+    # A later round makes no selection set; and where there is no other template, questions are not to blame.
+    for round_, statements in ((2, [*asked[:2], other]), (1, asked)):
         assert sum(one.pair is not None for one in vbi.phrased(there, round_, statements, writer, writer)) == 1
