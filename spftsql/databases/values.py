@@ -22,6 +22,7 @@ _COMBINATIONS = 32  # of columns whose rows are kept: there are too many for all
 _ROWS = 500  # kept of each
 _OPEN = 256  # databases
 _CONNECTED = 8  # of them on servers: docs/postgresql.md advises 20 connections for all that a run does there
+_EXACT = 2**23  # see `adds_up`
 _LONGEST = 60  # characters of a value that a question could still mention
 
 
@@ -43,6 +44,7 @@ class Values:
         self._members: dict[tuple[str, str], frozenset[Value]] = {}
         self._in_common: dict[tuple[tuple[str, str], tuple[str, str]], bool] = {}
         self._bounds: dict[tuple[str, str], tuple[Value, Value] | None] = {}
+        self._adds_up: dict[tuple[str, str], bool] = {}
         self._whole: dict[str, bool] = {}
 
     @property
@@ -136,6 +138,19 @@ class Values:
             unknown = not values or 0 < texts < len(values) or not self._is_whole(table)
             self._bounds[key] = None if unknown else (min(values), max(values))
         return self._bounds[key]
+
+    def adds_up(self, table: str, column: str) -> bool:
+        """Whether SQLite adds up any rows of a column to the same sum and mean in every order; elsewhere False.
+
+        So it is with integers of at most 2²³: of fewer than 2³⁰ rows the sum fits a double.
+        """
+        key = (table, column)
+        if key not in self._adds_up:
+            name = quoted(column)
+            other = f"typeof({name}) NOT IN ('integer', 'null') OR {name} NOT BETWEEN {-_EXACT} AND {_EXACT}"
+            query = f"SELECT 1 FROM {quoted(table)} WHERE {other} LIMIT 1"
+            self._adds_up[key] = self._location.engine == "sqlite" and not self._query(query)
+        return self._adds_up[key]
 
     def _is_whole(self, table: str) -> bool:
         """Whether all rows of a table are looked at."""

@@ -7,14 +7,14 @@ import random
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import count, islice
 
-from spftsql.records import Example
+from spftsql.records import Example, Verdict, VerificationRequest
 from spftsql.selfplay.lineage import Made
 from spftsql.selfplay.questions import Phrasing
 from spftsql.selfplay.stages import Stages
 from spftsql.selfplay.vbi import canonical
-from spftsql.synthesis.checks import checks_of, objection, requests_of
+from spftsql.synthesis.checks import checks_of, executed, objection
 from spftsql.synthesis.recombination import EXECUTED_PER_PAIR, recombine
 
 _SPARE = 1.02  # pairs that are made, per pair wanted: some repeat a held-out question
@@ -40,8 +40,12 @@ def recombined(
     found = (one for one in recombine(labels, schemas, seed, exclude, weights) if one.statement.template not in without)
     drawn = list(islice(found, round(wanted * EXECUTED_PER_PAIR)))
     checks = {o.statement.id: checks_of(o.statement.sql, schemas[o.statement.db_id].dialect) for o in drawn}
-    requests = [request for o in drawn for request in requests_of(o.statement, checks[o.statement.id])]
-    verdicts = stages.verify(f"recombined-{round_}", requests) if requests else {}
+    step = count(1)
+
+    def execute(requests: Sequence[VerificationRequest]) -> Iterable[Verdict]:
+        return stages.verify(f"recombined-{round_}-{next(step)}", requests).values()
+
+    verdicts = executed([(o.statement, checks[o.statement.id]) for o in drawn], execute) if drawn else {}
     made: list[Made] = []
     kept = 0
     for one in drawn:

@@ -18,14 +18,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 from spftsql.config import SandboxConfig
 from spftsql.databases.places import Databases
 from spftsql.records import Statement, Verdict, VerificationRequest
-from spftsql.synthesis.checks import objection, requests_of
+from spftsql.synthesis.checks import executed, objection
 from spftsql.synthesis.filling import Candidate, Sampler
 from spftsql.synthesis.seen import Seen, key_of
-from spftsql.verification.batches import batches_by_database
 from spftsql.verification.worker import Verifier
 
 Executor = Callable[[Sequence[VerificationRequest]], Sequence[Verdict]]
@@ -99,13 +99,13 @@ def judged(
     tally = tally if tally is not None else Tally()
     results = Seen()
     size = min(max(WINDOW, _PER_DATABASE * sampler.databases), _LARGEST_WINDOW)
-    waiting: deque[tuple[list[Candidate], list[Future[Sequence[Verdict]]]]] = deque()
+    waiting: deque[tuple[list[Candidate], list[Future[Mapping[str, Verdict]]]]] = deque()
     free: deque[Executor] = deque(executors)
 
-    def execute(batch: Sequence[VerificationRequest]) -> Sequence[Verdict]:
+    def execute(batch: Sequence[Candidate]) -> Mapping[str, Verdict]:
         executor = free.popleft()  # as many as there are threads
         try:
-            return _without_faults(executor, batch)
+            return executed([(one.statement, one.checks) for one in batch], partial(_without_faults, executor))
         finally:
             free.append(executor)
 
@@ -117,13 +117,12 @@ def judged(
                     if not window:
                         break
                     tally.drawn += len(window)
-                    requests = [r for one in window for r in requests_of(one.statement, one.checks)]
-                    batches = [requests] if batch_size is None else batches_by_database(requests, batch_size)
+                    batches = [window] if batch_size is None else _by_database(window, batch_size)
                     waiting.append((window, [threads.submit(execute, batch) for batch in batches]))
                 if not waiting:
                     break
                 window, running = waiting.popleft()
-                verdicts = {verdict.id: verdict for future in running for verdict in future.result()}
+                verdicts = {name: verdict for future in running for name, verdict in future.result().items()}
                 tally.seconds += sum(verdict.elapsed_ms for verdict in verdicts.values()) / 1000
                 for candidate in window:
                     if tally.accepted == count:
@@ -131,7 +130,7 @@ def judged(
                     verdict = verdicts[candidate.statement.id]
                     reason = objection(candidate.statement, candidate.checks, verdicts)
                     reason = reason or _repeats(candidate, verdict, results)
-                    if not sampler.tell(candidate, not reason) and not reason:
+                    if not sampler.tell(candidate, not reason, reason != "timeout") and not reason:
                         reason = "structure"
                     if reason:
                         tally.dropped[reason] += 1
@@ -151,6 +150,14 @@ def _window(sampler: Sampler, size: int) -> list[Candidate]:
     while len(window) < size and (candidate := sampler.draw()) is not None:
         window.append(candidate)
     return window
+
+
+def _by_database(window: Sequence[Candidate], size: int) -> Iterator[list[Candidate]]:
+    """Batches of at most `size` statements of one database."""
+    groups: dict[str, list[Candidate]] = {}
+    for one in window:
+        groups.setdefault(one.statement.db_id, []).append(one)
+    return (group[start : start + size] for group in groups.values() for start in range(0, len(group), size))
 
 
 def _without_faults(executor: Executor, batch: Sequence[VerificationRequest]) -> Sequence[Verdict]:

@@ -11,12 +11,13 @@ All that fills one template is asked the same. Where it can be, that is written 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from sqlglot import exp
 
+from spftsql.databases.values import Values
 from spftsql.records import Statement, Verdict, VerificationRequest
 from spftsql.synthesis.canonical import conjuncts, parse, write
 from spftsql.synthesis.joins import KeyGraph
@@ -40,8 +41,9 @@ class Checks:
     """What is to be found out about a statement.
 
     `choices` are pairs of statements that give one result unless the statement may vary; `beside` are such pairs about
-    columns beside an aggregate. Where its text leaves open more than such pairs tell, `open` says that it is to be
-    judged against itself under `strict`. `conditions` has, for each condition that may cut nothing, the statement with
+    columns beside an aggregate, and `sums` about sums of the columns in the slots `added`, whose last digits depend on
+    the order of their rows. Where its text leaves open more than such pairs tell, `open` says that it is to be judged
+    against itself under `strict`. `conditions` has, for each condition that may cut nothing, the statement with
     the condition turned round, and, where an empty result of that does not yet prove it, the statement without the
     condition. `nothing` are the digests of results that count or add up no row at all.
     """
@@ -49,8 +51,15 @@ class Checks:
     open: bool = False
     choices: tuple[tuple[str, ...], ...] = ()
     beside: tuple[tuple[str, ...], ...] = ()
+    sums: tuple[tuple[str, ...], ...] = ()
+    added: frozenset[str] = frozenset()
     conditions: tuple[tuple[str, ...], ...] = ()
     nothing: frozenset[str] = frozenset()
+
+    @property
+    def pairs(self) -> tuple[tuple[str, ...], ...]:
+        """All pairs of statements that give one result unless the statement may vary."""
+        return self.choices + self.beside + self.sums
 
 
 @lru_cache(maxsize=20_000)
@@ -67,55 +76,114 @@ def checks_of(sql: str, dialect: str = "sqlite") -> Checks:
     for condition, alone in found.items():
         cut = _changed(tree, condition, dialect, turned=True)
         conditions.append((cut,) if alone else (cut, _changed(tree, condition, dialect, turned=False)))
-    choices = _choices(tree, dialect)
-    cuts, beside = choices or ((), ())
-    return Checks(choices is None, cuts, beside, tuple(conditions), _nothing(tree))
+    checks = _choices(tree, dialect) or Checks(open=True)
+    return replace(checks, conditions=tuple(conditions), nothing=_nothing(tree))
 
 
-def requests_of(statement: Statement, checks: Checks) -> list[VerificationRequest]:
-    """What to execute: the statement first, under its own id, and what its checks ask for."""
-    identity, db_id, sql = statement.id, statement.db_id, statement.sql
-    asked = [VerificationRequest(identity, db_id, sql, None, "strict")]
-    if checks.open:
-        asked.append(VerificationRequest(_itself(identity), db_id, sql, sql, "strict"))
-    for kind, all_texts in (("choice", checks.choices + checks.beside), ("condition", checks.conditions)):
-        for number, texts in enumerate(all_texts):
-            names = _names(identity, kind, number, texts)
-            asked += [VerificationRequest(n, db_id, text, None, "strict") for n, text in zip(names, texts, strict=True)]
-    return asked
+def executed(
+    statements: Iterable[tuple[Statement, Checks]],
+    execute: Callable[[Sequence[VerificationRequest]], Iterable[Verdict]],
+) -> dict[str, Verdict]:
+    """The verdicts of statements, each under its own id, and of their checks.
+
+    `execute` is called for all statements, and then for the next checks of those that nothing speaks against yet: on
+    large data a check takes longer than its statement, and most of what is slow is dropped.
+    """
+    asked, verdicts = list(statements), dict[str, Verdict]()
+    for number, (requests_of, _) in enumerate(_STEPS):
+        asked = [(one, checks) for one, checks in asked if not _objection(one, checks, verdicts, number)]
+        requests = [request for one, checks in asked for request in requests_of(one, checks)]
+        if requests:
+            verdicts |= {verdict.id: verdict for verdict in execute(requests)}
+    return verdicts
 
 
 def objection(statement: Statement, checks: Checks, verdicts: Mapping[str, Verdict]) -> str:
-    """Why a statement is dropped, by the verdicts on all its requests; empty where nothing speaks against it."""
-    identity = statement.id
+    """Why a statement is dropped, by what `executed` gave; empty where nothing speaks against it."""
+    return _objection(statement, checks, verdicts, len(_STEPS))
+
+
+def _objection(statement: Statement, checks: Checks, verdicts: Mapping[str, Verdict], steps: int) -> str:
+    """What the first so many steps say against it."""
+    for requests_of, speaks in _STEPS[:steps]:
+        if any(verdicts[request.id].fault for request in requests_of(statement, checks)):
+            return "fault"
+        if reason := speaks(statement.id, checks, verdicts):
+            return reason
+    return ""
+
+
+def _itself(statement: Statement, checks: Checks) -> list[VerificationRequest]:
+    return [VerificationRequest(statement.id, statement.db_id, statement.sql, None, "strict")]
+
+
+def _against_itself(identity: str, checks: Checks, verdicts: Mapping[str, Verdict]) -> str:
     verdict = verdicts[identity]
-    if verdict.fault:
-        return "fault"
     if verdict.status != "ran":
         return verdict.status
     if _is_empty(verdict, checks):
         return "empty"
-    if verdict.constant_null:
-        return "constant-null"
-    if any(verdicts[request.id].fault for request in requests_of(statement, checks)):
-        return "fault"
-    if checks.open and verdicts[_itself(identity)].status == "unverifiable":
+    return "constant-null" if verdict.constant_null else ""
+
+
+def _choices_of(statement: Statement, checks: Checks) -> list[VerificationRequest]:
+    return _texts(statement, "choice", checks.choices + checks.beside)
+
+
+def _against_choices(identity: str, checks: Checks, verdicts: Mapping[str, Verdict]) -> str:
+    return _differs(identity, "choice", checks.choices + checks.beside, verdicts)
+
+
+def _others_of(statement: Statement, checks: Checks) -> list[VerificationRequest]:
+    identity, db_id, sql = statement.id, statement.db_id, statement.sql
+    asked = [VerificationRequest(f"{identity}/itself", db_id, sql, sql, "strict")] if checks.open else []
+    return [*asked, *_texts(statement, "sum", checks.sums), *_texts(statement, "condition", checks.conditions)]
+
+
+def _against_others(identity: str, checks: Checks, verdicts: Mapping[str, Verdict]) -> str:
+    if checks.open and verdicts[f"{identity}/itself"].status == "unverifiable":
         return "not-deterministic"
-    for number, texts in enumerate(checks.choices + checks.beside):
-        found = [verdicts[name] for name in _names(identity, "choice", number, texts)]
-        if any(one.status != "ran" or one.digest != found[0].digest for one in found):
-            return "not-deterministic"
+    if reason := _differs(identity, "sum", checks.sums, verdicts):
+        return reason
     for number, texts in enumerate(checks.conditions):
         cut, *without = (verdicts[name] for name in _names(identity, "condition", number, texts))
-        if cut.status == "ran" and _is_empty(cut, checks) and all(one.digest == verdict.digest for one in without):
+        same = all(one.digest == verdicts[identity].digest for one in without)
+        if cut.status == "ran" and _is_empty(cut, checks) and same:
             return "no-effect"
     return ""
 
 
-def settled(checks: Checks, select: Select, bindings: Bindings, graph: KeyGraph) -> Checks:
-    """The checks of a filled template without those that keys and counts answer; `select` is its first SELECT."""
-    if len(checks.choices) == 1 and not checks.beside and _orders_by_unique(select, bindings, graph):
+_Requests = Callable[[Statement, Checks], list[VerificationRequest]]
+_Speaks = Callable[[str, Checks, Mapping[str, Verdict]], str]  # why the statement of this id is dropped
+_STEPS: tuple[tuple[_Requests, _Speaks], ...] = (
+    (_itself, _against_itself),
+    (_choices_of, _against_choices),
+    (_others_of, _against_others),
+)
+
+
+def _texts(statement: Statement, kind: str, all_texts: _Texts) -> list[VerificationRequest]:
+    return [
+        VerificationRequest(name, statement.db_id, text, None, "strict")
+        for number, texts in enumerate(all_texts)
+        for name, text in zip(_names(statement.id, kind, number, texts), texts, strict=True)
+    ]
+
+
+def _differs(identity: str, kind: str, pairs: _Texts, verdicts: Mapping[str, Verdict]) -> str:
+    for number, texts in enumerate(pairs):
+        found = [verdicts[name] for name in _names(identity, kind, number, texts)]
+        if any(one.status != "ran" or one.digest != found[0].digest for one in found):
+            return "not-deterministic"
+    return ""
+
+
+def settled(checks: Checks, select: Select, bindings: Bindings, graph: KeyGraph, values: Values) -> Checks:
+    """The checks of a filled template without those that keys and values answer; `select` is its first SELECT."""
+    if len(checks.pairs) == len(checks.choices) == 1 and _orders_by_unique(select, bindings, graph):
         checks = replace(checks, choices=())
+    if checks.sums and all(s in bindings.columns and values.adds_up(*bindings.columns[s]) for s in checks.added):
+        checks = replace(checks, sums=())
     if checks.beside and _groups_by_key(select, bindings, graph):
         checks = replace(checks, beside=())
     return checks
@@ -146,10 +214,6 @@ def _orders_by_unique(select: Select, bindings: Bindings, graph: KeyGraph) -> bo
     names = [bindings.columns[slot] for slot, _ in select.orders if slot in bindings.columns]
     columns = [(graph.column(name), graph.rows(name[0])) for name in names]
     return any(column is not None and column.distinct == rows for column, rows in columns)
-
-
-def _itself(identity: str) -> str:
-    return f"{identity}/itself"
 
 
 def _names(identity: str, kind: str, number: int, texts: Sequence[str]) -> list[str]:
@@ -190,8 +254,8 @@ def _changed(tree: exp.Query, condition: exp.Expr, dialect: str, turned: bool) -
     return write(changed, dialect)
 
 
-def _choices(tree: exp.Query, dialect: str) -> tuple[_Texts, _Texts] | None:
-    """The probes of a statement, or of all that fill a template, those of columns beside an aggregate apart.
+def _choices(tree: exp.Query, dialect: str) -> Checks | None:
+    """The pairs of statements that tell whether a statement, or what fills a template, may vary.
 
     None where they are no such templates.
     """
@@ -204,14 +268,32 @@ def _choices(tree: exp.Query, dialect: str) -> tuple[_Texts, _Texts] | None:
             column.replace(exp.Literal.number(_NUMBER + int(match.group(1))))
     outputs = width(whole)
     asked = [p for p in probes(write(whole, dialect), outputs or 1, _MANY, _ENGINES[dialect]) if p.cut]
-    cuts: list[tuple[str, ...]] = []
+    choices: list[tuple[str, ...]] = []
     beside: list[tuple[str, ...]] = []
+    sums: list[tuple[str, ...]] = []
+    added: set[str] = set()
     for probe in asked:
         pair = [_as_template(text, dialect) for text in probe.pairs[0]] if probe.pairs else []
         if outputs is None or len(probe.pairs) != 1 or any(_count(one) != _count(tree) for one in pair):
             return None
-        (beside if _BESIDE in probe.reason else cuts).append(tuple(write(one, dialect) for one in pair))
-    return tuple(cuts), tuple(beside)
+        columns = _added(pair[0])
+        added |= columns
+        kind = beside if _BESIDE in probe.reason else sums if columns else choices
+        kind.append(tuple(write(one, dialect) for one in pair))
+    return Checks(False, tuple(choices), tuple(beside), tuple(sums), frozenset(added))
+
+
+def _added(tree: exp.Query) -> frozenset[str]:
+    """The columns whose rows a probe adds up in an order; none where it brings anything else into one."""
+    columns = set()
+    for order in tree.find_all(exp.Order):
+        call = order.parent
+        if isinstance(call, exp.Query):
+            continue  # of its rows
+        if not isinstance(call, exp.Sum | exp.Avg) or not isinstance(order.this, exp.Column):
+            return frozenset()
+        columns.add(order.this.name)
+    return frozenset(columns)
 
 
 def _count(tree: exp.Query) -> int:

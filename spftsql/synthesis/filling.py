@@ -100,8 +100,8 @@ class Sampler:
     A template is drawn by its count times its weight (1 where `weights` has none), and given up after many draws in a
     row that were told to be of no use. The same calls with the same seed give the same statements. `counts` says how
     many draws came to nothing, by reason: a rule's name, or `no-columns`, `no-values`, `no-join` (nothing to fill
-    with), `dialect` (no equal in the schema's dialect), `repeated` (drawn before), `excluded` (a label), `structure`
-    (`per_structure` of that template with those columns are accepted).
+    with), `dialect` (no equal in the schema's dialect), `repeated` (drawn before), `excluded` (a label), `too-slow`
+    (its template with those columns did not end in time), `structure` (`per_structure` of these are accepted).
     """
 
     def __init__(
@@ -140,6 +140,7 @@ class Sampler:
         self._fruitless = dict.fromkeys(self._known, 0)
         self._cumulative = list(accumulate(self._weights))
         self._drawn, self._structures = Seen(), Seen()
+        self._slow: set[int] = set()  # structures
 
     @property
     def bytes(self) -> int:
@@ -174,6 +175,8 @@ class Sampler:
             return filled
         sql, bindings = filled
         structure = key_of(db_id, template.id, repr(bindings.columns), repr(bindings.scopes))
+        if structure in self._slow:
+            return "too-slow"
         if self._per_structure and self._structures.count(structure) >= self._per_structure:
             return "structure"
         if self._drawn.add(key_of(db_id, sql)):
@@ -194,12 +197,21 @@ class Sampler:
         number = bindings.values.get(limit) if isinstance(limit, str) else limit
         number = number if isinstance(number, int) else None
         return Candidate(
-            statement, structure, key_of(str(structure), *named), number, _checks(template, bindings, schema)
+            statement,
+            structure,
+            key_of(str(structure), *named),
+            number,
+            _checks(template, bindings, schema, self._values[db_id]),
         )
 
-    def tell(self, candidate: Candidate, accepted: bool) -> bool:
-        """Whether a statement is wanted; False also where `per_structure` like it are accepted already."""
+    def tell(self, candidate: Candidate, accepted: bool, in_time: bool = True) -> bool:
+        """Whether a statement is wanted; False also where `per_structure` like it are accepted already.
+
+        What did not end `in_time` would not with other values either: its like is not drawn again.
+        """
         identity = candidate.statement.template
+        if not in_time:
+            self._slow.add(candidate.structure)
         if accepted and self._per_structure and self._structures.add(candidate.structure) >= self._per_structure:
             accepted = False
         if accepted:
@@ -232,19 +244,19 @@ def _with_roles(template: Template, schemas: Mapping[str, Schema]) -> Template:
     return replace(template, bindings=tuple(bindings))
 
 
-def _checks(template: Template, bindings: Bindings, schema: Schema) -> Checks:
+def _checks(template: Template, bindings: Bindings, schema: Schema, values: Values) -> Checks:
     """The checks for what fills a template with these bindings, in the schema's dialect."""
     graph = key_graph(schema)
-    checks = settled(checks_of(template.sql), uses_of(template.sql).selects[0], bindings, graph)
+    checks = settled(checks_of(template.sql), uses_of(template.sql).selects[0], bindings, graph, values)
 
     def filled(all_texts: tuple[tuple[str, ...], ...]) -> tuple[tuple[str, ...], ...]:
         rendered = [[render(compile_template(text), bindings, graph) for text in texts] for texts in all_texts]
         return tuple(tuple(in_dialect(sql, schema) for sql in sqls if sql is not None) for sqls in rendered)
 
-    if schema.dialect != "sqlite" and (checks.choices or checks.beside):  # they are written for SQLite
-        checks = replace(checks, open=True, choices=(), beside=())
-    choices, beside, conditions = map(filled, (checks.choices, checks.beside, checks.conditions))
-    return replace(checks, choices=choices, beside=beside, conditions=conditions)
+    if schema.dialect != "sqlite" and checks.pairs:  # they are written for SQLite
+        checks = replace(checks, open=True, choices=(), beside=(), sums=())
+    choices, beside, sums = map(filled, (checks.choices, checks.beside, checks.sums))
+    return replace(checks, choices=choices, beside=beside, sums=sums, conditions=filled(checks.conditions))
 
 
 def synthesize(

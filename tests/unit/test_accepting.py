@@ -21,7 +21,7 @@ from spftsql.databases.reflection import reflect
 from spftsql.databases.values import Values
 from spftsql.records import Statement, Verdict, VerificationRequest
 from spftsql.synthesis.accepting import Executor, Tally, accepted, counts_of, local_executors
-from spftsql.synthesis.checks import checks_of, objection, requests_of
+from spftsql.synthesis.checks import checks_of, executed, objection
 from spftsql.synthesis.filling import Sampler
 from spftsql.synthesis.joins import key_graph
 from spftsql.synthesis.library import library
@@ -178,7 +178,7 @@ def test_what_execution_says_against_a_statement(shops: dict[str, Path], case: d
     statement, checks = Statement("1", "north", sql, "", "", 0), checks_of(sql)
     with local_executors({"north": str(shops["north"])}, SandboxConfig()) as executors:
         made = list(accepted(sampler, executors, 1, tally=tally))
-        verdicts = {verdict.id: verdict for verdict in executors[0](requests_of(statement, checks))}
+        verdicts = executed([(statement, checks)], executors[0])
     assert objection(statement, checks, verdicts) == reason
     assert (len(made), tally.dropped[reason]) == ((0, 1) if reason else (1, 0))
 
@@ -201,7 +201,7 @@ def test_what_a_template_asks_for(
     """As little as its form asks for, and that as templates where it can be."""
     for text in (labelled(shops, sql).sql, sql):
         found = checks_of(text)
-        asked = (found.open, len(found.choices + found.beside), len(found.conditions))
+        asked = (found.open, len(found.pairs), len(found.conditions))
         assert asked == (is_open, choices, conditions)
 
 
@@ -215,12 +215,39 @@ def test_what_a_template_asks_for(
         ("SELECT name FROM customer ORDER BY points DESC LIMIT 3", 1),
         ("SELECT total FROM sale ORDER BY day DESC LIMIT 3", 3),
         ("SELECT DISTINCT town FROM customer ORDER BY points LIMIT 3", 2),
+        ("SELECT town, COUNT(*) FROM customer GROUP BY town HAVING AVG(points) > 900", 2),
+        ("SELECT day, COUNT(*) FROM sale GROUP BY day HAVING SUM(total) > 20", 4),
+        ("SELECT town, COUNT(*) FROM customer GROUP BY town HAVING AVG(points + 1) > 900", 4),
+        ("SELECT name FROM customer GROUP BY town HAVING AVG(points) > 1000000", 1),
     ],
 )
-def test_what_keys_settle_is_not_asked(shops: dict[str, Path], sql: str, executions: int) -> None:
-    sampler = sampler_of({"north": shops["north"]}, [labelled(shops, sql)], column_substitution=0.0)
-    one = sampler.draw()
-    assert one is not None and len(requests_of(one.statement, one.checks)) == executions
+def test_what_is_known_is_not_asked(shops: dict[str, Path], sql: str, executions: int) -> None:
+    """By keys and values, and by the statement's own result."""
+    template = labelled(shops, sql)
+    template = replace(template, bindings=tuple(map(_unsaid, template.bindings)))
+    one = sampler_of({"north": shops["north"]}, [template], column_substitution=0.0).draw()
+    assert one is not None
+    asked: list[VerificationRequest] = []
+    with local_executors({"north": str(shops["north"])}, SandboxConfig()) as executors:
+        executed([(one.statement, one.checks)], lambda batch: (asked.extend(batch), executors[0](batch))[1])
+    assert len(asked) == executions
+
+
+def test_what_did_not_end_in_time_is_not_drawn_again_with_other_values(shops: dict[str, Path]) -> None:
+    template = labelled(shops, "SELECT name FROM customer WHERE points > 7")
+    tally, asked = Tally(), 0
+
+    def slow(batch: Sequence[VerificationRequest]) -> Sequence[Verdict]:
+        nonlocal asked
+        asked += len(batch)
+        return answers(status="timeout")(batch)
+
+    sampler = sampler_of({"north": shops["north"]}, [template], column_substitution=0.0)
+    first = sampler.draw()
+    assert first is not None and not sampler.tell(first, accepted=False, in_time=False)
+    assert sampler.draw() is None and sampler.counts["too-slow"] > 0
+    assert not list(accepted(sampler_of(shops, library()), [slow], 5, tally=tally))
+    assert asked == tally.dropped["timeout"] and tally.dropped["too-slow"] > 0
 
 
 def _unsaid(bindings: Bindings) -> Bindings:

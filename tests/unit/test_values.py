@@ -36,6 +36,25 @@ def test_a_blob_is_no_bound(tmp_path: Path, count: int, blob: bytes) -> None:
     assert found.bounds("t", "b") == ("w00000", f"w{count - 1:05}")
 
 
+@pytest.mark.parametrize(
+    ("cells", "same"),
+    [
+        ([1, -2, None], True),
+        ([2**23, -(2**23)], True),
+        ([None], True),
+        ([1, 2.5], False),
+        ([1, 2.0], False),
+        ([1, "2"], False),
+        ([1, b"2"], False),
+        ([2**23 + 1], False),
+        ([-(2**23) - 1], False),
+    ],
+)
+def test_what_adds_up_to_the_same_in_every_order(tmp_path: Path, cells: list[object], same: bool) -> None:
+    found = Values(written(tmp_path / "a.sqlite", [(cell, None) for cell in cells]))
+    assert found.adds_up("t", "a") is same
+
+
 @pytest.mark.parametrize("count", [9, MANY + 9])
 def test_numbers_beside_texts_have_no_bounds(tmp_path: Path, count: int) -> None:
     path = written(tmp_path / "a.sqlite", [*((n, b"") for n in range(count)), ("x", b"y")])
