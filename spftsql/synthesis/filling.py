@@ -48,19 +48,22 @@ def fill(
     new values, except where the label's question does not say the value ("major cities": population > 150000).
     None where this draw gave nothing: no fitting columns, no values, no way to join, or a rule against it.
     """
-    filled = _fill(template, bindings_pool, schema, values, rng, column_substitution)
-    return None if isinstance(filled, str) else filled
+    drawn = _drawn(template, bindings_pool, schema, values, rng, column_substitution)
+    if isinstance(drawn, str):
+        return None
+    sql, reason = _written(template, drawn)
+    return None if reason else (sql, drawn.bindings)
 
 
-def _fill(
+def _drawn(
     template: Template,
     bindings_pool: Sequence[Bindings],
     schema: Schema,
     values: Values,
     rng: random.Random,
     column_substitution: float,
-) -> tuple[str, Bindings] | str:
-    """As `fill`; the reason instead of None."""
+) -> Filled | str:
+    """What fills the template this time; or why nothing does."""
     graph, compiled, uses = key_graph(schema), compile_template(template.sql), uses_of(template.sql)
     new = not bindings_pool or rng.random() < column_substitution
     bindings = new_columns(template, compiled, graph, rng) if new else rng.choice(bindings_pool)
@@ -70,13 +73,15 @@ def _fill(
     if new and (rule := broken_column_rule(filled)) is not None:
         return rule
     drawn = draw_values(template, bindings, values, rng)
-    if drawn is None:
-        return "no-values"
-    bindings = replace(bindings, values=drawn)
-    if (rule := broken_value_rule(replace(filled, bindings=bindings))) is not None:
-        return rule
-    sql = render(compiled, bindings, graph)
-    return (sql, bindings) if sql is not None else "no-join"
+    return replace(filled, bindings=replace(bindings, values=drawn)) if drawn is not None else "no-values"
+
+
+def _written(template: Template, filled: Filled) -> tuple[str, str]:
+    """The statement in canonical form; or nothing, and why."""
+    if (rule := broken_value_rule(filled)) is not None:
+        return "", rule
+    sql = render(compile_template(template.sql), filled.bindings, filled.graph)
+    return (sql, "") if sql is not None else ("", "no-join")
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,13 +144,13 @@ class Sampler:
                 self._weights.append(weight)
         self._fruitless = dict.fromkeys(self._known, 0)
         self._cumulative = list(accumulate(self._weights))
-        self._drawn, self._structures = Seen(), Seen()
+        self._fillings, self._drawn, self._structures = Seen(), Seen(), Seen()
         self._slow: set[int] = set()  # structures
 
     @property
     def bytes(self) -> int:
         """The memory that remembering what was drawn takes."""
-        return self._drawn.bytes + self._structures.bytes
+        return self._fillings.bytes + self._drawn.bytes + self._structures.bytes
 
     @property
     def databases(self) -> int:
@@ -170,17 +175,22 @@ class Sampler:
         else:
             db_id, substitution = rng.choice(self._names), 1.0
         schema = self._schemas[db_id]
-        filled = _fill(template, known.get(db_id, ()), schema, self._values[db_id], rng, substitution)
+        filled = _drawn(template, known.get(db_id, ()), schema, self._values[db_id], rng, substitution)
         if isinstance(filled, str):
             return filled
-        sql, bindings = filled
+        bindings = filled.bindings
         structure = key_of(db_id, template.id, repr(bindings.columns), repr(bindings.scopes))
         if structure in self._slow:
             return "too-slow"
         if self._per_structure and self._structures.count(structure) >= self._per_structure:
             return "structure"
-        if self._drawn.add(key_of(db_id, sql)):
+        if self._fillings.add(key_of(str(structure), repr(bindings.values))):
             return "repeated"
+        sql, reason = _written(template, filled)
+        if reason:
+            return reason
+        if self._drawn.add(key_of(db_id, sql)):
+            return "repeated"  # by way of another template
         if sql in self._exclude:
             return "excluded"
         try:
