@@ -89,8 +89,9 @@ def judged(
     """All that is executed until `count` statements are accepted, or no template gives anything new.
 
     Accepted is what ran, gave a result that says something, and asks for what none before asked for. Each executor is
-    called from a thread of its own, with batches of one database, or with all that is waiting (`batch_size` None); it
-    may be a `Verifier`'s `verify`, a call of the verifier pool, or a whole stage. Reasons, counted in `tally` beside
+    called from a thread of its own, with batches of one database, or with all that is waiting (`batch_size` None),
+    first with the statements and then with their checks (`spftsql.synthesis.checks`); it may be a `Verifier`'s
+    `verify`, a call of the verifier pool, or a whole stage. Reasons, counted in `tally` beside
     those of the sampler: `error`, `timeout`, `truncated`, `empty` (or a count or sum of nothing), `constant-null` (no
     cell but NULL), `not-deterministic` (another result would be as right), `no-effect` (the same result without its
     HAVING, EXISTS or IN (SELECT …)), `limit-without-effect` (fewer rows than LIMIT), `same-result` (see above),
