@@ -85,12 +85,14 @@ def resident_mib(pids: Sequence[int]) -> float:
     return sum(pages) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def speed(data: Data, wanted: int, limits: SandboxConfig, repeats: int) -> dict[str, float]:
+def speed(
+    data: Data, wanted: int, limits: SandboxConfig, repeats: int, batch_size: int | None = 64
+) -> dict[str, float]:
     """Accepted statements per CPU second, over `repeats` stretches of `wanted` after a warm-up of as many."""
     sampler, tally = Sampler(with_library(data.pool, 0.5), data.schemas, data.files, 0, 0.5), Tally()
     rates, shares, walls = [], [], []
     with local_executors({name: str(path) for name, path in data.files.items()}, limits) as executors:
-        stream = judged(sampler, executors, 10**9, tally=tally)
+        stream = judged(sampler, executors, 10**9, batch_size, tally)
 
         def advance() -> int:
             """Whole windows, so that as much is drawn as is judged; the number of statements accepted meanwhile."""
@@ -172,6 +174,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000, help="statements that stream through; 0: none")
     parser.add_argument("--minutes", type=float, default=60, help="for the stream, at most")
     parser.add_argument("--seconds-limit", type=float, default=1.0, help="the sandbox's limit for a statement")
+    parser.add_argument("--at-once", action="store_true", help="statements and checks together, as a run's stages do")
     given = parser.parse_args()
     data = os.environ.get("SPFTSQL_DATA")
     if not data:
@@ -184,7 +187,7 @@ def main() -> None:
         spider = found
         if given.accepted:
             print(name, flush=True)
-            figures[name] = speed(found, given.accepted, limits, given.repeats)
+            figures[name] = speed(found, given.accepted, limits, given.repeats, None if given.at_once else 64)
     if given.rows and spider is not None:
         print("stream", flush=True)
         figures["stream"] = stream(spider, given.rows, given.minutes, limits)

@@ -35,10 +35,10 @@ TASK_TOKENS = 35  # the task, values of the question and the chat template, besi
 PREFIX_HITS = 0.95  # share of a schema's tokens that the prefix cache has, with rows grouped by database
 _RESERVE = 1.3  # statements that are phrased, per pair wanted
 _DRAWN = 2.3  # statements tried, per pair wanted
-_CHECKS = 1.4  # executions of a statement that is drawn, its checks among them
-_NESTED_CHECKS = 3.7  # the same of recombined statements: most are nested, with a condition to check at each level
+_CHECKS = 1.5  # executions of a statement that is drawn, its checks among them
+_NESTED_CHECKS = 5.2  # the same of recombined statements: most are nested, with a condition to check at each level
 _ROW_BYTES = 1000  # of a sample with its request and verdict, in Parquet
-_WINDOW_STAGE = re.compile(r"(verify-(?:sql|recombined)-\d+)-\d+((?:-fold-\d+)?)")
+_WINDOW_STAGE = re.compile(r"(verify-sql-\d+)-\d+((?:-fold-\d+)?)")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import count, islice
+from itertools import islice
 
 from spftsql.records import Example, Verdict, VerificationRequest
 from spftsql.selfplay.lineage import Made
@@ -40,12 +40,11 @@ def recombined(
     found = (one for one in recombine(labels, schemas, seed, exclude, weights) if one.statement.template not in without)
     drawn = list(islice(found, round(wanted * EXECUTED_PER_PAIR)))
     checks = {o.statement.id: checks_of(o.statement.sql, schemas[o.statement.db_id].dialect) for o in drawn}
-    step = count(1)
 
     def execute(requests: Sequence[VerificationRequest]) -> Iterable[Verdict]:
-        return stages.verify(f"recombined-{round_}-{next(step)}", requests).values()
+        return stages.verify(f"recombined-{round_}", requests).values()
 
-    verdicts = executed([(o.statement, checks[o.statement.id]) for o in drawn], execute) if drawn else {}
+    verdicts = executed([(o.statement, checks[o.statement.id]) for o in drawn], execute, at_once=True)
     made: list[Made] = []
     kept = 0
     for one in drawn:

@@ -89,13 +89,13 @@ def judged(
     """All that is executed until `count` statements are accepted, or no template gives anything new.
 
     Accepted is what ran, gave a result that says something, and asks for what none before asked for. Each executor is
-    called from a thread of its own, with batches of one database, or with all that is waiting (`batch_size` None),
-    first with the statements and then with their checks (`spftsql.synthesis.checks`); it may be a `Verifier`'s
-    `verify`, a call of the verifier pool, or a whole stage. Reasons, counted in `tally` beside
-    those of the sampler: `error`, `timeout`, `truncated`, `empty` (or a count or sum of nothing), `constant-null` (no
-    cell but NULL), `not-deterministic` (another result would be as right), `no-effect` (the same result without its
-    HAVING, EXISTS or IN (SELECT …)), `limit-without-effect` (fewer rows than LIMIT), `same-result` (see above),
-    `structure` (enough like it), `fault` (could not be executed for our reasons, again and again).
+    called from a thread of its own, with batches of one database, first the statements and then their checks; or with
+    all that is waiting at once (`batch_size` None), where a call costs more than checks in vain. It may be a
+    `Verifier`'s `verify`, a call of the verifier pool, or a whole stage. Reasons, counted in `tally` beside those of
+    the sampler: `error`, `timeout`, `truncated`, `empty` (or a count or sum of nothing), `constant-null` (no cell but
+    NULL), `not-deterministic` (another result would be as right), `no-effect` (the same result without its HAVING,
+    EXISTS or IN (SELECT …)), `limit-without-effect` (fewer rows than LIMIT), `same-result` (see above), `structure`
+    (enough like it), `fault` (could not be executed for our reasons, again and again).
     """
     tally = tally if tally is not None else Tally()
     results = Seen()
@@ -106,7 +106,8 @@ def judged(
     def execute(batch: Sequence[Candidate]) -> Mapping[str, Verdict]:
         executor = free.popleft()  # as many as there are threads
         try:
-            return executed([(one.statement, one.checks) for one in batch], partial(_without_faults, executor))
+            asked = [(one.statement, one.checks) for one in batch]
+            return executed(asked, partial(_without_faults, executor), at_once=batch_size is None)
         finally:
             free.append(executor)
 

@@ -83,16 +83,18 @@ def checks_of(sql: str, dialect: str = "sqlite") -> Checks:
 def executed(
     statements: Iterable[tuple[Statement, Checks]],
     execute: Callable[[Sequence[VerificationRequest]], Iterable[Verdict]],
+    at_once: bool,
 ) -> dict[str, Verdict]:
     """The verdicts of statements, each under its own id, and of their checks.
 
-    `execute` is called for all statements, and then for the next checks of those that nothing speaks against yet: on
-    large data a check takes longer than its statement, and most of what is slow is dropped.
+    `execute` is called `at_once` for all of them; else for the statements, and then for the next checks of those that
+    nothing speaks against yet: on large data a check takes longer than its statement, and most that is slow is dropped.
     """
     asked, verdicts = list(statements), dict[str, Verdict]()
-    for number, (requests_of, _) in enumerate(_STEPS):
+    calls = [_STEPS] if at_once else [(step,) for step in _STEPS]
+    for number, steps in enumerate(calls):
         asked = [(one, checks) for one, checks in asked if not _objection(one, checks, verdicts, number)]
-        requests = [request for one, checks in asked for request in requests_of(one, checks)]
+        requests = [r for one, checks in asked for requests_of, _ in steps for r in requests_of(one, checks)]
         if requests:
             verdicts |= {verdict.id: verdict for verdict in execute(requests)}
     return verdicts

@@ -67,7 +67,7 @@ def sampler_of(shops: dict[str, Path], pool: Sequence[Template], **options: obje
 
 
 def kept(
-    shops: dict[str, Path], count: int, workers: int = 1, batch_size: int = 64, **options: object
+    shops: dict[str, Path], count: int, workers: int = 1, batch_size: int | None = 64, **options: object
 ) -> tuple[list[Statement], Tally]:
     tally = Tally()
     sampler = sampler_of(shops, library(), **options)
@@ -78,7 +78,7 @@ def kept(
 def test_workers_and_batches_change_nothing(shops: dict[str, Path]) -> None:
     first, tally = kept(shops, 600)
     assert len(first) == 600
-    for workers, batch_size in ((2, 64), (2, 7), (1, 1000)):
+    for workers, batch_size in ((2, 64), (2, 7), (1, 1000), (1, None)):
         again, counts = kept(shops, 600, workers, batch_size)
         assert again == first
         assert counts_of(counts) == counts_of(tally)
@@ -178,7 +178,7 @@ def test_what_execution_says_against_a_statement(shops: dict[str, Path], case: d
     statement, checks = Statement("1", "north", sql, "", "", 0), checks_of(sql)
     with local_executors({"north": str(shops["north"])}, SandboxConfig()) as executors:
         made = list(accepted(sampler, executors, 1, tally=tally))
-        verdicts = executed([(statement, checks)], executors[0])
+        verdicts = executed([(statement, checks)], executors[0], at_once=False)
     assert objection(statement, checks, verdicts) == reason
     assert (len(made), tally.dropped[reason]) == ((0, 1) if reason else (1, 0))
 
@@ -229,7 +229,7 @@ def test_what_is_known_is_not_asked(shops: dict[str, Path], sql: str, executions
     assert one is not None
     asked: list[VerificationRequest] = []
     with local_executors({"north": str(shops["north"])}, SandboxConfig()) as executors:
-        executed([(one.statement, one.checks)], lambda batch: (asked.extend(batch), executors[0](batch))[1])
+        executed([(one.statement, one.checks)], lambda batch: (asked.extend(batch), executors[0](batch))[1], False)
     assert len(asked) == executions
 
 
