@@ -217,7 +217,7 @@ class Sampler:
     def tell(self, candidate: Candidate, accepted: bool, in_time: bool = True) -> bool:
         """Whether a statement is wanted; False also where `per_structure` like it are accepted already.
 
-        What did not end `in_time` would not with other values either: its like is not drawn again.
+        What did not end `in_time` hardly would with other values: its like is not drawn again.
         """
         identity = candidate.statement.template
         if not in_time:
