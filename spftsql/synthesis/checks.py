@@ -31,7 +31,7 @@ from spftsql.verdicts.ties import width
 
 _VALUE = re.compile(r"value_(\d+)")
 _TABLE, _NUMBER, _MANY = "table_of_a_template", 7_770_000_000, 7_779_999_999  # stand for what a template leaves out
-_BESIDE = "neither grouped nor aggregated"  # in the reason of a probe
+_BESIDE, _ADDED = "neither grouped nor aggregated", "an aggregate over rows"  # in the reasons of probes
 _Texts = tuple[tuple[str, ...], ...]
 _ENGINES = {dialect: engine for engine, dialect in DIALECTS.items()}
 
@@ -278,7 +278,7 @@ def _choices(tree: exp.Query, dialect: str) -> Checks | None:
         pair = [_as_template(text, dialect) for text in probe.pairs[0]] if probe.pairs else []
         if outputs is None or len(probe.pairs) != 1 or any(_count(one) != _count(tree) for one in pair):
             return None
-        columns = _added(pair[0])
+        columns = _added(pair[0]) if _ADDED in probe.reason else frozenset[str]()
         added |= columns
         kind = beside if _BESIDE in probe.reason else sums if columns else choices
         kind.append(tuple(write(one, dialect) for one in pair))

@@ -205,6 +205,13 @@ def test_what_a_template_asks_for(
         assert asked == (is_open, choices, conditions)
 
 
+def test_ties_are_asked_about_where_a_sum_is_sorted_too() -> None:
+    """Only what asks for the order of a sum's rows may be left out for integers."""
+    found = checks_of("SELECT town FROM customer GROUP BY town ORDER BY SUM(points ORDER BY name) DESC LIMIT 3")
+    assert any("COLLATE BINARY DESC" in texts[1] for texts in found.choices)
+    assert all("COLLATE BINARY DESC" not in texts[1] for texts in found.sums)
+
+
 @pytest.mark.parametrize(
     ("sql", "executions"),
     [
